@@ -1,0 +1,1 @@
+"""Networks and their building blocks; nothing here knows of data or training."""

@@ -1,0 +1,174 @@
+"""Building blocks shared by the networks: convolution, ConvBNAct, SqueezeExcite, Dropout."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mobilenet.models.depthwise import depthwise_conv
+from mobilenet.models.pointwise import conv
+
+ModuleDef = Callable[..., Any]
+Padding = Literal["SAME", "SYMMETRIC"]
+
+# relu6 is written as a clip because exporters recognise it and map it to one fused operation.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "relu": jax.nn.relu,
+    "relu6": lambda x: jnp.clip(x, 0.0, 6.0),
+    "hard_swish": jax.nn.hard_swish,
+}
+
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+}
+
+INITIALIZERS: dict[str, nn.initializers.Initializer] = {
+    # torchvision's MobileNetV2: Kaiming normal over the fan-out.
+    "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    # Flax's own default for convolutions.
+    "lecun_fan_in": nn.initializers.lecun_normal(),
+    # TensorFlow slim's MobileNetV2 training scope (research/slim/nets/mobilenet/mobilenet.py).
+    "slim": nn.initializers.truncated_normal(0.09),
+}
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Rounds a channel count to a multiple of `divisor`, never below 90 % of `value`.
+
+    The rule of the released MobileNetV2 code (research/slim/nets/mobilenet/conv_blocks.py); the
+    smallest result is `divisor`. A divisor of 1 rounds to the nearest integer.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class Conv(nn.Module):
+    """Convolution without bias by default; dense, or depthwise with one filter a channel.
+
+    The `kernel` parameter has the shape that `flax.linen.Conv` gives it, float32: [k, k, C_in,
+    features], or [k, k, 1, C_in] when `depthwise`. It does not depend on `form`, so checkpoints do
+    not either.
+
+    Attributes:
+      features: output channels; equals the input channels when `depthwise`.
+      kernel_size: side of the square kernel.
+      padding: "SAME" pads as TensorFlow does (asymmetric at stride 2), "SYMMETRIC" as PyTorch does.
+      form: "auto", "grouped" or "shifted", see `mobilenet.models.depthwise.resolve_form`.
+      dtype: of the computation and the result.
+    """
+
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    padding: Padding = "SAME"
+    form: str = "auto"
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = INITIALIZERS["he_fan_out"]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        in_features = 1 if self.depthwise else x.shape[-1]
+        if self.depthwise and self.features != x.shape[-1]:
+            raise ValueError(
+                f"A depthwise convolution keeps its {x.shape[-1]} channels, got features="
+                f"{self.features}; set features to {x.shape[-1]}."
+            )
+        shape = (self.kernel_size, self.kernel_size, in_features, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        apply = depthwise_conv if self.depthwise else conv
+        y = apply(
+            x.astype(self.dtype),
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            form=self.form,
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class ConvBNAct(nn.Module):
+    """Convolution, batch normalisation, activation: submodules `conv` and `bn`.
+
+    Attributes:
+      conv, norm: module constructors, injected so that a caller can bind form, dtype, padding and
+        momentum once, or put quantised versions in their place.
+      activation: a key of `ACTIVATIONS`; handed to `norm`, which applies it in the same pass.
+    """
+
+    conv: ModuleDef
+    norm: ModuleDef
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    depthwise: bool = False
+    activation: str = "relu6"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
+        x = self.conv(
+            features=self.features,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            depthwise=self.depthwise,
+            name="conv",
+        )(x)
+        return self.norm(activation=self.activation, name="bn")(x, use_running_average=not train)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gating from the spatial mean (Hu et al. 2018, arXiv 1709.01507, section 3).
+
+    Two dense layers with biases, `reduce` and `expand`, with ReLU between them, then the gate.
+
+    Attributes:
+      squeeze_features: width of the layer between the two; the caller derives it from the ratio.
+      gate: a key of `GATES`.
+    """
+
+    squeeze_features: int
+    gate: str = "sigmoid"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        # The mean runs in float32 so that bfloat16 does not lose it over large maps.
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+        hidden = nn.Dense(self.squeeze_features, dtype=self.dtype, name="reduce")(pooled)
+        gate = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(jax.nn.relu(hidden))
+        return x * GATES[self.gate](gate)[:, None, None, :]
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is drawn per example, so that it does not depend on the batch's division.
+
+    Attributes:
+      rate: probability of a zero, in [0, 1).
+
+    `__call__` takes x [B, F] and `keys`, one PRNG key an example; without keys it splits the
+    `dropout` stream of `apply(..., rngs={"dropout": key})`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B F"], train: bool, keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B F"]:
+        if not train or self.rate == 0.0:
+            return x
+        if keys is None:
+            keys = jax.random.split(self.make_rng("dropout"), x.shape[0])
+        keep = 1.0 - self.rate
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(keys)
+        return jnp.where(mask, x / keep, 0.0).astype(x.dtype)

@@ -1,0 +1,379 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as its block table, a plan, and two modules.
+
+`plan_blocks` turns the table and the multipliers into channel counts and strides; the network below
+and the costs in `mobilenet.models.cost` are both read off that plan.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mobilenet.models.layers import (
+    INITIALIZERS,
+    Conv,
+    ConvBNAct,
+    Dropout,
+    ModuleDef,
+    Padding,
+    SqueezeExcite,
+    make_divisible,
+)
+from mobilenet.models.normalization import BatchNorm
+
+SHORTCUTS = ("bottleneck", "expansion", "none")
+SE_BASES = ("input", "expanded")
+
+
+class BlockSpec(NamedTuple):
+    """One row of the paper's Table 2: `repeats` bottlenecks, the first of them with `strides`.
+
+    `expansion_ratio` is the paper's t, times the block's input channels; `features` its c, before
+    the width multiplier.
+    """
+
+    expansion_ratio: float
+    features: int
+    repeats: int
+    strides: int
+
+
+# Table 2 of the paper.
+PAPER_BLOCKS = (
+    BlockSpec(1, 16, 1, 1),
+    BlockSpec(6, 24, 2, 2),
+    BlockSpec(6, 32, 3, 2),
+    BlockSpec(6, 64, 4, 2),
+    BlockSpec(6, 96, 3, 1),
+    BlockSpec(6, 160, 3, 2),
+    BlockSpec(6, 320, 1, 1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlan:
+    """One bottleneck with every number decided.
+
+    Attributes:
+      name: `blocks_{stage}_{block}`, both from 0: the submodule's name and checkpoint key.
+      expands: whether the 1x1 expansion convolution exists.
+      shortcut: "identity" or "projection" adds the block's input to its output; "expansion" adds
+        the previous block's expanded tensor to this block's; "none".
+      squeeze_features: width of the squeeze-and-excitation bottleneck, 0 without one.
+    """
+
+    name: str
+    stage: int
+    in_features: int
+    expanded_features: int
+    features: int
+    strides: int
+    expands: bool
+    shortcut: str
+    squeeze_features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The whole network with every number decided; features are after width and rounding."""
+
+    stem_features: int
+    stem_strides: int
+    blocks: tuple[BlockPlan, ...]
+    head_features: int
+
+
+def _stage_ratios(
+    blocks: Sequence[BlockSpec], expansion_ratio: float | Sequence[float] | None
+) -> list[float]:
+    if expansion_ratio is None:
+        return [spec.expansion_ratio for spec in blocks]
+    if isinstance(expansion_ratio, int | float):
+        # The paper's first row has t = 1 whatever the ratio of the others (section 4).
+        return [blocks[0].expansion_ratio] + [expansion_ratio] * (len(blocks) - 1)
+    if len(expansion_ratio) != len(blocks):
+        raise ValueError(
+            f"expansion_ratio has {len(expansion_ratio)} values for {len(blocks)} stages; give one "
+            "number, or one for each stage."
+        )
+    return list(expansion_ratio)
+
+
+def plan_blocks(
+    *,
+    blocks: Sequence[BlockSpec] = PAPER_BLOCKS,
+    width_multiplier: float = 1.0,
+    expansion_ratio: float | Sequence[float] | None = None,
+    stem_features: int = 32,
+    stem_strides: int = 2,
+    stage_strides: Sequence[int] | None = None,
+    head_features: int = 1280,
+    shrink_head: bool = False,
+    divisor: int = 8,
+    expand_always: bool = False,
+    shortcut: str = "bottleneck",
+    shortcut_projection: bool = False,
+    se_ratio: float | None = None,
+    se_base: str = "expanded",
+    se_divisor: int = 1,
+) -> Plan:
+    """Decides every channel count, stride and shortcut of a MobileNetV2.
+
+    Args:
+      blocks: rows of the table.
+      width_multiplier: the paper's alpha, applied to every `features` and to the stem.
+      expansion_ratio: None keeps the table's; one number replaces it in every stage but the first;
+        a sequence gives one ratio a stage.
+      stem_features, stem_strides: the first convolution, before the width multiplier.
+      stage_strides: replaces the table's strides, one a stage; the small-input forms use it.
+      head_features: the last 1x1 convolution; widened by a multiplier above 1 and, unless
+        `shrink_head`, never thinned below it (section 4). 0 leaves the head out.
+      divisor: channels are multiples of it (`make_divisible`); 1 turns rounding off. Expanded
+        channels are the input channels times the ratio, not rounded again.
+      expand_always: build the 1x1 expansion at a ratio of 1 too (the kuangliu CIFAR form).
+      shortcut: "bottleneck" as in the paper, "expansion" between expanded tensors (Fig. 6b), or
+        "none". A block has one when its stride is 1 and its input and output widths agree.
+      shortcut_projection: at stride 1 with differing widths, a 1x1 convolution with batch
+        normalisation on the shortcut (the kuangliu CIFAR form, not the paper).
+      se_ratio: squeeze width = ratio x base, in (0, 1]; None is no squeeze-and-excitation.
+      se_base: "input" channels of the block or "expanded" channels: published models differ.
+      se_divisor: rounding of the squeeze width by `make_divisible`; 1 truncates, at least 1.
+
+    Raises:
+      ValueError: a table, list or name that does not fit.
+    """
+    if stage_strides is not None and len(stage_strides) != len(blocks):
+        raise ValueError(
+            f"stage_strides has {len(stage_strides)} values for {len(blocks)} stages; give one for "
+            "each stage."
+        )
+    if shortcut not in SHORTCUTS:
+        raise ValueError(f"shortcut is {shortcut!r}; allowed are {', '.join(SHORTCUTS)}.")
+    if se_base not in SE_BASES:
+        raise ValueError(f"se_base is {se_base!r}; allowed are {', '.join(SE_BASES)}.")
+
+    def scale(features: int) -> int:
+        return make_divisible(features * width_multiplier, divisor)
+
+    plans: list[BlockPlan] = []
+    features = scale(stem_features)
+    first = features
+    for stage, (spec, ratio) in enumerate(
+        zip(blocks, _stage_ratios(blocks, expansion_ratio), strict=True)
+    ):
+        stage_stride = spec.strides if stage_strides is None else stage_strides[stage]
+        for block in range(spec.repeats):
+            in_features, features = features, scale(spec.features)
+            strides = stage_stride if block == 0 else 1
+            expanded = max(1, round(in_features * ratio))
+            squeeze = 0
+            if se_ratio is not None:
+                base = in_features if se_base == "input" else expanded
+                squeeze = (
+                    max(1, int(base * se_ratio + 1e-9))
+                    if se_divisor == 1
+                    else make_divisible(base * se_ratio, se_divisor)
+                )
+            kind = "none"
+            if shortcut == "bottleneck" and strides == 1:
+                if in_features == features:
+                    kind = "identity"
+                elif shortcut_projection:
+                    kind = "projection"
+            elif shortcut == "expansion" and plans:
+                # Blocks i and i+1 expand maps of one shape exactly when block i keeps its shape.
+                before = plans[-1]
+                if (
+                    before.strides == 1
+                    and before.in_features == in_features
+                    and before.expanded_features == expanded
+                ):
+                    kind = "expansion"
+            plans.append(
+                BlockPlan(
+                    name=f"blocks_{stage}_{block}",
+                    stage=stage,
+                    in_features=in_features,
+                    expanded_features=expanded,
+                    features=features,
+                    strides=strides,
+                    expands=expand_always or expanded != in_features,
+                    shortcut=kind,
+                    squeeze_features=squeeze,
+                )
+            )
+    head_width = width_multiplier if shrink_head else max(1.0, width_multiplier)
+    head = make_divisible(head_features * head_width, divisor) if head_features else 0
+    return Plan(first, stem_strides, tuple(plans), head)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project, with a linear bottleneck (arXiv 1801.04381, section 3.3).
+
+    Attributes:
+      plan: widths, stride and shortcut of the block.
+      conv, norm: module constructors bound by the network.
+      activation: after the expansion and the depthwise convolution.
+      bottleneck_activation: after the projection; the paper's is "identity", its Fig. 6a compares
+        "relu6".
+
+    `__call__` maps x [B, H, W, C] and the previous block's expanded tensor to the output [B,
+    ceil(H/s), ceil(W/s), features] and this block's expanded tensor [B, H, W, expanded_features].
+    """
+
+    plan: BlockPlan
+    conv: ModuleDef
+    norm: ModuleDef
+    activation: str = "relu6"
+    bottleneck_activation: str = "identity"
+    kernel_size: int = 3
+    se_gate: str = "sigmoid"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        before: Float[Array, "B H W E"] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "B h w F"], Float[Array, "B H W E"]]:
+        plan = self.plan
+        layer = functools.partial(ConvBNAct, conv=self.conv, norm=self.norm)
+        expanded = x
+        if plan.expands:
+            expanded = layer(
+                features=plan.expanded_features, activation=self.activation, name="expand"
+            )(x, train)
+        if plan.shortcut == "expansion":
+            assert before is not None
+            expanded = expanded + before
+        y = layer(
+            features=plan.expanded_features,
+            kernel_size=self.kernel_size,
+            strides=plan.strides,
+            depthwise=True,
+            activation=self.activation,
+            name="depthwise",
+        )(expanded, train)
+        if plan.squeeze_features:
+            y = SqueezeExcite(plan.squeeze_features, self.se_gate, self.dtype, name="se")(y)
+        y = layer(features=plan.features, activation=self.bottleneck_activation, name="project")(
+            y, train
+        )
+        if plan.shortcut == "identity":
+            y = y + x
+        elif plan.shortcut == "projection":
+            y = y + layer(features=plan.features, activation="identity", name="shortcut")(x, train)
+        return y, expanded
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2: stem, planned bottlenecks, head, global mean, dropout, classifier.
+
+    Attributes:
+      plan: from `plan_blocks`.
+      num_classes: 0 returns the pooled features instead of logits.
+      activation: a key of `mobilenet.models.layers.ACTIVATIONS`.
+      kernel_size: of the depthwise convolutions, odd. The stem's is 3.
+      dropout_rate: before the classifier, in [0, 1).
+      padding: "SAME" as TensorFlow, "SYMMETRIC" as PyTorch; they differ at stride 2.
+      bn_momentum: weight of the old running average (PyTorch's momentum is one minus it).
+      bn_axis_name, bn_axis_index_groups: mapped axis over which batch statistics are averaged, and
+        its groups; None keeps them local.
+      dtype: of activations and products; parameters and BN statistics stay float32.
+      conv_form: "auto", "grouped" or "shifted" (`mobilenet.models.depthwise.resolve_form`).
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      conv, norm: constructors to put in place of `Conv` and `BatchNorm` (quantised ones, say).
+
+    `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
+    features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
+    holds `stem`, `stage_0` ..., `head` as [B, h, w, c], and `features`. `dropout_keys` holds one
+    PRNG key an example. In training mode `batch_stats` must be mutable.
+    """
+
+    plan: Plan
+    num_classes: int = 1000
+    activation: str = "relu6"
+    bottleneck_activation: str = "identity"
+    kernel_size: int = 3
+    se_gate: str = "sigmoid"
+    dropout_rate: float = 0.0
+    padding: Padding = "SAME"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    bn_axis_name: str | None = None
+    bn_axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    initializer: str = "he_fan_out"
+    dtype: Any = jnp.float32
+    conv_form: str = "auto"
+    remat: bool = False
+    conv: ModuleDef = Conv
+    norm: ModuleDef = BatchNorm
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        train: bool = False,
+        *,
+        endpoints: bool = False,
+        dropout_keys: Key[Array, "B"] | None = None,
+    ) -> Any:
+        conv = functools.partial(
+            self.conv,
+            padding=self.padding,
+            form=self.conv_form,
+            dtype=self.dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+        )
+        norm = functools.partial(
+            self.norm,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.bn_axis_name,
+            axis_index_groups=self.bn_axis_index_groups,
+            dtype=self.dtype,
+        )
+        layer = functools.partial(ConvBNAct, conv=conv, norm=norm, activation=self.activation)
+        block = nn.remat(InvertedResidual, static_argnums=(3,)) if self.remat else InvertedResidual
+
+        found: dict[str, Any] = {}
+        x = layer(
+            features=self.plan.stem_features,
+            kernel_size=3,
+            strides=self.plan.stem_strides,
+            name="stem",
+        )(images.astype(self.dtype), train)
+        found["stem"] = x
+        expanded = None
+        for plan in self.plan.blocks:
+            x, expanded = block(
+                plan=plan,
+                conv=conv,
+                norm=norm,
+                activation=self.activation,
+                bottleneck_activation=self.bottleneck_activation,
+                kernel_size=self.kernel_size,
+                se_gate=self.se_gate,
+                dtype=self.dtype,
+                name=plan.name,
+            )(x, expanded, train)
+            found[f"stage_{plan.stage}"] = x
+        if self.plan.head_features:
+            x = layer(features=self.plan.head_features, name="head")(x, train)
+            found["head"] = x
+        # The mean and the classifier's sum run in float32: both are small and end in the loss.
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        found["features"] = x
+        if self.num_classes:
+            x = Dropout(self.dropout_rate, name="dropout")(x, train, dropout_keys)
+            x = nn.Dense(
+                self.num_classes,
+                kernel_init=nn.initializers.normal(0.01),  # torchvision's classifier
+                name="classifier",
+            )(x)
+        return (x, found) if endpoints else x

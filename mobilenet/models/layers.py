@@ -1,5 +1,6 @@
 """Building blocks shared by the networks: convolution, ConvBNAct, SqueezeExcite, Dropout."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mobilenet.models.depthwise import depthwise_conv
+from mobilenet.models.initializers import INITIALIZERS, Initializer
 from mobilenet.models.pointwise import conv
 
 ModuleDef = Callable[..., Any]
@@ -26,17 +28,6 @@ GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "hard_sigmoid": jax.nn.hard_sigmoid,
 }
-
-INITIALIZERS: dict[str, nn.initializers.Initializer] = {
-    # torchvision's MobileNetV2: Kaiming normal over the fan-out.
-    "he_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    "he_fan_in": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-    # Flax's own default for convolutions.
-    "lecun_fan_in": nn.initializers.lecun_normal(),
-    # TensorFlow slim's MobileNetV2 training scope (research/slim/nets/mobilenet/mobilenet.py).
-    "slim": nn.initializers.truncated_normal(0.09),
-}
-
 
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Rounds a channel count to a multiple of `divisor`, never below 90 % of `value`.
@@ -71,7 +62,7 @@ class Conv(nn.Module):
     padding: Padding = "SAME"
     form: str = "auto"
     dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = INITIALIZERS["he_fan_out"]
+    kernel_init: Initializer = INITIALIZERS["he_fan_out"]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
@@ -144,8 +135,11 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         # The mean runs in float32 so that bfloat16 does not lose it over large maps.
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
-        hidden = nn.Dense(self.squeeze_features, dtype=self.dtype, name="reduce")(pooled)
-        gate = nn.Dense(x.shape[-1], dtype=self.dtype, name="expand")(jax.nn.relu(hidden))
+        dense = functools.partial(
+            nn.Dense, dtype=self.dtype, kernel_init=INITIALIZERS["lecun_fan_in"]
+        )
+        hidden = dense(self.squeeze_features, name="reduce")(pooled)
+        gate = dense(x.shape[-1], name="expand")(jax.nn.relu(hidden))
         return x * GATES[self.gate](gate)[:, None, None, :]
 
 

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mobilenet.models.initializers import INITIALIZERS, normal
 from mobilenet.models.layers import (
-    INITIALIZERS,
     Conv,
     ConvBNAct,
     Dropout,
@@ -373,7 +373,7 @@ class MobileNetV2(nn.Module):
             x = Dropout(self.dropout_rate, name="dropout")(x, train, dropout_keys)
             x = nn.Dense(
                 self.num_classes,
-                kernel_init=nn.initializers.normal(0.01),  # torchvision's classifier
+                kernel_init=normal(0.01),  # torchvision's classifier
                 name="classifier",
             )(x)
         return (x, found) if endpoints else x

@@ -1,0 +1,433 @@
+"""From a configuration to the parts of a run: the only module that knows every part."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mobilenet import config as config_lib
+from mobilenet.config import ConfigError
+from mobilenet.data import datasets, pipeline, transforms
+from mobilenet.models import cost
+from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS, BlockSpec, MobileNetV2, Plan, plan_blocks
+from mobilenet.train import optim, records, state, steps
+from mobilenet.train.loop import Batches, Parts
+
+INIT_STREAM = 0  # of the run's seed; `mobilenet.train.steps` has the others
+DATA_FILE = "data.json"
+
+
+def plan(model: ml_collections.ConfigDict) -> Plan:
+    """The network's channel counts, strides and shortcuts from `config.model`."""
+    return plan_blocks(
+        blocks=tuple(BlockSpec(*row) for row in model.blocks) or PAPER_BLOCKS,
+        width_multiplier=model.width_multiplier,
+        expansion_ratio=model.expansion_ratio,
+        stem_features=model.stem_features,
+        stem_strides=model.stem_strides,
+        stage_strides=model.stage_strides or None,
+        head_features=model.head_features,
+        shrink_head=model.shrink_head,
+        divisor=model.divisor,
+        expand_always=model.expand_always,
+        shortcut=model.shortcut,
+        shortcut_projection=model.shortcut_projection,
+        se_ratio=model.se_ratio,
+        se_base=model.se_base,
+        se_divisor=model.se_divisor,
+    )
+
+
+def build_model(
+    config: ml_collections.ConfigDict, num_classes: int, *, devices: int | None = None
+) -> MobileNetV2:
+    """The network of a configuration.
+
+    Args:
+      config: complete configuration.
+      num_classes: of the classifier; 0 for the feature extractor.
+      devices: over which BN statistics may be shared in training; None for use on one device, as in
+        a notebook, where no mapped axis exists.
+    """
+    model = config.model
+    axis, groups = None, None
+    if devices is not None:
+        axis, groups = steps.bn_groups(devices, model.bn_statistics, model.bn_group_size)
+    return MobileNetV2(
+        plan=plan(model),
+        num_classes=num_classes,
+        activation=model.activation,
+        bottleneck_activation=model.bottleneck_activation,
+        kernel_size=model.kernel_size,
+        se_gate=model.se_gate,
+        dropout_rate=model.dropout_rate,
+        padding=model.padding,
+        bn_momentum=model.bn_momentum,
+        bn_epsilon=model.bn_epsilon,
+        bn_axis_name=axis,
+        bn_axis_index_groups=groups,
+        initializer=model.initializer,
+        dtype=jnp.dtype(model.dtype),
+        conv_form=model.conv_form,
+        remat=model.remat,
+    )
+
+
+def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) that the network sees."""
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def layer_costs(config: ml_collections.ConfigDict, num_classes: int) -> list[cost.LayerCost]:
+    """Costs of every layer, from the block table."""
+    model = config.model
+    return cost.layer_costs(plan(model), image_shape(config), num_classes, model.kernel_size)
+
+
+def resolve_classes(config: ml_collections.ConfigDict, available: int | None = None) -> int:
+    """The classifier's width: `model.num_classes`, or the data set's.
+
+    Args:
+      config: complete configuration.
+      available: classes of the opened data set; None opens it if it is needed.
+
+    Raises:
+      ConfigError: a classifier narrower than the data set's classes.
+    """
+    chosen = config.model.num_classes
+    if chosen is None:
+        return available if available is not None else open_dataset(config).num_classes
+    if available is not None and 0 < chosen < available:
+        raise ConfigError(
+            f"model.num_classes is {chosen}, but {config.data.name} has {available} classes; leave "
+            "it out (None) or give at least that many."
+        )
+    return chosen
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> datasets.Dataset:
+    """The configured data set; nothing is decoded yet."""
+    data = config.data
+    return datasets.open_dataset(
+        data.name,
+        data_dir=data.data_dir,
+        train_split=data.train_split,
+        test_split=data.test_split,
+        validation_split=data.validation_split,
+        validation_fraction=data.validation_fraction,
+        train_examples=data.train_examples,
+        test_fraction=data.test_fraction,
+    )
+
+
+class Ahead:
+    """Batches prepared in a background thread, a few ahead of their use."""
+
+    def __init__(self, batches: pipeline.Batches, size: int) -> None:
+        self._batches = batches
+        self._prefetcher: pipeline.Prefetcher[dict[str, np.ndarray]] = pipeline.Prefetcher(
+            batches, size
+        )
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        return self._batches.unreadable
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self._prefetcher
+
+    def close(self) -> None:
+        self._prefetcher.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set made ready: decoded splits or streams, and how pictures are normalised.
+
+    Attributes:
+      config: complete configuration.
+      dataset: the opened data set.
+      mean, std: per channel, of values in [0, 1].
+      load: split -> arrays in memory, or the source when it is streamed.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: datasets.Dataset
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    load: Callable[[str], pipeline.Arrays | datasets.Source]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have examples."""
+        return tuple(name for name, source in self.dataset.splits.items() if len(source))
+
+    def train_batches(self, start_step: int, num_steps: int) -> Batches:
+        """This process's share of `num_steps` global training batches."""
+        config, data = self.config, self.config.data
+        batches = pipeline.train_batches(
+            self.load("train"),
+            global_batch_size=config.train.global_batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            num_steps=num_steps,
+            random_resized_crop=config.augment.random_resized_crop,
+            crop_scale=config.augment.crop_scale,
+            crop_ratio=config.augment.crop_ratio,
+            crop_fraction=data.crop_fraction,
+            **self._reading(),
+        )
+        return Ahead(batches, data.prefetch_batches)
+
+    def eval_batches(self, split: str) -> Batches:
+        """This process's share of the batches that hold every example of `split` once."""
+        devices = jax.device_count()
+        batches = pipeline.eval_batches(
+            self.load(split),
+            # Rounded up: the last batch is padded anyway.
+            global_batch_size=-(-self.config.eval.batch_size // devices) * devices,
+            crop_fraction=self.config.data.crop_fraction,
+            **self._reading(),
+        )
+        return Ahead(batches, self.config.data.prefetch_batches)
+
+    def _reading(self) -> dict[str, Any]:
+        data = self.config.data
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "image_size": data.image_size,
+            "channels": data.channels,
+            "on_error": data.on_error,
+            "num_workers": data.num_workers,
+        }
+
+    def stored(self) -> dict[str, Any]:
+        """What `evaluate` and `predict` need to treat pictures as training did."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": list(self.dataset.class_names),
+        }
+
+
+def build_data(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Data:
+    """Opens the data set and settles how pictures are normalised.
+
+    Statistics of the data set are computed from its train part once and stored in the run directory
+    with the class names; later calls read them there.
+
+    Args:
+      config: complete configuration.
+      workdir: the run directory; None stores nothing.
+
+    Raises:
+      DatasetError, ConfigError: the data set cannot be opened, or is not the one the run began with.
+    """
+    dataset = open_dataset(config)
+    data = config.data
+    in_memory = data.in_memory == "always" or (
+        data.in_memory == "auto"
+        and pipeline.fits_in_memory(dataset, image_size=data.image_size, channels=data.channels)
+    )
+
+    @functools.cache
+    def load(split: str) -> pipeline.Arrays | datasets.Source:
+        source = dataset.splits[split]
+        if not in_memory:
+            return source
+        return pipeline.load_in_memory(
+            source,
+            image_size=data.image_size,
+            channels=data.channels,
+            crop_fraction=data.crop_fraction,
+            on_error=data.on_error,
+        )
+
+    stored = read_stored(workdir) if workdir is not None else None
+    if stored is not None:
+        if tuple(stored["class_names"]) != dataset.class_names:
+            raise ConfigError(
+                f"data.name is {data.name!r} with classes {_few(dataset.class_names)}, but the run "
+                f"in {workdir} was trained on {_few(stored['class_names'])}; point data.data_dir to "
+                "the same data, or give another run directory."
+            )
+        mean, std = tuple(stored["mean"]), tuple(stored["std"])
+    elif data.normalization == "dataset":
+        means, stds = pipeline.channel_statistics(
+            load("train"), channels=data.channels, image_size=data.image_size
+        )
+        # A channel without variation has nothing to scale.
+        mean = tuple(float(m) for m in means)
+        std = tuple(float(s) if s > 0 else 1.0 for s in stds)
+    else:
+        mean, std = transforms.normalization(data.normalization, data.channels)
+    built = Data(config, dataset, mean, std, load)
+    if workdir is not None and stored is None and jax.process_index() == 0:
+        records.write_atomically(
+            workdir / DATA_FILE, json.dumps(built.stored(), indent=2) + "\n"
+        )
+    return built
+
+
+def _few(names: Any) -> str:
+    names = list(names)
+    return f"{', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''} ({len(names)})"
+
+
+def read_stored(workdir: Path) -> dict[str, Any] | None:
+    """Normalisation and class names of a run, or None before it has any."""
+    path = workdir / DATA_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any], jax.Array]:
+    """uint8 pictures [B, H, W, C] -> normalised float32, as evaluation sees them."""
+    return transforms.make_preprocess(mean, std)
+
+
+def build_augment(config: ml_collections.ConfigDict, data: Data) -> Callable[..., Any]:
+    """The augmentation that runs on the device, from `config.augment`."""
+    settings = config.augment.to_dict()
+    if not isinstance(data.load("train"), pipeline.Arrays):
+        # Streamed pictures arrive cropped at full resolution by the workers.
+        settings["random_resized_crop"] = False
+    return transforms.make_augment(mean=data.mean, std=data.std, **settings)
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> Any:
+    """The optimiser of `config.optimizer`."""
+    optimizer = config.optimizer
+    return optim.make_optimizer(
+        optimizer.name,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        decay=optimizer.decay,
+        epsilon=optimizer.epsilon,
+        clip_norm=optimizer.clip_norm,
+        decay_depthwise=optimizer.decay_depthwise,
+    )
+
+
+def build_schedule(
+    config: ml_collections.ConfigDict, steps_per_epoch: float, total_steps: int
+) -> optim.Schedule:
+    """The learning rate of each step; epochs become steps and the rate is scaled by the batch."""
+    schedule = config.schedule
+    return optim.make_schedule(
+        schedule.name,
+        peak=config.optimizer.learning_rate * config.train.global_batch_size / 256,
+        total_steps=total_steps,
+        warmup_steps=round(schedule.warmup_epochs * steps_per_epoch),
+        final_fraction=schedule.final_fraction,
+        decay_rate=schedule.decay_rate,
+        decay_steps=max(1.0, round(schedule.decay_epochs * steps_per_epoch)),
+        staircase=schedule.staircase,
+        boundaries=[epoch * steps_per_epoch for epoch in schedule.boundary_epochs],
+    )
+
+
+def init_variables(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, Any]:
+    """Initial variables from the run's seed, the same on every process and backend."""
+    model = build_model(config, num_classes)
+    image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+
+    def init(key: jax.Array) -> Any:
+        return model.lazy_init(key, image)
+
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    return jax.jit(init)(key)
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
+    """The parts of a run.
+
+    Args:
+      config: complete configuration.
+      workdir: the run directory, which receives the data set's statistics.
+
+    Raises:
+      ConfigError, DatasetError: what cannot run, before anything is compiled.
+    """
+    devices = jax.device_count()
+    config_lib.validate(config, devices=devices, processes=jax.process_count())
+    data = build_data(config, workdir)
+    num_classes = resolve_classes(config, data.dataset.num_classes)
+    if num_classes == 0:
+        raise ConfigError(
+            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
+            "out (None) for the data set's classes."
+        )
+    examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
+    if batch_size > examples:
+        raise ConfigError(
+            f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} has "
+            f"{examples} examples; it must be at most that."
+        )
+    steps_per_epoch = examples / batch_size
+    total_steps = max(1, round(config.train.num_epochs * steps_per_epoch))
+    schedule = build_schedule(config, steps_per_epoch, total_steps)
+    optimizer = build_optimizer(config)
+    model = build_model(config, num_classes, devices=devices)
+    ema = config.train.ema_decay > 0
+
+    def init() -> state.TrainState:
+        return state.create(init_variables(config, num_classes), optimizer, ema=ema)
+
+    def hyper(step: int) -> dict[str, np.generic]:
+        return {
+            "seed": np.uint32(config.seed),
+            "learning_rate": np.float32(schedule(step)),
+            "weight_decay": np.float32(config.optimizer.weight_decay),
+            "label_smoothing": np.float32(config.train.label_smoothing),
+            "ema_decay": np.float32(config.train.ema_decay),
+        }
+
+    train_step = steps.make_train_step(
+        model.apply,
+        optimizer,
+        build_augment(config, data),
+        transforms.example_keys,
+        num_classes=num_classes,
+        accumulation_steps=config.train.accumulation_steps,
+        average_batch_stats=config.model.bn_statistics != "sync",
+        ema=ema,
+    )
+    eval_step = steps.make_eval_step(
+        model.apply, preprocess(data.mean, data.std), num_classes=num_classes
+    )
+    costs = cost.totals(layer_costs(config, num_classes))
+    every = config.eval.every_epochs
+    return Parts(
+        init=init,
+        train_step=steps.map_train_step(train_step),
+        eval_step=steps.map_eval_step(eval_step),
+        train_batches=data.train_batches,
+        eval_batches=data.eval_batches,
+        hyper=hyper,
+        batch_size=batch_size,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        eval_every_steps=max(1, math.floor(every * steps_per_epoch + 0.5)) if every else 0,
+        checkpoint_every_steps=config.checkpoint.every_steps,
+        keep_newest=config.checkpoint.keep_newest,
+        keep_best=config.checkpoint.keep_best,
+        log_every_steps=config.log.every_steps,
+        tensorboard=config.log.tensorboard,
+        num_classes=num_classes,
+        splits=data.splits,
+        facts={
+            "params": costs.params,
+            "macs": costs.macs,
+            "examples": {name: len(source) for name, source in data.dataset.splits.items()},
+            "seed": config.seed,
+        },
+    )

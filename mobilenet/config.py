@@ -1,0 +1,560 @@
+"""The base configuration: every key with its unit, and `validate`, which refuses what cannot run.
+
+An experiment file starts from `get_config()` and changes values; keys are locked, so a misspelt one
+is an error. Values are plain (numbers, strings, booleans, tuples), so a configuration survives JSON
+unchanged: `to_json` and `from_json` are inverses.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the key, the value and what is allowed."""
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The base configuration: MobileNetV2 1.0 on the embedded digits.
+
+    Args:
+      arg: what follows the colon in `--config=file.py:arg`; "" or "smoke". The base is the same for
+        both; experiment files shrink themselves for "smoke" with `shrink`.
+    """
+    if arg not in ("", "smoke"):
+        raise ConfigError(f"The configuration argument is {arg!r}; allowed are none and 'smoke'.")
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initial values, data order, augmentation and dropout
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "mobilenet_v2"
+    model.width_multiplier = 1.0  # the paper's alpha
+    # The paper's t: None is the block table's; a number replaces it in all stages but the first; a
+    # tuple gives one ratio a stage.
+    model.expansion_ratio = placeholder(object)
+    # Rows (expansion_ratio, features, repeats, strides); () is the paper's Table 2.
+    model.blocks = ()
+    model.stem_features = 32  # channels before the width multiplier
+    model.stem_strides = 2
+    model.stage_strides = ()  # replaces the table's strides, one a stage; () keeps them
+    model.head_features = 1280  # channels of the last 1x1 convolution; 0 leaves it out
+    model.shrink_head = False  # thin the head below width 1.0 too (the paper does not)
+    model.divisor = 8  # channels are multiples of it; 1 turns rounding off
+    model.kernel_size = 3  # of the depthwise convolutions, odd
+    model.num_classes = placeholder(int)  # None: the data set's; 0: the feature extractor
+    model.activation = "relu6"  # relu6, relu, hard_swish, identity
+    model.bottleneck_activation = "identity"  # after the projection; Fig. 6a compares relu6
+    model.shortcut = "bottleneck"  # bottleneck, expansion, none (Fig. 6b)
+    model.shortcut_projection = False  # 1x1 shortcut where widths differ at stride 1 (kuangliu)
+    model.expand_always = False  # build the 1x1 expansion at a ratio of 1 too (kuangliu)
+    model.se_ratio = placeholder(float)  # squeeze width / base, in (0, 1]; None: no SE
+    model.se_base = "expanded"  # what se_ratio divides: expanded, input
+    model.se_divisor = 1  # rounding of the squeeze width; 1 truncates
+    model.se_gate = "sigmoid"  # sigmoid, hard_sigmoid
+    model.dropout_rate = 0.0  # before the classifier, in [0, 1)
+    model.padding = "SAME"  # SAME (TensorFlow), SYMMETRIC (PyTorch)
+    model.bn_momentum = 0.99  # weight of the old running average; PyTorch's is one minus it
+    model.bn_epsilon = 1e-3
+    # Batch statistics over: sync (all devices), group (bn_group_size devices), local (each device).
+    model.bn_statistics = "sync"
+    model.bn_group_size = 1  # devices, for bn_statistics="group"
+    model.initializer = "he_fan_out"  # he_fan_out, he_fan_in, lecun_fan_in, slim
+    model.dtype = "float32"  # of the computation: float32, bfloat16; parameters stay float32
+    model.conv_form = "auto"  # auto, grouped, shifted: how convolutions are computed
+    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "digits"  # digits, folder, or the name of a TFDS data set
+    data.data_dir = ""  # the folder, or TFDS's directory; "" is the per-user default
+    data.train_split = "train"
+    data.test_split = "test"
+    data.validation_split = ""  # "" carves validation_fraction from train
+    data.validation_fraction = 0.1  # of the train split, by index, in [0, 1)
+    data.test_fraction = 0.2  # of a folder without train/ and test/, in (0, 1)
+    data.train_examples = 0  # keep the first n of the train part; 0 keeps all
+    data.image_size = 32  # pixels, side of the square the network sees
+    data.channels = 3  # 1 (grey) or 3
+    data.crop_fraction = 1.0  # evaluation: centre crop / resized shorter side, in (0, 1]
+    # imagenet (mean/std), symmetric ([-1, 1]), dataset (statistics of the train part).
+    data.normalization = "dataset"
+    data.in_memory = "auto"  # auto, always, never: decode once, augment on the device
+    data.num_workers = 0  # processes that decode streamed pictures; 0 uses threads
+    data.prefetch_batches = 2  # batches prepared ahead
+    data.on_error = "raise"  # unreadable pictures: raise, skip
+
+    config.augment = augment = ml_collections.ConfigDict()
+    augment.random_crop_padding = 0  # pixels of zero padding before a random crop
+    augment.random_resized_crop = False  # Inception crop, with the two ranges below
+    augment.crop_scale = (0.08, 1.0)  # fraction of the area
+    augment.crop_ratio = (0.75, 4 / 3)  # width / height
+    augment.horizontal_flip = False
+    augment.brightness = 0.0  # strengths of the colour jitter, each in [0, 1], hue in [0, 0.5]
+    augment.contrast = 0.0
+    augment.saturation = 0.0
+    augment.hue = 0.0
+    augment.randaugment_layers = 0  # operations a picture
+    augment.randaugment_magnitude = 9.0  # 0..10
+    augment.random_erasing = 0.0  # probability
+    augment.mixup_alpha = 0.0  # of the Beta distribution; 0 is off
+    augment.cutmix_alpha = 0.0
+
+    config.train = train = ml_collections.ConfigDict()
+    train.global_batch_size = 128  # pictures a step over all devices
+    train.num_epochs = 10.0  # passes over the train part; may be a fraction
+    train.accumulation_steps = 1  # parts each device's batch is computed in
+    train.label_smoothing = 0.0  # in [0, 1)
+    train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "sgd"  # sgd, rmsprop (TensorFlow's), adamw
+    optimizer.learning_rate = 0.1  # peak, per 256 pictures: scaled by global_batch_size / 256
+    optimizer.momentum = 0.9  # sgd, rmsprop; adamw's b1
+    optimizer.nesterov = False
+    optimizer.decay = 0.9  # rmsprop's rho; adamw's b2
+    optimizer.epsilon = 1.0  # rmsprop, inside the root; adamw
+    optimizer.weight_decay = 4e-5  # added to the gradient; adamw decouples it
+    optimizer.decay_depthwise = True  # depthwise kernels too; BN and biases never
+    optimizer.clip_norm = 0.0  # global norm of the gradient; 0 is off
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "cosine"  # constant, cosine, exponential, piecewise
+    schedule.warmup_epochs = 0.0  # linear from 0
+    schedule.decay_rate = 0.98  # exponential: factor; piecewise: factor at each boundary
+    schedule.decay_epochs = 1.0  # exponential: epochs between factors, in whole steps
+    schedule.staircase = True  # exponential: jump rather than glide
+    schedule.boundary_epochs = ()  # piecewise: epochs, rising
+    schedule.final_fraction = 0.0  # cosine: last rate / peak rate
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 256  # pictures over all devices; results do not depend on it
+    evaluation.every_epochs = 1.0  # epochs between validations; 0 only at the end
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_steps = 1000  # besides one at each validation and at the end
+    checkpoint.keep_newest = 2
+    checkpoint.keep_best = 1  # by validation top-1
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every_steps = 50
+    log.tensorboard = True
+
+    config.lock()
+    return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Makes a configuration small enough for a laptop and the tests, in place.
+
+    Narrow, few pictures, two steps, and the embedded digits wherever another data set was named; the
+    shape of the experiment (its blocks, optimiser, schedule, augmentation) stays.
+    """
+    config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
+    config.data.name = "digits"
+    config.data.data_dir = ""
+    config.data.train_split = "train"
+    config.data.test_split = "test"
+    config.data.validation_split = ""
+    config.data.validation_fraction = 0.1
+    config.data.train_examples = 64
+    config.data.image_size = 32
+    config.data.num_workers = 0
+    config.train.global_batch_size = 16
+    config.train.num_epochs = 0.5
+    config.train.accumulation_steps = 1
+    config.eval.batch_size = 64
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of every leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The configuration as JSON with sorted keys; equal configurations give equal text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Rebuilds a locked configuration from `to_json`; an unknown key is a ConfigError."""
+    config = get_config()
+    update(config, dict(flatten(json.loads(text))))
+    return config
+
+
+def update(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets dotted keys in place.
+
+    Raises:
+      ConfigError: an unknown key, with the nearest known one, or a value of another type.
+    """
+    known = dict(flatten(config))
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(unknown_key(config, key))
+        if isinstance(value, list):
+            value = _tuples(value)
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{key} is {value!r}, a {type(value).__name__}; it must be a "
+                f"{type(known[key]).__name__} like {known[key]!r}."
+            ) from error
+
+
+def unknown_key(config: ml_collections.ConfigDict, key: str) -> str:
+    """The message for a key that does not exist."""
+    known = [name for name, _ in flatten(config)]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "; mobilenet/config.py lists all keys."
+    return f"{key} is not a configuration key{hint}"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+# Keys that change how a run is carried out but not what it computes; a resumed run may change them.
+RUNTIME_KEYS = (
+    "checkpoint.",
+    "log.",
+    "data.data_dir",
+    "data.num_workers",
+    "data.prefetch_batches",
+    "data.in_memory",
+    "eval.batch_size",
+)
+
+
+def differences(
+    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ and change what a run computes: key -> (old, new)."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key) and not key.startswith(RUNTIME_KEYS)
+    }
+
+
+def _check(ok: bool, key: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} is {value!r}; {allowed}.")
+
+
+CHOICES = {
+    "model.name": ("mobilenet_v2",),
+    "model.activation": ("relu6", "relu", "hard_swish", "identity"),
+    "model.bottleneck_activation": ("relu6", "relu", "hard_swish", "identity"),
+    "model.shortcut": ("bottleneck", "expansion", "none"),
+    "model.se_base": ("expanded", "input"),
+    "model.se_gate": ("sigmoid", "hard_sigmoid"),
+    "model.padding": ("SAME", "SYMMETRIC"),
+    "model.bn_statistics": ("sync", "group", "local"),
+    "model.initializer": ("he_fan_out", "he_fan_in", "lecun_fan_in", "slim"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.conv_form": ("auto", "grouped", "shifted"),
+    "data.normalization": ("imagenet", "symmetric", "dataset"),
+    "data.in_memory": ("auto", "always", "never"),
+    "data.on_error": ("raise", "skip"),
+    "data.channels": (1, 3),
+    "optimizer.name": ("sgd", "rmsprop", "adamw"),
+    "schedule.name": ("constant", "cosine", "exponential", "piecewise"),
+}
+
+# Inclusive lower and upper ends; an end in EXCLUSIVE is not allowed itself.
+RANGES = {
+    "seed": (0, 2**31 - 1),
+    "model.width_multiplier": (0, 16),
+    "model.stem_features": (1, math.inf),
+    "model.stem_strides": (1, 2),
+    "model.head_features": (0, math.inf),
+    "model.divisor": (1, math.inf),
+    "model.kernel_size": (1, 15),
+    "model.num_classes": (0, math.inf),
+    "model.se_ratio": (0, 1),
+    "model.se_divisor": (1, math.inf),
+    "model.dropout_rate": (0, 1),
+    "model.bn_momentum": (0, 1),
+    "model.bn_epsilon": (0, 1),
+    "model.bn_group_size": (1, math.inf),
+    "data.validation_fraction": (0, 1),
+    "data.test_fraction": (0, 1),
+    "data.train_examples": (0, math.inf),
+    "data.image_size": (1, 4096),
+    "data.crop_fraction": (0, 1),
+    "data.num_workers": (0, 1024),
+    "data.prefetch_batches": (1, 1024),
+    "augment.random_crop_padding": (0, math.inf),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.saturation": (0, 1),
+    "augment.hue": (0, 0.5),
+    "augment.randaugment_layers": (0, 14),
+    "augment.randaugment_magnitude": (0, 10),
+    "augment.random_erasing": (0, 1),
+    "augment.mixup_alpha": (0, math.inf),
+    "augment.cutmix_alpha": (0, math.inf),
+    "train.global_batch_size": (1, math.inf),
+    "train.num_epochs": (0, math.inf),
+    "train.accumulation_steps": (1, math.inf),
+    "train.label_smoothing": (0, 1),
+    "train.ema_decay": (0, 1),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.decay": (0, 1),
+    "optimizer.epsilon": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip_norm": (0, math.inf),
+    "schedule.warmup_epochs": (0, math.inf),
+    "schedule.decay_rate": (0, 1),
+    "schedule.decay_epochs": (0, math.inf),
+    "schedule.final_fraction": (0, 1),
+    "eval.batch_size": (1, math.inf),
+    "eval.every_epochs": (0, math.inf),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep_newest": (1, math.inf),
+    "checkpoint.keep_best": (0, math.inf),
+    "log.every_steps": (1, math.inf),
+}
+EXCLUSIVE = {
+    "model.width_multiplier": "low",
+    "model.se_ratio": "low",
+    "model.dropout_rate": "high",
+    "model.bn_momentum": "high",
+    "model.bn_epsilon": "low",
+    "data.validation_fraction": "high",
+    "data.test_fraction": "both",
+    "data.crop_fraction": "low",
+    "train.num_epochs": "low",
+    "train.label_smoothing": "high",
+    "train.ema_decay": "high",
+    "optimizer.learning_rate": "low",
+    "optimizer.momentum": "high",
+    "optimizer.decay": "high",
+    "optimizer.epsilon": "low",
+    "schedule.decay_rate": "low",
+    "schedule.decay_epochs": "low",
+}
+
+
+def _check_range(key: str, value: float) -> None:
+    low, high = RANGES[key]
+    open_end = EXCLUSIVE.get(key, "")
+    above = value > low if open_end in ("low", "both") else value >= low
+    below = value < high if open_end in ("high", "both") else value <= high
+    if high == math.inf:
+        relation = "above" if open_end in ("low", "both") else "at least"
+        allowed = f"it must be finite and {relation} {low}"
+    else:
+        left = "(" if open_end in ("low", "both") else "["
+        right = ")" if open_end in ("high", "both") else "]"
+        allowed = f"it must be in {left}{low}, {high}{right}"
+    if key == "model.se_ratio":
+        allowed += "; leave it out (None) for a network without squeeze-and-excitation"
+    _check(math.isfinite(value) and above and below, key, value, allowed)
+
+
+def validate(config: ml_collections.ConfigDict, *, devices: int = 1, processes: int = 1) -> None:
+    """Refuses configurations that cannot run, before anything is compiled.
+
+    Args:
+      config: complete configuration.
+      devices: over all processes.
+      processes: of the run.
+
+    Raises:
+      ConfigError: one sentence that names the key, the value and what is allowed.
+    """
+    flat = dict(flatten(config))
+    for key, choices in CHOICES.items():
+        _check(flat[key] in choices, key, flat[key], f"allowed are {', '.join(map(str, choices))}")
+    for key in RANGES:
+        if flat[key] is not None:
+            _check(
+                isinstance(flat[key], int | float) and not isinstance(flat[key], bool),
+                key,
+                flat[key],
+                "it must be a number",
+            )
+            _check_range(key, flat[key])
+    _validate_model(config.model)
+    _validate_data(config)
+    _validate_batches(config, devices, processes)
+    _validate_schedule(config)
+
+
+def _validate_model(model: ml_collections.ConfigDict) -> None:
+    _check(model.kernel_size % 2 == 1, "model.kernel_size", model.kernel_size, "it must be odd")
+    for row in model.blocks:
+        ok = isinstance(row, tuple) and len(row) == 4 and all(isinstance(v, int | float) for v in row)
+        ok = ok and row[0] > 0 and all(float(v).is_integer() and v >= 1 for v in row[1:])
+        _check(
+            ok and row[3] in (1, 2),
+            "model.blocks",
+            row,
+            "each row must be (expansion_ratio > 0, features >= 1, repeats >= 1, strides 1 or 2)",
+        )
+    stages = len(model.blocks) or 7
+    strides = model.stage_strides
+    _check(
+        len(strides) in (0, stages) and all(s in (1, 2) for s in strides),
+        "model.stage_strides",
+        strides,
+        f"it must be () or {stages} strides of 1 or 2, one a stage",
+    )
+    ratio = model.expansion_ratio
+    ratios = ratio if isinstance(ratio, tuple) else () if ratio is None else (ratio,)
+    numbers = all(isinstance(r, int | float) and not isinstance(r, bool) for r in ratios)
+    _check(
+        numbers and all(0 < r <= 64 for r in ratios),
+        "model.expansion_ratio",
+        ratio,
+        "it must be None, a number in (0, 64], or a tuple of them, one a stage",
+    )
+    _check(
+        not isinstance(ratio, tuple) or len(ratio) == stages,
+        "model.expansion_ratio",
+        ratio,
+        f"a tuple must have {stages} values, one a stage",
+    )
+    _check(
+        not (model.shortcut_projection and model.shortcut != "bottleneck"),
+        "model.shortcut_projection",
+        True,
+        f"it needs model.shortcut='bottleneck', which is {model.shortcut!r}",
+    )
+
+
+def total_stride(model: ml_collections.ConfigDict) -> int:
+    """Input pixels for one pixel of the last feature map, along one side."""
+    rows = model.blocks or ((1, 16, 1, 1),) + tuple((6, 0, 1, s) for s in (2, 2, 2, 1, 2, 1))
+    strides = model.stage_strides or tuple(row[3] for row in rows)
+    return math.prod((model.stem_strides, *strides))
+
+
+def _validate_data(config: ml_collections.ConfigDict) -> None:
+    data, augment = config.data, config.augment
+    _check(data.name != "", "data.name", data.name, "it must name a data set, such as digits")
+    _check(
+        data.name != "folder" or data.data_dir != "",
+        "data.data_dir",
+        data.data_dir,
+        "with data.name='folder' it must be the path of a folder of pictures",
+    )
+    stride = total_stride(config.model)
+    _check(
+        data.image_size >= stride,
+        "data.image_size",
+        data.image_size,
+        f"the network's strides multiply to {stride}, so it must be at least {stride} pixels; "
+        "raise it, or lower model.stem_strides or model.stage_strides",
+    )
+    _check(
+        augment.random_crop_padding <= data.image_size,
+        "augment.random_crop_padding",
+        augment.random_crop_padding,
+        f"it must be at most data.image_size ({data.image_size})",
+    )
+    for key, low_end in (("crop_scale", 0.0), ("crop_ratio", 0.0)):
+        value = augment[key]
+        ok = len(value) == 2 and all(isinstance(v, int | float) for v in value)
+        ok = ok and low_end < value[0] <= value[1] and (key == "crop_ratio" or value[1] <= 1)
+        top = "1" if key == "crop_scale" else "infinity"
+        _check(ok, f"augment.{key}", value, f"it must be two rising numbers between 0 and {top}")
+    grey = data.channels == 1
+    for key in ("saturation", "hue"):
+        _check(
+            not (grey and augment[key]),
+            f"augment.{key}",
+            augment[key],
+            "it must be 0 with data.channels=1: grey pictures have no colour to change",
+        )
+    _check(
+        not (grey and data.normalization == "imagenet"),
+        "data.normalization",
+        data.normalization,
+        "with data.channels=1 it must be symmetric or dataset: ImageNet's statistics are RGB",
+    )
+
+
+def _validate_batches(config: ml_collections.ConfigDict, devices: int, processes: int) -> None:
+    train, model, augment = config.train, config.model, config.augment
+    _check(
+        train.global_batch_size % devices == 0,
+        "train.global_batch_size",
+        train.global_batch_size,
+        f"it must be a multiple of the {devices} devices",
+    )
+    per_device = train.global_batch_size // devices
+    _check(
+        per_device % train.accumulation_steps == 0,
+        "train.accumulation_steps",
+        train.accumulation_steps,
+        f"it must divide the {per_device} pictures of one device",
+    )
+    part = per_device // train.accumulation_steps
+    mixes = augment.mixup_alpha > 0 or augment.cutmix_alpha > 0
+    _check(
+        not mixes or per_device % 2 == 0,
+        "train.global_batch_size",
+        train.global_batch_size,
+        f"mixup and cutmix pair neighbours, so the {per_device} pictures of one device must be even",
+    )
+    _check(
+        part > 1 or model.bn_statistics != "local",
+        "train.global_batch_size",
+        train.global_batch_size,
+        "with model.bn_statistics='local' each device needs at least 2 pictures a step",
+    )
+    if model.bn_statistics == "group":
+        _check(
+            devices % model.bn_group_size == 0,
+            "model.bn_group_size",
+            model.bn_group_size,
+            f"it must divide the {devices} devices",
+        )
+    _check(
+        processes == 1 or devices % processes == 0,
+        "processes",
+        processes,
+        f"each process needs the same number of the {devices} devices",
+    )
+
+
+def _validate_schedule(config: ml_collections.ConfigDict) -> None:
+    schedule, train = config.schedule, config.train
+    _check(
+        schedule.warmup_epochs < train.num_epochs or schedule.warmup_epochs == 0,
+        "schedule.warmup_epochs",
+        schedule.warmup_epochs,
+        f"it must be below train.num_epochs ({train.num_epochs})",
+    )
+    bounds = schedule.boundary_epochs
+    rising = all(isinstance(b, int | float) for b in bounds) and all(
+        a < b for a, b in zip(bounds, bounds[1:], strict=False)
+    )
+    _check(rising, "schedule.boundary_epochs", bounds, "it must be rising numbers of epochs")
+    _check(
+        schedule.name != "piecewise" or len(bounds) > 0,
+        "schedule.boundary_epochs",
+        bounds,
+        "schedule.name='piecewise' needs at least one boundary",
+    )
+    _check(
+        not (config.optimizer.nesterov and config.optimizer.name != "sgd"),
+        "optimizer.nesterov",
+        True,
+        f"only optimizer.name='sgd' has it, not {config.optimizer.name!r}",
+    )

@@ -1,0 +1,121 @@
+"""Metrics: (sum, count) accumulators while training, exact tables from an evaluation."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def mean(accumulators: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Means of metrics given as (sum, count) over several steps, summed in float64."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for step in accumulators:
+        for name, (total, count) in step.items():
+            sums[name] = sums.get(name, 0.0) + float(total)
+            counts[name] = counts.get(name, 0.0) + float(count)
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One row an evaluated example, sorted by index: independent of batch size and device count.
+
+    Attributes:
+      index: position in the split, int64 [N].
+      label: int32 [N].
+      loss: cross entropy in nats, float32 [N].
+      top: the classes with the largest logits, best first, int32 [N, min(5, K)].
+      num_classes: K.
+      skipped: examples that could not be read, by index.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    loss: np.ndarray
+    top: np.ndarray
+    num_classes: int
+    skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def top1(self) -> float:
+        """Fraction whose label is the first class."""
+        return float(np.mean(self.top[:, 0] == self.label))
+
+    @property
+    def top5(self) -> float:
+        """Fraction whose label is among the first five classes (all of them for K <= 5)."""
+        return float(np.mean(np.any(self.top == self.label[:, None], axis=1)))
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross entropy; exactly rounded, so the order of examples cannot show."""
+        return math.fsum(self.loss.tolist()) / len(self.loss)
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Counts [K, K]: row the label, column the predicted class."""
+        matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
+        np.add.at(matrix, (self.label, self.top[:, 0]), 1)
+        return matrix
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Precision, recall, F1 (float64 [K]) and support (int64 [K]) of each class.
+
+        A ratio without examples (a class never predicted, or absent) is 0, as scikit-learn has it.
+        """
+        matrix = self.confusion_matrix()
+        hits = np.diag(matrix).astype(np.float64)
+        predicted, support = matrix.sum(0), matrix.sum(1)
+
+        def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+            return np.divide(
+                numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
+            )
+
+        return {
+            "precision": ratio(hits, predicted),
+            "recall": ratio(hits, support),
+            "f1": ratio(2 * hits, predicted + support),
+            "support": support,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Top-1, top-5, mean loss, and how many examples they are over."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.mean_loss,
+            "examples": len(self.label),
+            "skipped": len(self.skipped),
+        }
+
+
+def gather(
+    batches: Iterable[Mapping[str, np.ndarray]], num_classes: int, skipped: Mapping[int, str]
+) -> Evaluation:
+    """Builds an Evaluation from the outputs of evaluation steps, dropping padding.
+
+    Args:
+      batches: dicts with `index`, `label`, `mask`, `loss` [B] and `top` [B, k].
+
+    Raises:
+      ValueError: no example at all, or one that came twice.
+    """
+    parts = [{k: np.asarray(v)[np.asarray(b["mask"]) > 0] for k, v in b.items()} for b in batches]
+    if not parts or sum(len(part["index"]) for part in parts) == 0:
+        raise ValueError("The evaluation saw no example; the split is empty or wholly unreadable.")
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(joined["index"], kind="stable")
+    index = joined["index"][order].astype(np.int64)
+    if len(np.unique(index)) != len(index):
+        raise ValueError("An example was evaluated twice; the batches overlap.")
+    return Evaluation(
+        index=index,
+        label=joined["label"][order],
+        loss=joined["loss"][order],
+        top=joined["top"][order],
+        num_classes=num_classes,
+        skipped=skipped,
+    )

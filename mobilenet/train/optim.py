@@ -1,0 +1,160 @@
+"""Optimisers and learning-rate schedules.
+
+The numbers that a sweep varies, the learning rate and the weight decay, are arguments of `update`
+rather than constants of the compiled step, so that runs which differ in them share a compilation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[int], float]
+
+
+def decay_mask(params: Any, *, depthwise: bool) -> Any:
+    """Which parameters weight decay applies to: kernels, never biases or BN's scale and bias.
+
+    Args:
+      params: the `params` collection.
+      depthwise: whether depthwise kernels decay; TensorFlow slim leaves them out.
+
+    Returns:
+      A pytree of booleans shaped like `params`.
+    """
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        names = [str(getattr(key, "key", key)) for key in path]
+        return names[-1] == "kernel" and (depthwise or "depthwise" not in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _add_weight_decay(depthwise: bool) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, weight_decay: Any, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra
+        mask = decay_mask(params, depthwise=depthwise)
+        updates = jax.tree.map(
+            lambda u, p, decays: u + weight_decay * p if decays else u, updates, params, mask
+        )
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **extra: Any
+    ) -> tuple[Any, Any]:
+        del params, extra
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def make_optimizer(
+    name: str,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    decay: float = 0.9,
+    epsilon: float = 1.0,
+    clip_norm: float = 0.0,
+    decay_depthwise: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser whose `update` takes `learning_rate` and `weight_decay` as keyword arguments.
+
+    Args:
+      name: "sgd": weight decay joins the gradient, momentum accumulates gradients, the rate scales
+        the result (PyTorch's order). "rmsprop": as TensorFlow had it, which the paper used: weight
+        decay joins the gradient, the mean square starts at one, epsilon is inside the root, and
+        momentum accumulates steps that the rate has already scaled. "adamw": decoupled weight decay
+        (Loshchilov & Hutter, arXiv 1711.05101), scaled by the rate.
+      momentum: of sgd and rmsprop; adamw's b1.
+      decay: rmsprop's averaging of squares; adamw's b2.
+      epsilon: of rmsprop and adamw.
+      clip_norm: largest global gradient norm; 0 is off.
+      decay_depthwise: see `decay_mask`.
+    """
+    parts: list[optax.GradientTransformation] = []
+    if clip_norm:
+        parts.append(optax.clip_by_global_norm(clip_norm))
+    weight_decay, learning_rate = _add_weight_decay(decay_depthwise), _scale_by_learning_rate()
+    trace = [optax.trace(momentum, nesterov)] if momentum else []
+    if name == "sgd":
+        parts += [weight_decay, *trace, learning_rate]
+    elif name == "rmsprop":
+        squares = optax.scale_by_rms(decay, epsilon, initial_scale=1.0, eps_in_sqrt=True)
+        parts += [weight_decay, squares, learning_rate, *trace]
+    elif name == "adamw":
+        adam = optax.scale_by_adam(b1=momentum, b2=decay, eps=epsilon)
+        parts += [adam, weight_decay, learning_rate]
+    else:
+        raise ValueError(f"The optimiser is {name!r}; allowed are sgd, rmsprop, adamw.")
+    return optax.chain(*parts)
+
+
+def make_schedule(
+    name: str,
+    *,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    final_fraction: float = 0.0,
+    decay_rate: float = 0.98,
+    decay_steps: float = 1.0,
+    staircase: bool = True,
+    boundaries: Sequence[float] = (),
+) -> Schedule:
+    """Learning rate of the update that follows `step` completed updates.
+
+    Args:
+      name: "constant", "cosine" (to `final_fraction` of the peak at `total_steps`), "exponential"
+        (times `decay_rate` every `decay_steps`, in jumps when `staircase`), or "piecewise" (times
+        `decay_rate` at each of `boundaries`, in steps).
+      peak: rate after the warm-up.
+      total_steps: length of the run.
+      warmup_steps: linear rise, reaching `peak` after this many updates. Cosine spans the steps
+        behind it; exponential and piecewise count from step 0.
+    """
+    if name == "constant":
+        after = optax.constant_schedule(1.0)
+    elif name == "cosine":
+        cosine = optax.cosine_decay_schedule(
+            1.0, max(1, total_steps - warmup_steps), alpha=final_fraction
+        )
+
+        def after(count: Any) -> Any:
+            return cosine(count - warmup_steps)
+    elif name == "exponential":
+        after = optax.exponential_decay(
+            1.0, transition_steps=1, decay_rate=decay_rate ** (1 / decay_steps)
+        )
+        if staircase:
+
+            def after(count: Any) -> Any:
+                return decay_rate ** (count // decay_steps)
+    elif name == "piecewise":
+
+        def after(count: Any) -> Any:
+            return decay_rate ** sum(count >= boundary for boundary in boundaries)
+    else:
+        raise ValueError(
+            f"The schedule is {name!r}; allowed are constant, cosine, exponential, piecewise."
+        )
+
+    def schedule(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        return peak * float(after(step))
+
+    return schedule
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves, float32."""
+    return jnp.asarray(optax.global_norm(tree), jnp.float32)

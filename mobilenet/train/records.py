@@ -1,0 +1,225 @@
+"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary, progress.
+
+    config.json     the configuration, complete
+    metrics.jsonl   one JSON object a line: training means, validations
+    events/         the same numbers for TensorBoard
+    summary.json    final metrics, counts, versions, device, commit, wall time, status
+"""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from tqdm import tqdm
+
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
+
+
+class RunDirectoryError(RuntimeError):
+    """A run directory that cannot be used; the message says why and what to do."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with full_disk_is_clear(path):
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def full_disk_is_clear(path: Path) -> Iterator[None]:
+    """Turns ENOSPC while writing `path` into a RunDirectoryError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunDirectoryError(
+            f"The disk is full: {path} could not be written. Free some space and start the same "
+            "command again; it resumes from the newest complete checkpoint."
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the run directory for one process; the system frees it when the process ends.
+
+    Raises:
+      RunDirectoryError: another process is training in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = open(workdir / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise RunDirectoryError(
+            f"The run directory {workdir} cannot be used: {error.strerror}. Give --workdir a "
+            "directory that can be written."
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunDirectoryError(
+                f"Another process is training in {workdir}; wait for it, or give another --workdir."
+            ) from None
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, as every result row states them."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    versions["python"] = platform.python_version()
+    device = jax.devices()[0]
+    return {
+        "versions": versions,
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processor": _processor(),
+        "processes": jax.process_count(),
+        "commit": commit(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The commit of the checkout the package is in, with "-dirty" on uncommitted changes."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Removes rows behind `step`, and a line that a kill left unfinished, from a metrics file."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+class MetricsWriter:
+    """Appends metric rows to `metrics.jsonl` and, if asked, to TensorBoard events.
+
+    Args:
+      workdir: the run directory.
+      resume_step: rows behind this step are removed first: the run repeats them.
+      tensorboard: write `events/` too.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
+        self._path = workdir / "metrics.jsonl"
+        drop_after(self._path, resume_step)
+        self._file: TextIO = open(self._path, "a", buffering=1)  # noqa: SIM115
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            # purge_step hides the events that a killed run wrote behind its last checkpoint.
+            self._events = SummaryWriter(str(workdir / "events"), purge_step=resume_step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
+        with full_disk_is_clear(self._path):
+            self._file.write(json.dumps(dict(row)) + "\n")
+            self._file.flush()
+        if self._events is not None:
+            for name, value in row.items():
+                if name not in ("step", "split", "epoch"):
+                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        with full_disk_is_clear(self._path):
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere; silent unless this is the main process.
+
+    Args:
+      total, start: steps of the run, and those already done.
+    """
+
+    def __init__(self, total: int, start: int, *, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._quiet = jax.process_index() != 0
+        self._total = total
+        self._done = self._start = start
+        self._began = time.monotonic()
+        self._bar = None
+        if self._stream.isatty() and not self._quiet:
+            self._bar = tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True, file=self._stream
+            )
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step` updates done."""
+        if self._bar is not None:
+            self._bar.update(step - self._done)
+        self._done = step
+
+    def numbers(self, row: Mapping[str, Any]) -> None:
+        """Shows a training row: on the bar, or as a line with the time left."""
+        shown = (
+            f"loss {row['loss']:.4f}, top-1 {100 * row['accuracy']:.1f} %, "
+            f"{row['images_per_second']:.0f} images/s, waiting for data {100 * row['data_wait']:.0f} %"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+            return
+        spent = time.monotonic() - self._began
+        left = spent / max(1, self._done - self._start) * (self._total - self._done)
+        self.line(f"step {self._done}/{self._total}, {shown}, {_duration(left)} left")
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,60 @@
+"""What a training run carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that the next step depends on besides its batch.
+
+    Attributes:
+      step: number of updates made, int32 scalar.
+      params: float32 parameters.
+      batch_stats: running BN statistics, float32.
+      opt_state: of the optimiser; masks and ranges of compression live there too.
+      ema: {"params", "batch_stats"} averaged over steps, or {} when off. The statistics are averaged
+        with the weights because running statistics belong to the weights that produced them.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """The variables that are evaluated and exported: the averaged ones when there are any."""
+        if self.ema:
+            return dict(self.ema)
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def to_host(tree: Any) -> Any:
+    """Copies a pytree into NumPy arrays that own their memory.
+
+    A copy, not a view: on CPU a view would alias a buffer that the next step donates and overwrites
+    while a checkpoint is still being written from it.
+    """
+    return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf), copy=True), tree)
+
+
+def create(variables: dict[str, Any], optimizer: Any, *, ema: bool) -> TrainState:
+    """A state at step 0 from `model.init`'s variables."""
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = {}
+    if ema:
+        # Copies: an alias would be donated twice by the first step.
+        average = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=average,
+    )

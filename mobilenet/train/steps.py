@@ -1,0 +1,207 @@
+"""The training and evaluation steps: pure functions, and the only explicit collectives.
+
+The state travels unstacked (`in_axes=None`, `out_axes=None`), only batches are split over devices.
+Results do not depend on how a global batch is divided: augmentation and dropout draw from keys made
+of (seed, epoch, example index), gradients and metrics are summed over all devices.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mobilenet.train import losses, optim
+from mobilenet.train.state import TrainState
+
+AXIS = "batch"
+# Streams of randomness folded into the run's seed.
+AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
+
+Batch = Mapping[str, jax.Array]
+Hyper = Mapping[str, jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def make_train_step(
+    apply: Callable[..., Any],
+    optimizer: optax.GradientTransformationExtraArgs,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    example_keys: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    *,
+    loss: Loss = losses.cross_entropy,
+    num_classes: int,
+    accumulation_steps: int = 1,
+    average_batch_stats: bool = False,
+    ema: bool = False,
+) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, Any]]]:
+    """One update as a function to be mapped over devices along `AXIS`.
+
+    Args:
+      apply: the model's `apply`.
+      optimizer: from `mobilenet.train.optim.make_optimizer`.
+      augment: (keys [B], uint8 images, labels, num_classes) -> (float images, soft targets [B, K]).
+      example_keys: (key, epoch [B], index [B]) -> keys [B].
+      loss: (logits, targets) -> one value an example.
+      accumulation_steps: parts that a device computes one after the other; BN statistics are those
+        of a part.
+      average_batch_stats: average the running statistics over devices after the step, for BN that
+        is local or grouped.
+      ema: keep an average of weights and statistics.
+
+    The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]; `hyper`
+    the scalars `seed` (uint32), `learning_rate`, `weight_decay`, `label_smoothing`, `ema_decay`.
+    It returns the new state and metrics as (sum, count) over all devices.
+    """
+
+    def part_loss(
+        params: Any, batch_stats: Any, batch: Batch, hyper: Hyper
+    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        seed = jax.random.key(hyper["seed"])
+        keys = [
+            example_keys(jax.random.fold_in(seed, stream), batch["epoch"], batch["index"])
+            for stream in (AUGMENT_STREAM, DROPOUT_STREAM)
+        ]
+        images, targets = augment(keys[0], batch["image"], batch["label"], num_classes)
+        logits, updated = apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            True,
+            dropout_keys=keys[1],
+            mutable=["batch_stats"],
+        )
+        values = loss(logits, losses.smooth(targets, hyper["label_smoothing"]))
+        correct = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+        sums = jnp.stack([values.sum(), correct.sum().astype(jnp.float32)])
+        return values.mean(), (updated.get("batch_stats", batch_stats), sums)
+
+    gradient = jax.grad(part_loss, has_aux=True)
+
+    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Any]]:
+        if accumulation_steps == 1:
+            grads, (batch_stats, sums) = gradient(state.params, state.batch_stats, batch, hyper)
+        else:
+
+            def accumulate(carry: Any, part: Batch) -> tuple[Any, None]:
+                grads, batch_stats, sums = carry
+                new, (batch_stats, part_sums) = gradient(state.params, batch_stats, part, hyper)
+                return (jax.tree.map(jnp.add, grads, new), batch_stats, sums + part_sums), None
+
+            parts = {
+                name: value.reshape(accumulation_steps, -1, *value.shape[1:])
+                for name, value in batch.items()
+            }
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            # The carry must be marked as varying over devices like the values added to it.
+            zeros, sums = jax.tree.map(_vary, (zeros, jnp.zeros(2)))
+            carry = (zeros, jax.tree.map(_vary, state.batch_stats), sums)
+            (grads, batch_stats, sums), _ = lax.scan(accumulate, carry, parts)
+            grads = jax.tree.map(lambda g: g / accumulation_steps, grads)
+            batch_stats = lax.pmean(batch_stats, AXIS)
+
+        grads = lax.pmean(grads, AXIS)
+        if average_batch_stats:
+            batch_stats = lax.pmean(batch_stats, AXIS)
+        sums = lax.psum(sums, AXIS)
+        count = jnp.float32(batch["label"].shape[0] * lax.axis_size(AXIS))
+
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            learning_rate=hyper["learning_rate"],
+            weight_decay=hyper["weight_decay"],
+        )
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema
+        if ema:
+            # Early averages forget the initial values faster, as TensorFlow's with num_updates does.
+            done = state.step.astype(jnp.float32)
+            decay = jnp.minimum(hyper["ema_decay"], (1.0 + done) / (10.0 + done))
+            average = jax.tree.map(
+                lambda old, new: decay * old + (1.0 - decay) * new,
+                state.ema,
+                {"params": params, "batch_stats": batch_stats},
+            )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=average,
+        )
+        one = jnp.float32(1.0)
+        return new_state, {
+            "loss": (sums[0], count),
+            "accuracy": (sums[1], count),
+            "gradient_norm": (optim.global_norm(grads), one),
+        }
+
+    return step
+
+
+def _vary(x: jax.Array) -> jax.Array:
+    return lax.pcast(x, AXIS, to="varying")
+
+
+def make_eval_step(
+    apply: Callable[..., Any], preprocess: Callable[[jax.Array], jax.Array], *, num_classes: int
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """Evaluation of one batch as a function to be mapped over devices along `AXIS`.
+
+    Args:
+      apply: the model's `apply`.
+      preprocess: uint8 images -> normalised float images.
+
+    It takes variables and a batch with `image`, `label`, `index`, `mask`, and returns one row an
+    example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)].
+    """
+
+    def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits = apply(variables, preprocess(batch["image"]), False)
+        targets = jax.nn.one_hot(batch["label"], num_classes)
+        rows = {
+            "index": batch["index"],
+            "label": batch["label"],
+            "mask": batch["mask"],
+            "loss": losses.cross_entropy(logits, targets),
+            "top": lax.top_k(logits, min(5, num_classes))[1].astype(jnp.int32),
+        }
+        return lax.all_gather(rows, AXIS, tiled=True)
+
+    return step
+
+
+def map_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a training step over all devices; the state is donated."""
+    return jax.pmap(
+        step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,)
+    )
+
+
+def map_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps an evaluation step over all devices."""
+    return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def shard(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Splits a process's batch [b, ...] into [local devices, b / devices, ...]."""
+    devices = jax.local_device_count()
+    return {
+        name: value.reshape(devices, -1, *value.shape[1:])
+        for name, value in batch.items()
+    }
+
+
+def bn_groups(devices: int, statistics: str, group_size: int) -> tuple[str | None, Any]:
+    """(axis_name, axis_index_groups) for BN "sync", "group" or "local"."""
+    if statistics == "local":
+        return None, None
+    if statistics == "sync":
+        return AXIS, None
+    groups = tuple(
+        tuple(range(start, start + group_size)) for start in range(0, devices, group_size)
+    )
+    return AXIS, groups

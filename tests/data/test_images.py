@@ -1,0 +1,287 @@
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilenet.data import images
+
+LADDER = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+
+
+def _png16(values: np.ndarray) -> bytes:
+    """A 16-bit grey PNG by hand: the reader is not checked against its own writer."""
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_grey_stays_and_becomes_colour(encode):
+    data = encode(LADDER)
+    np.testing.assert_array_equal(images.decode_image(data, 1), LADDER[:, :, None])
+    np.testing.assert_array_equal(
+        images.decode_image(data, 3), np.repeat(LADDER[:, :, None], 3, axis=2)
+    )
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
+def test_lossless_formats_round_trip(encode, file_format):
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[:2, :, 0], image[2:, :, 2] = 255, 255
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    np.testing.assert_array_equal(
+        images.decode_image(encode(image, file_format, **options), 3), image
+    )
+
+
+def test_grey_of_colour_is_the_luma(encode):
+    image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    got = images.decode_image(encode(image), 1)
+    np.testing.assert_array_equal(got[0, :, 0], [76, 150, 29])  # 255 * 0.299, 0.587, 0.114
+
+
+def test_transparency_is_composited_on_white(encode):
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], np.uint8)
+    expected = [[[10, 20, 30], [255, 255, 255]]]
+    np.testing.assert_array_equal(images.decode_image(encode(rgba), 3), expected)
+
+    grey_alpha = Image.fromarray(np.array([[40, 40]], np.uint8)).convert("LA")
+    grey_alpha.putalpha(Image.fromarray(np.array([[255, 0]], np.uint8)))
+    np.testing.assert_array_equal(images.decode_image(encode(grey_alpha), 1)[0, :, 0], [40, 255])
+
+
+@pytest.mark.parametrize("transparency", [1, b"\xff\x00"])
+def test_palette_with_transparency(encode, transparency):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    image.putpalette([200, 100, 50, 0, 0, 0])
+    data = encode(image, transparency=transparency)
+    np.testing.assert_array_equal(images.decode_image(data, 3), [[[200, 100, 50], [255, 255, 255]]])
+
+
+def test_one_bit_pictures(encode):
+    data = encode(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1"))
+    np.testing.assert_array_equal(images.decode_image(data, 1)[0, :, 0], [0, 255])
+
+
+def test_sixteen_bits_are_scaled_not_clipped(encode):
+    values = np.array([[0, 256, 32768, 65535]], np.uint16)
+    expected = [0, 1, 128, 255]
+    np.testing.assert_array_equal(images.decode_image(_png16(values), 1)[0, :, 0], expected)
+    tiff = encode(Image.fromarray(values), "TIFF")
+    np.testing.assert_array_equal(images.decode_image(tiff, 1)[0, :, 0], expected)
+    pgm = b"P5 4 1 65535\n" + values.astype(">u2").tobytes()
+    np.testing.assert_array_equal(images.decode_image(pgm, 1)[0, :, 0], expected)
+
+
+def test_cmyk_jpeg_as_photoshop_writes_it(encode):
+    # Pillow writes the Adobe marker and inverted values, as Photoshop does.
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta + yellow ink: red
+    data = encode(cmyk, "JPEG", quality=100)
+    assert b"Adobe" in data
+    np.testing.assert_allclose(images.decode_image(data, 3)[8, 8], [255, 0, 0], atol=4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(encode, orientation):
+    # What a camera stores so that undoing the orientation gives the ladder: EXIF 2.32, 4.6.4.
+    stored = {
+        1: LADDER,
+        2: LADDER[:, ::-1],
+        3: LADDER[::-1, ::-1],
+        4: LADDER[::-1],
+        5: LADDER.T,
+        6: np.rot90(LADDER, 1),
+        7: LADDER[::-1, ::-1].T,
+        8: np.rot90(LADDER, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(np.ascontiguousarray(stored), exif=exif.tobytes())
+    np.testing.assert_array_equal(images.decode_image(data, 1)[:, :, 0], LADDER)
+
+
+def test_animation_gives_its_first_frame(encode):
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    data = encode(first, "GIF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(images.decode_image(data, 3)[0, 0], [255, 0, 0])
+
+
+def _bomb() -> bytes:
+    data = bytearray(_png16(np.zeros((1, 1), np.uint16)))
+    data[16:24] = struct.pack(">II", 20_000, 20_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda encode: b"", "empty"),
+        (lambda encode: b"<html>not found</html>", r"no known picture format begins with b'<html>"),
+        (lambda encode: encode(np.zeros((64, 64, 3), np.uint8), "JPEG")[:-200], "[Tt]runcated"),
+        (lambda encode: encode(NOISE)[:2000], "[Tt]runcated"),
+        (lambda encode: _bomb(), "pixels"),
+        (lambda encode: encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "no fixed"),
+        (lambda encode: encode(Image.fromarray(np.ones((2, 2), np.int32)), "TIFF"), "no fixed"),
+    ],
+)
+def test_unreadable_pictures(encode, make, message):
+    for strict in (True, False):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("error" if strict else "default")
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            with pytest.raises(images.UnreadableImage, match=message):
+                images.decode_image(make(encode), 3)
+        assert not caught
+
+
+def test_warnings_of_pillow_do_not_stop_a_good_picture(encode):
+    # A damaged EXIF block: Pillow warns, the pixels are fine.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0"
+    data = encode(np.full((8, 8, 3), 90, np.uint8), "JPEG", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images.decode_image(data, 3).shape == (8, 8, 3)
+
+
+def test_decoding_does_not_warn_in_a_plain_process(encode, tmp_path):
+    import subprocess
+    import sys
+
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_bomb())
+    code = (
+        "import sys; from mobilenet.data import images\n"
+        "try: images.decode_image(open(sys.argv[1], 'rb').read(), 3)\n"
+        "except images.UnreadableImage as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert "pixels" in done.stdout and done.stderr == ""
+
+
+def test_bad_arguments(encode):
+    with pytest.raises(ValueError, match=r"channels=4 was given; use 1 \(grey\) or 3"):
+        images.decode_image(encode(LADDER), 4)
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 1\] or \[H, W, 3\]"):
+        images.decode_image(np.zeros((2, 2, 3), np.float32), 3)
+    with pytest.raises(ValueError, match="a 5 x 5 crop was asked of a 3 x 4 picture"):
+        images.center_crop(LADDER[:, :, None], 5)
+    with pytest.raises(ValueError, match=r"crop_fraction=1.5 was given; use a value in \(0, 1\]"):
+        images.evaluation_view(LADDER[:, :, None], 2, 1.5)
+    with pytest.raises(ValueError, match="crop scale"):
+        images.random_box(4, 4, np.random.default_rng(0), scale=(0.5, 0.2))
+
+
+def test_arrays_pass_and_convert():
+    image = np.dstack([LADDER] * 3)
+    np.testing.assert_array_equal(images.decode_image(image, 3), image)
+    np.testing.assert_array_equal(images.decode_image(image, 1), LADDER[:, :, None])
+
+
+def test_resize_averages_when_it_shrinks():
+    image = np.zeros((8, 8, 1), np.uint8)
+    image[:, ::2] = 200  # stripes of one pixel: sampling without antialiasing sees 0 or 200
+    assert set(np.unique(images.resize(image, 2, 2)[:, :, 0])) <= set(range(80, 121))
+    np.testing.assert_array_equal(images.resize(image, 8, 8), image)
+
+
+def test_center_crop_and_evaluation_view():
+    image = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8, 1)
+    np.testing.assert_array_equal(images.center_crop(image, 2)[:, :, 0], [[19, 20], [27, 28]])
+    # Shorter side 6 stays 6 (round(4 / 0.667) = 6), so the view is a plain crop.
+    np.testing.assert_array_equal(
+        images.evaluation_view(image, 4, 0.667), images.center_crop(image, 4)
+    )
+    assert images.evaluation_view(image, 224).shape == (224, 224, 1)
+
+
+def test_random_box_statistics_and_fallback():
+    rng = np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(500):
+        left, top, right, bottom = images.random_box(400, 300, rng)
+        assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
+        areas.append((right - left) * (bottom - top) / (400 * 300))
+        ratios.append((right - left) / (bottom - top))
+    assert 0.078 < min(areas) and max(areas) <= 1
+    assert 0.74 < min(ratios) and max(ratios) < 1.36
+    # Nothing fits a 100 x 1 strip: the centred box of an allowed ratio.
+    assert images.random_box(100, 1, rng, scale=(0.9, 1.0)) == (49, 0, 50, 1)
+
+
+def _photo(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / 40.0
+    waves = [np.sin(x + y * k) * np.cos(y - 0.3 * k * x) for k in (0.3, 0.7, 1.1)]
+    return ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shape"), [(1, (601, 807)), (6, (601, 807)), (6, (600, 808))]
+)
+def test_reduced_jpeg_decoding_agrees_with_the_full_one(encode, orientation, shape):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(_photo(*shape), "JPEG", quality=95, exif=exif.tobytes())
+    full = images.decode_image(data, 3)
+    assert full.shape[:2] == (shape[::-1] if orientation == 6 else shape)
+    fast = images.load_eval_view(data, size=64)
+    slow = images.evaluation_view(full, 64)
+    assert np.abs(fast.astype(int) - slow).mean() < 1.0
+    assert np.abs(fast.astype(int) - slow).max() < 12
+    for seed in range(8):
+        fast = images.load_train_view(data, size=64, rng=np.random.default_rng(seed))
+        slow = images.random_resized_crop(full, 64, np.random.default_rng(seed))
+        assert np.abs(fast.astype(int) - slow).mean() < 1.0, seed
+
+
+def test_reduced_jpeg_decoding_is_used(encode, monkeypatch):
+    data = encode(_photo(640, 640), "JPEG")
+    sizes = []
+    original = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda self, *a, **k: sizes.append(self.size) or original(self, *a, **k),
+    )
+    images.load_eval_view(data, size=64)
+    images.load_eval_view(data, size=512)
+    assert sizes == [(160, 160), (640, 640)]
+
+
+def test_views_of_other_formats_are_exact(encode):
+    photo = _photo(70, 90)
+    data = encode(photo)
+    np.testing.assert_array_equal(
+        images.load_eval_view(data, size=32), images.evaluation_view(photo, 32)
+    )
+    np.testing.assert_array_equal(
+        images.load_train_view(data, size=32, rng=np.random.default_rng(3)),
+        images.random_resized_crop(photo, 32, np.random.default_rng(3)),
+    )
+    square = _photo(32, 32)
+    np.testing.assert_array_equal(images.load_eval_view_or_same(encode(square), size=32), square)
+
+
+def test_real_photographs(flowers_dir):
+    differences = []
+    for path in sorted((flowers_dir / "test" / "daisy").iterdir())[:10]:
+        data = path.read_bytes()
+        full = images.decode_image(data, 3)
+        with Image.open(io.BytesIO(data)) as opened:
+            np.testing.assert_array_equal(full, np.asarray(opened.convert("RGB")))
+        fast = images.load_eval_view(data, size=32).astype(int)
+        differences.append(np.abs(fast - images.evaluation_view(full, 32)).mean())
+    assert max(differences) < 2.0

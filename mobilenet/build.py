@@ -15,11 +15,13 @@ import numpy as np
 
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
-from mobilenet.data import datasets, pipeline, transforms
+from mobilenet.data import datasets, images, pipeline, transforms
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS, BlockSpec, MobileNetV2, Plan, plan_blocks
-from mobilenet.train import optim, records, state, steps
+from mobilenet.train import loop, optim, records, state, steps
+from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
 from mobilenet.train.loop import Batches, Parts
+from mobilenet.train.metrics import Evaluation
 
 INIT_STREAM = 0  # of the run's seed; `mobilenet.train.steps` has the others
 DATA_FILE = "data.json"
@@ -431,3 +433,123 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
             "seed": config.seed,
         },
     )
+
+
+# ------------------------------------------------------------------------------- using a run
+
+
+def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
+    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
+
+    Args:
+      workdir: the run directory.
+      which: "newest", "best" (highest validation top-1) or a step.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    if which == "newest":
+        restored = checkpoints.read_newest()
+        if restored is None:
+            raise CheckpointError(
+                f"{workdir} has no checkpoint yet; train it with `mobilenet train "
+                f"--workdir={workdir}`."
+            )
+        return restored
+    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
+    if step is None:
+        known = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise CheckpointError(
+            f"The checkpoint {which!r} does not exist in {workdir}; allowed are newest, best (of "
+            f"validated ones), or one of the steps: {known}."
+        )
+    return checkpoints.read(step)
+
+
+def evaluate(
+    config: ml_collections.ConfigDict, data: Data, variables: Any, split: str
+) -> Evaluation:
+    """Evaluates variables on every example of a split, on all devices."""
+    num_classes = resolve_classes(config, data.dataset.num_classes)
+    model = build_model(config, num_classes)
+    step = steps.map_eval_step(
+        steps.make_eval_step(
+            model.apply, preprocess(data.mean, data.std), num_classes=num_classes
+        )
+    )
+    return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
+
+
+class Predictor:
+    """Classifies pictures as the run's evaluation sees them; needs no data set.
+
+    Attributes:
+      class_names: of the classifier's outputs.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, variables: Any, workdir: Path) -> None:
+        stored = read_stored(workdir)
+        if stored is None:
+            raise CheckpointError(f"{workdir} has no {DATA_FILE}; it is not a complete run.")
+        self._config = config
+        num_classes = resolve_classes(config, len(stored["class_names"]))
+        names = list(stored["class_names"])
+        self.class_names = names + [f"class {i}" for i in range(len(names), num_classes)]
+        model = build_model(config, num_classes)
+        prepare = preprocess(tuple(stored["mean"]), tuple(stored["std"]))
+
+        def classify(pictures: jax.Array) -> jax.Array:
+            return jax.nn.softmax(model.apply(variables, prepare(pictures), False))
+
+        self._classify = jax.jit(classify)
+
+    def load(self, encoded: bytes) -> np.ndarray:
+        """A picture file's bytes as uint8 [S, S, C]; UnreadableImage if it is not a picture."""
+        data = self._config.data
+        return images.load_eval_view_or_same(
+            encoded,
+            size=data.image_size,
+            channels=data.channels,
+            crop_fraction=data.crop_fraction,
+        )
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, C] to probabilities float32 [B, K]."""
+        return np.asarray(self._classify(pictures))
+
+
+def count_classes(config: ml_collections.ConfigDict) -> int:
+    """The classifier's width for a cost table.
+
+    Raises:
+      ConfigError: it follows the data set, and that is not at hand.
+    """
+    try:
+        return resolve_classes(config)
+    except datasets.DatasetError as error:
+        raise ConfigError(
+            f"model.num_classes follows the data set, which cannot be opened: {error} For costs "
+            "alone, give --config.model.num_classes=1000."
+        ) from error
+
+
+def peaks(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, cost.Peak]:
+    """Peak activation memory of one image under each definition that covers the network."""
+    if config.model.shortcut == "expansion":
+        return {}
+    definitions: tuple[cost.PeakDefinition, ...] = (
+        "per_op",
+        "per_op_inplace_depthwise",
+        "block_as_one_op",
+    )
+    return {
+        name: cost.peak_activation(
+            plan(config.model),
+            image_shape(config),
+            num_classes,
+            name,
+            kernel_size=config.model.kernel_size,
+        )
+        for name in definitions
+    }

@@ -1,0 +1,1 @@
+"""Command lines: one thin module a verb, each with `main(argv)`."""

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +77,10 @@ class Parts:
     facts: dict[str, Any]
 
 
+class EmptySplitError(ValueError):
+    """A split without examples; the message lists those that have some."""
+
+
 class Diverged(RuntimeError):
     """The loss or the gradient stopped being a number at `step`."""
 
@@ -118,26 +122,34 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def evaluate(parts: Parts, variables: Any, split: str) -> Evaluation:
+def evaluate(
+    eval_step: Callable[..., Any],
+    eval_batches: Callable[[str], Batches],
+    variables: Any,
+    split: str,
+    num_classes: int,
+    splits: Sequence[str],
+) -> Evaluation:
     """Evaluates every example of a split once.
 
     Args:
-      parts: of the run.
+      eval_step: mapped over devices (`steps.map_eval_step`).
+      eval_batches: split -> this process's share, every example once, padded and masked.
       variables: `params` and `batch_stats`.
-      split: "train", "validation" or "test".
+      split: one of `splits`.
+      num_classes: of the classifier.
+      splits: those that have examples.
 
     Returns:
       One row an example, the same for any batch size and number of devices and processes.
     """
-    if split not in parts.splits:
-        raise ValueError(
-            f"There are no examples in the split {split!r}; this data has {', '.join(parts.splits)}."
+    if split not in splits:
+        raise EmptySplitError(
+            f"The split {split!r} has no examples; this data has {', '.join(splits)}."
         )
-    with contextlib.closing(parts.eval_batches(split)) as batches:
-        rows = [
-            jax.device_get(parts.eval_step(variables, steps.shard(batch))) for batch in batches
-        ]
-        return metrics.gather(rows, parts.num_classes, dict(batches.unreadable))
+    with contextlib.closing(eval_batches(split)) as batches:
+        rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
+        return metrics.gather(rows, num_classes, dict(batches.unreadable))
 
 
 def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[str, Any]:
@@ -215,6 +227,16 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
 
+        def measure(split: str) -> Evaluation:
+            return evaluate(
+                parts.eval_step,
+                parts.eval_batches,
+                state.eval_variables,
+                split,
+                parts.num_classes,
+                parts.splits,
+            )
+
         def flush(step: int) -> None:
             """Fetches what the steps since the last flush returned, checks it and records it."""
             nonlocal window_began, waited
@@ -265,7 +287,7 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
                     flush(step)
                 validation = None
                 if validate:
-                    evaluation = evaluate(parts, state.eval_variables, "validation")
+                    evaluation = measure("validation")
                     validation = evaluation.summary()
                     row = {"step": step, "epoch": step / parts.steps_per_epoch}
                     row |= {"split": "validation", **validation}
@@ -298,7 +320,7 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
             summary["best_checkpoint"] = best
         if "test" in parts.splits:
             # Measured once, on the final weights: nothing selects on it.
-            test = evaluate(parts, state.eval_variables, "test")
+            test = measure("test")
             progress.line(_describe("test", parts.total_steps, test))
             summary["test"] = test.summary()
         return conclude("done", parts.total_steps)

@@ -1,0 +1,28 @@
+"""Handwritten digits, embedded. Asks: does everything work, from nothing, in a minute?
+
+Run:    mobilenet train --config=experiments/baselines/digits.py --workdir=runs/digits
+"""
+
+from mobilenet import config as base
+
+
+def get_config(arg=""):
+    config = base.get_config(arg)
+    config.model.width_multiplier = 0.35
+    # 16 pixels: the digits' 8x8 doubled. Three strides leave maps of 2x2.
+    config.model.stem_strides = 1
+    config.model.stage_strides = (1, 2, 2, 2, 1, 1, 1)
+    config.model.head_features = 256
+    config.model.bn_momentum = 0.9
+    config.data.name = "digits"
+    config.data.image_size = 16
+    config.data.channels = 1
+    config.augment.random_crop_padding = 1
+    config.train.global_batch_size = 64
+    config.train.num_epochs = 20.0
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.warmup_epochs = 1.0
+    config.eval.every_epochs = 5.0
+    config.log.every_steps = 50
+    return base.shrink(config) if arg == "smoke" else config

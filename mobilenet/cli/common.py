@@ -1,0 +1,250 @@
+"""What the verbs share: flags, configurations from files and run directories, errors."""
+
+import ast
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet.cli.main import DIVERGED, FAILED, USAGE
+from mobilenet.config import ConfigError
+
+
+class UsageError(ValueError):
+    """A command line that cannot run; the message says what to write instead."""
+
+
+def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
+    """Parses the verb's flags, runs it, and turns expected errors into a sentence and a code.
+
+    A verb's module has `define(flag_values)` and `main(flag_values, overrides, rest) -> int`.
+    """
+    _configure_logging()
+    values = flags.FlagValues()
+    module.define(values)
+    try:
+        argv, overrides = split_overrides(argv)
+        rest = parse(verb, module, values, argv)
+        if rest is None:
+            return 0
+        return module.main(values, overrides, rest)
+    except flags.Error as error:
+        return _fail(verb, f"{error} `mobilenet {verb} --help` lists the flags.", USAGE)
+    except (UsageError, ConfigError) as error:
+        return _fail(verb, str(error), USAGE)
+    except KeyboardInterrupt:
+        return _fail(verb, "Interrupted.", 130)
+    except Exception as error:
+        # Imported late: the classes below come with the heavy modules, which a verb has by then.
+        code = _expected(error)
+        if code is None:
+            raise
+        return _fail(verb, str(error), code)
+
+
+def _expected(error: Exception) -> int | None:
+    """The exit code of errors that explain themselves; None for bugs, which keep their traceback."""
+    from mobilenet.data.datasets import DatasetError
+    from mobilenet.data.images import UnreadableImage
+    from mobilenet.train.checkpoints import CheckpointError
+    from mobilenet.train.loop import Diverged, EmptySplitError, Interrupted
+    from mobilenet.train.records import RunDirectoryError
+
+    if isinstance(error, Interrupted):
+        return 128 + error.signum
+    if isinstance(error, Diverged):
+        return DIVERGED
+    if isinstance(error, DatasetError | UnreadableImage | EmptySplitError):
+        return USAGE
+    if isinstance(error, CheckpointError | RunDirectoryError):
+        return FAILED
+    return None
+
+
+def _fail(verb: str, message: str, code: int) -> int:
+    print(f"mobilenet {verb}: {message}", file=sys.stderr)
+    return code
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mobilenet").setLevel(logging.INFO)
+    # Orbax and JAX narrate at info level, and warn about choices that are made on purpose here.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def parse(
+    verb: str, module: types.ModuleType, values: flags.FlagValues, argv: list[str]
+) -> list[str] | None:
+    """Parses flags; None after printing the help that `--help` or `-h` asked for."""
+    if any(arg in ("--help", "-h", "-help") for arg in argv):
+        print(f"{(module.__doc__ or '').strip()}\n\nflags of `mobilenet {verb}`:\n")
+        for name in sorted(values):
+            flag: Any = values[name]
+            print(f"  --{name} (default: {flag.default!r})\n      {flag.help}")
+        if "config" in values:
+            print("  --config.KEY=VALUE\n      overrides a key of the configuration")
+        return None
+    return values(["mobilenet", *argv])[1:]
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Separates `--config.a.b=value` (or `--config.a.b value`) from the other arguments."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    position = 0
+    while position < len(argv):
+        arg = argv[position]
+        position += 1
+        name = arg.lstrip("-")
+        if not (arg.startswith("-") and name.startswith("config.")):
+            rest.append(arg)
+            continue
+        key, equals, value = name.removeprefix("config.").partition("=")
+        if not equals:
+            if position >= len(argv) or argv[position].startswith("--"):
+                raise UsageError(f"{arg} has no value; write {arg}=VALUE.")
+            value = argv[position]
+            position += 1
+        overrides[key] = value
+    return rest, overrides
+
+
+def convert(config: ml_collections.ConfigDict, key: str, text: str) -> Any:
+    """An override's text as a value of the key's type.
+
+    Raises:
+      ConfigError: an unknown key, or text that is no value of its type.
+    """
+    known = dict(config_lib.flatten(config))
+    if key not in known:
+        raise ConfigError(config_lib.unknown_key(config, key))
+    current = known[key]
+    if isinstance(current, bool):
+        lowered = text.lower()
+        if lowered not in ("true", "false", "1", "0"):
+            raise ConfigError(f"{key} is {text!r}; it must be true or false.")
+        return lowered in ("true", "1")
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, tuple) and not isinstance(value, tuple | list):
+        raise ConfigError(f"{key} is {text!r}; it must be a tuple, such as (1, 2).")
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def load_config(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
+    """Executes `file.py` or `file.py:arg` and applies overrides.
+
+    Raises:
+      UsageError: no such file, or one without `get_config`.
+      ConfigError: what the file or an override sets cannot be.
+    """
+    file, _, arg = path.partition(":")
+    if not Path(file).is_file():
+        raise UsageError(f"--config is {file!r}, which is not a file; experiments/ has examples.")
+    spec = importlib.util.spec_from_file_location("experiment_config", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = module.get_config
+    except AttributeError as error:
+        raise UsageError(f"--config={file}: {error}; it needs get_config(arg='').") from error
+    except SyntaxError as error:
+        raise UsageError(f"--config={file} is not Python: {error}.") from error
+    try:
+        config = get_config(arg)
+    except (AttributeError, KeyError, TypeError) as error:
+        # A locked ConfigDict reports a misspelt key this way, with the nearest one in its text.
+        text = " ".join(str(error).strip("'\"").split())
+        raise ConfigError(f"{file}: {text}") from error
+    config_lib.update(config, {k: convert(config, k, v) for k, v in overrides.items()})
+    return config
+
+
+def run_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The configuration that a run directory was made with.
+
+    Raises:
+      UsageError: not a run directory.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UsageError(
+            f"--workdir is {str(workdir)!r}, which has no config.json; give the directory of a run "
+            "that `mobilenet train` made."
+        )
+    try:
+        return config_lib.from_json(path.read_text())
+    except ConfigError as error:
+        raise ConfigError(f"{path} was written by another version: {error}") from error
+
+
+def require(values: flags.FlagValues, name: str, example: str) -> str:
+    """The value of a flag that must be given."""
+    value = values[name].value
+    if not value:
+        raise UsageError(f"--{name} is missing; for example --{name}={example}.")
+    return value
+
+
+@contextlib.contextmanager
+def devices(values: flags.FlagValues) -> Iterator[None]:
+    """Starts `jax.distributed` when `--num_processes` asks for it, and ends it."""
+    import jax
+
+    processes = values["num_processes"].value
+    if processes == 1:
+        yield
+        return
+    coordinator = require(values, "coordinator", "127.0.0.1:9876")
+    process = values["process_id"].value
+    if not 0 <= process < processes:
+        raise UsageError(
+            f"--process_id is {process}; with --num_processes={processes} it must be 0 to "
+            f"{processes - 1}."
+        )
+    jax.distributed.initialize(coordinator, processes, process)
+    try:
+        yield
+    finally:
+        jax.distributed.shutdown()
+
+
+def define_devices(values: flags.FlagValues) -> None:
+    """Flags of a run over several processes."""
+    flags.DEFINE_integer(
+        "num_processes", 1, "processes of the run, on one machine or several", flag_values=values
+    )
+    flags.DEFINE_integer("process_id", 0, "which of them this is, from 0", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "host:port of process 0, for several processes", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "cpu_devices",
+        0,
+        "split the CPU into this many devices; 0 leaves JAX's choice",
+        flag_values=values,
+    )
+
+
+def apply_cpu_devices(values: flags.FlagValues) -> None:
+    """Sets the number of CPU devices; must run before JAX's backend starts."""
+    count = values["cpu_devices"].value
+    if count < 0:
+        raise UsageError(f"--cpu_devices is {count}; it must be 0 or more.")
+    if count:
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(count)

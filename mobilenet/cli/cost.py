@@ -1,0 +1,62 @@
+"""Parameters, MACs and activation memory of a configuration, a row a layer. Nothing is trained.
+
+    mobilenet cost --config=experiments/baselines/imagenet_paper.py
+    mobilenet cost --config=... --config.model.width_multiplier=0.35 --json
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet.cli import common
+from mobilenet.models import cost
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("config", "", "file.py or file.py:smoke", flag_values=values)
+    flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    if rest:
+        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    path = common.require(values, "config", "experiments/baselines/digits.py")
+    config = common.load_config(path, overrides)
+    config_lib.validate(config)
+
+    from mobilenet import build
+
+    classes = build.count_classes(config)
+    layers = build.layer_costs(config, classes)
+    total = cost.totals(layers)
+    peaks = build.peaks(config, classes)
+    if values["json"].value:
+        report = {
+            "layers": [dataclasses.asdict(layer) for layer in layers],
+            "totals": dataclasses.asdict(total),
+            "peak_activation": {name: dataclasses.asdict(peak) for name, peak in peaks.items()},
+        }
+        print(json.dumps(report, indent=2))
+        return 0
+    print(f"{'layer':<23} {'output':>13} {'params':>10} {'MACs':>12} {'activations':>11}")
+    for layer in layers:
+        shape = "x".join(map(str, layer.out_shape))
+        print(
+            f"{layer.name:<23} {shape:>13} {layer.params:>10,} {layer.macs:>12,} "
+            f"{layer.activation_elements:>11,}"
+        )
+    print(f"{'total':<23} {'':>13} {total.params:>10,} {total.macs:>12,}")
+    print(
+        f"\nparameters: {total.params:,} trainable, {total.params_weights:,} weights alone, "
+        f"{total.params_folded:,} with BN folded"
+    )
+    for name, peak in peaks.items():
+        print(
+            f"peak activations ({name}): {peak.elements:,} at {peak.at}: "
+            f"{peak.elements / 1024:,.0f} KiB int8, {4 * peak.elements / 1024:,.0f} KiB float32"
+        )
+    return 0

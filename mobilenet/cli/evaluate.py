@@ -1,0 +1,131 @@
+"""Measures a run on a split: top-1, top-5, precision, recall and F1 a class, confusion matrix.
+
+    mobilenet evaluate --workdir=runs/c10 --split=test
+    mobilenet evaluate --workdir=runs/c10 --split=validation --checkpoint=newest
+
+The full result is written to evaluation_SPLIT.json in the run directory, and one row an example
+(index, label, five best classes, loss) to evaluation_SPLIT.npz.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet.cli import common
+from mobilenet.train.metrics import Evaluation
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
+    flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "newest",
+        "newest, best (highest validation top-1), or a step",
+        flag_values=values,
+    )
+    common.define_devices(values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    if rest:
+        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    split = values["split"].value
+    if split not in ("train", "validation", "test"):
+        raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
+    workdir = Path(common.require(values, "workdir", "runs/digits"))
+    config = common.run_config(workdir)
+    config_lib.update(config, {k: common.convert(config, k, v) for k, v in overrides.items()})
+    changed = config_lib.differences(common.run_config(workdir), config)
+    if changed:
+        raise config_lib.ConfigError(
+            f"{', '.join(changed)} would change what the run computes; evaluate takes overrides of "
+            "how it is carried out alone, such as --config.eval.batch_size or "
+            "--config.data.data_dir."
+        )
+    common.apply_cpu_devices(values)
+
+    from mobilenet import build
+    from mobilenet.train import records
+
+    with common.devices(values):
+        import jax
+
+        restored = build.read_checkpoint(workdir, values["checkpoint"].value)
+        data = build.build_data(config, workdir)
+        evaluation = build.evaluate(config, data, restored.eval_variables, split)
+        if jax.process_index() == 0:
+            report = full_report(evaluation, data.dataset.class_names)
+            report |= {"split": split, "step": restored.step, **records.environment()}
+            path = workdir / f"evaluation_{split}.json"
+            records.write_atomically(path, json.dumps(report, indent=2) + "\n")
+            np.savez_compressed(
+                path.with_suffix(".npz"),
+                index=evaluation.index,
+                label=evaluation.label,
+                top=evaluation.top,
+                loss=evaluation.loss,
+            )
+            print(f"{workdir}, step {restored.step}, {split} split")
+            print(table(evaluation, data.dataset.class_names))
+            print(f"written to {path} and {path.with_suffix('.npz').name}")
+    return 0
+
+
+def full_report(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Everything about an evaluation as JSON values."""
+    classes = evaluation.per_class()
+    return {
+        **evaluation.summary(),
+        "unreadable": {str(i): why for i, why in evaluation.skipped.items()},
+        "class_names": list(class_names),
+        "per_class": {name: values.tolist() for name, values in classes.items()},
+        "confusion_matrix": evaluation.confusion_matrix().tolist(),
+    }
+
+
+def table(evaluation: Evaluation, class_names: tuple[str, ...], most: int = 30) -> str:
+    """The result for a terminal: totals, a row a class, and the matrix when it fits.
+
+    Args:
+      evaluation: what to show.
+      class_names: of the data set.
+      most: classes to list; of more, those with the lowest F1.
+    """
+    lines = [
+        f"top-1 {100 * evaluation.top1:.2f} %   top-5 {100 * evaluation.top5:.2f} %   loss "
+        f"{evaluation.mean_loss:.4f}   {len(evaluation.label)} images"
+    ]
+    for index, why in list(evaluation.skipped.items())[:5]:
+        lines.append(f"not counted, unreadable: #{index} {why}")
+    classes = evaluation.per_class()
+    names = list(class_names) + [
+        f"class {i}" for i in range(len(class_names), evaluation.num_classes)
+    ]
+    shown = np.arange(evaluation.num_classes)
+    if len(shown) > most:
+        shown = np.argsort(classes["f1"], kind="stable")[:most]
+        lines.append(f"the {most} of {evaluation.num_classes} classes with the lowest F1:")
+    width = min(24, max(len("class"), *(len(names[i]) for i in shown)))
+    lines.append(f"\n{'class':<{width}}  precision  recall      F1  images")
+    for i in shown:
+        lines.append(
+            f"{names[i][:width]:<{width}}  {100 * classes['precision'][i]:>9.2f}"
+            f"  {100 * classes['recall'][i]:>6.2f}  {100 * classes['f1'][i]:>6.2f}"
+            f"  {classes['support'][i]:>6}"
+        )
+    if evaluation.num_classes <= 12:
+        matrix = evaluation.confusion_matrix()
+        cell = max(3, len(str(matrix.max())))
+        lines.append("\nconfusion matrix: rows are labels, columns predictions")
+        header = " ".join(f"{name[:cell]:>{cell}}" for name in names)
+        lines.append(f"{'':<{width}}  {header}")
+        for name, row in zip(names, matrix, strict=True):
+            lines.append(f"{name[:width]:<{width}}  " + " ".join(f"{v:>{cell}}" for v in row))
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Classifies picture files with a run: the five best classes with probabilities.
+
+    mobilenet predict --workdir=runs/c10 photo.jpg other.png
+    mobilenet predict --workdir=runs/c10 --json pictures/*.jpg
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from mobilenet.cli import common
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "newest",
+        "newest, best (highest validation top-1), or a step",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("json", False, "one JSON object a line", flag_values=values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb; unreadable pictures are named and make the exit code 2, the others shown."""
+    if overrides:
+        raise common.UsageError("predict takes the run's own configuration; drop --config.")
+    if not rest:
+        raise common.UsageError("No picture was given; write mobilenet predict ... photo.jpg.")
+    workdir = Path(common.require(values, "workdir", "runs/digits"))
+    config = common.run_config(workdir)
+
+    from mobilenet import build
+    from mobilenet.data import images
+
+    restored = build.read_checkpoint(workdir, values["checkpoint"].value)
+    predictor = build.Predictor(config, restored.eval_variables, workdir)
+    failed = 0
+    batch = 32  # pictures decoded and classified together; bounds memory for long lists
+    for start in range(0, len(rest), batch):
+        pictures, paths = [], []
+        for path in rest[start : start + batch]:
+            try:
+                pictures.append(predictor.load(Path(path).read_bytes()))
+                paths.append(path)
+            except (OSError, images.UnreadableImage) as error:
+                failed += 1
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                print(f"mobilenet predict: {path}: {reason}", file=sys.stderr)
+        if not pictures:
+            continue
+        for path, probabilities in zip(paths, predictor(np.stack(pictures)), strict=True):
+            best = np.argsort(-probabilities, kind="stable")[:5]
+            found = {predictor.class_names[i]: float(probabilities[i]) for i in best}
+            if values["json"].value:
+                print(json.dumps({"file": path, "classes": found}))
+                continue
+            shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in found.items())
+            print(f"{path}: {shown}")
+    return 2 if failed else 0

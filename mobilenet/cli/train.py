@@ -1,0 +1,116 @@
+"""Trains from a configuration, or continues the run in a directory.
+
+    mobilenet train --config=experiments/baselines/digits.py --workdir=runs/digits
+    mobilenet train --config=experiments/baselines/cifar10.py --workdir=runs/c10 \
+        --config.model.width_multiplier=0.5
+    mobilenet train --workdir=runs/c10          # continue with the directory's own configuration
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet.cli import common
+from mobilenet.cli.main import STARTED
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("config", "", "file.py or file.py:smoke", flag_values=values)
+    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
+    common.define_devices(values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    if rest:
+        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    workdir = Path(common.require(values, "workdir", "runs/digits"))
+    # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if values["config"].value:
+        config = common.load_config(values["config"].value, overrides)
+    elif (workdir / "config.json").exists():
+        config = common.run_config(workdir)
+        config_lib.update(config, {k: common.convert(config, k, v) for k, v in overrides.items()})
+    else:
+        raise common.UsageError(
+            "--config is missing; for example --config=experiments/baselines/digits.py (a run "
+            "directory that exists already needs only --workdir)."
+        )
+    config_lib.validate(config)
+    common.apply_cpu_devices(values)
+
+    from mobilenet import build
+    from mobilenet.train import loop, records
+
+    with common.devices(values):
+        import jax
+
+        is_main = jax.process_index() == 0
+        with records.locked(workdir) if is_main else _shared(workdir):
+            settle_config(workdir, config, write=is_main)
+            parts = build.build(config, workdir)
+            summary = loop.train(parts, workdir, began=STARTED)
+        if is_main:
+            print(describe(summary, workdir))
+    return 0
+
+
+class _shared:  # noqa: N801 - used as a context manager, like its twin `records.locked`
+    """The run directory as the other processes use it: process 0 holds the lock."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+
+    def __enter__(self) -> None:
+        os.makedirs(self.workdir, exist_ok=True)
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+def settle_config(workdir: Path, config: ml_collections.ConfigDict, *, write: bool) -> None:
+    """Writes `config.json`, or checks that the directory's run computes the same.
+
+    Raises:
+      ConfigError: the directory holds a run with other values; shows the keys.
+    """
+    from mobilenet.train import records
+
+    path = workdir / "config.json"
+    if path.exists():
+        differing = config_lib.differences(common.run_config(workdir), config)
+        if differing:
+            shown = "; ".join(
+                f"{key} is {old!r} there and {new!r} now" for key, (old, new) in differing.items()
+            )
+            raise config_lib.ConfigError(
+                f"{workdir} holds a run with another configuration: {shown}. Give another "
+                "--workdir, or the values of the run."
+            )
+    if write:
+        records.write_atomically(path, config_lib.to_json(config))
+
+
+def describe(summary: dict, workdir: Path) -> str:
+    """The run's result in a few lines."""
+    lines = [
+        f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
+        f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
+    ]
+    for split in ("validation", "test"):
+        if split in summary:
+            scores = summary[split]
+            lines.append(
+                f"{split}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %, "
+                f"loss {scores['loss']:.4f} over {scores['examples']} images"
+            )
+    if summary.get("unreadable"):
+        lines.append(f"{len(summary['unreadable'])} training images were unreadable and replaced")
+    lines.append(f"run directory: {workdir}")
+    return "\n".join(lines)

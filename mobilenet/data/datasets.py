@@ -297,7 +297,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
         return keys[0], keys[1]
     if len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
-    listed = ", ".join(f"{k}: {type(f).__name__}" for k, f in features.items()) or "none"
+    listed = ", ".join(f"{k}: {type(f).__name__}" for k, f in sorted(features.items())) or "none"
     raise DatasetError(
         f"dataset {name!r} is not an image classification data set, its features are {listed}; "
         "one Image and one ClassLabel are needed."
@@ -615,8 +615,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
             f"TFDS knows no dataset {name!r}; see https://www.tensorflow.org/datasets/catalog."
         ) from error
     except ImportError as error:
+        reason = str(error).splitlines()[-1]  # TFDS puts the whole example before it
         raise DatasetError(
-            f"preparing {name!r} needs a package that is not installed ({error}); install the "
+            f"preparing {name!r} needs a package that is not installed ({reason}); install the "
             "extra with `pip install 'mobilenet[prepare]'`."
         ) from error
     return folder

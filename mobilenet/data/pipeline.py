@@ -7,7 +7,9 @@ which keeps data workers small and off the accelerator.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -296,7 +298,7 @@ class Batches:
         return next(self._batches)
 
     def close(self) -> None:
-        """Stops workers; iterating further is an error or the end."""
+        """Stops workers; streamed batches end here. May be called twice."""
         if self._close is not None:
             self._close()
             self._close = None
@@ -684,22 +686,22 @@ def _stream(
         stream = elements.to_iter_dataset(
             grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * local)
         ).batch(local, batch_fn=_collate)
-    iterator = iter(stream)
+    iterator: Any = iter(stream)
     unreadable: dict[int, str] = {}
 
     def batches() -> Iterator[Batch]:
         first = True
-        while True:
+        while iterator is not None:
             try:
                 with _main_module_hidden() if first and num_workers else contextlib.nullcontext():
                     batch: Any = next(iterator)
             except StopIteration:
                 return
             first = False
-            # Out of Grain's shared memory, which must not outlive the workers.
-            batch = {k: np.array(v) if k == "image" else v for k, v in batch.items()}
             failed = {int(k): v for k, v in json.loads(batch.pop("failed")).items()}
             fatal = batch.pop("fatal")
+            # Out of Grain's shared memory, which must not outlive the workers.
+            batch = {name: np.array(values) for name, values in batch.items()}
             for index, description in failed.items():
                 unreadable.setdefault(index, description)
             if failed and (fatal or on_error == "raise"):
@@ -707,9 +709,17 @@ def _stream(
             yield batch
 
     def close() -> None:
-        if hasattr(iterator, "close"):
-            iterator.close()
+        nonlocal iterator
+        atexit.unregister(close)
+        closing, iterator = iterator, None
+        if hasattr(closing, "close"):
+            closing.close()
+        # Its buffers still hold arrays in shared memory, in cycles.
+        del closing
+        gc.collect()
 
+    # Grain's threads and shared memory complain loudly when the interpreter goes before them.
+    atexit.register(close)
     return Batches(batches(), unreadable, close)
 
 

@@ -31,6 +31,9 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 # ITU-R 601 luma, as Pillow and torchvision compute grey.
 _LUMA = (0.299, 0.587, 0.114)
 
+# Each transform draws all its numbers in one `uniform` call: every call to the generator adds about
+# half a second to XLA's compilation on CPU, more than the transform itself.
+
 # Streams below an example's key. Fixed numbers: switching one transform on leaves the randomness of
 # the others as it was.
 _CROP, _FLIP, _JITTER, _RANDAUGMENT, _ERASE, _MIX = range(6)
@@ -90,27 +93,30 @@ def example_keys(
 def random_crop_with_padding(key: Key[Array, ""], image: Image, padding: int) -> Image:
     """A crop of the image's own size after `padding` zero pixels were added on every side."""
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    corner = jax.random.uniform(key, (2,)) * (2 * padding + 1)
+    top, left = jnp.floor(corner).astype(jnp.int32)
     return jax.lax.dynamic_slice(padded, (top, left, jnp.zeros_like(top)), image.shape)
 
 
-def _random_boxes(
-    key: Key[Array, ""],
+_TRIES = 10
+_BOX_NUMBERS = 2 * _TRIES + 2
+
+
+def _random_box(
+    uniforms: Float[Array, " n"],
     height: int,
     width: int,
     scale: Sequence[float],
     ratio: Sequence[float],
-    tries: int = 10,
 ) -> tuple[Array, Array, Array, Array]:
-    """(top, left, height, width) in pixels of the first of `tries` boxes that fits, else whole.
+    """(top, left, height, width) in pixels of the first of `_TRIES` boxes that fits.
 
-    Area uniform in `scale` of the whole, aspect ratio (width / height) log-uniform in `ratio`.
+    `uniforms` are `_BOX_NUMBERS` numbers in [0, 1). Area uniform in `scale` of the whole, aspect
+    ratio (width / height) log-uniform in `ratio`; if none fits, the largest centred box.
     """
-    area_key, ratio_key, corner_key = jax.random.split(key, 3)
-    area = height * width * jax.random.uniform(area_key, (tries,), minval=scale[0], maxval=scale[1])
-    log_ratio = jax.random.uniform(
-        ratio_key, (tries,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-    )
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    area = height * width * (scale[0] + uniforms[:_TRIES] * (scale[1] - scale[0]))
+    log_ratio = low + uniforms[_TRIES : 2 * _TRIES] * (high - low)
     widths = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio)))
     heights = jnp.round(jnp.sqrt(area * jnp.exp(-log_ratio)))
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
@@ -122,7 +128,7 @@ def _random_boxes(
     found = jnp.any(fits)
     box_w = jnp.where(found, widths[first], fallback_w)
     box_h = jnp.where(found, heights[first], fallback_h)
-    u_top, u_left = jax.random.uniform(corner_key, (2,))
+    u_top, u_left = uniforms[2 * _TRIES], uniforms[2 * _TRIES + 1]
     top = jnp.where(found, jnp.floor(u_top * (height - box_h + 1)), (height - fallback_h) // 2)
     left = jnp.where(found, jnp.floor(u_left * (width - box_w + 1)), (width - fallback_w) // 2)
     return top, left, box_h, box_w
@@ -141,7 +147,8 @@ def random_resized_crop(
       ratio: range of the part's width / height.
     """
     height, width, _ = image.shape
-    top, left, box_h, box_w = _random_boxes(key, height, width, scale, ratio)
+    uniforms = jax.random.uniform(key, (_BOX_NUMBERS,))
+    top, left, box_h, box_w = _random_box(uniforms, height, width, scale, ratio)
     factors = jnp.stack([height / box_h, width / box_w])
     translation = -jnp.stack([top, left]) * factors
     resized = jax.image.scale_and_translate(
@@ -152,7 +159,7 @@ def random_resized_crop(
 
 def horizontal_flip(key: Key[Array, ""], image: Image) -> Image:
     """Mirrored left to right with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    return jnp.where(jax.random.uniform(key) < 0.5, image[:, ::-1], image)
 
 
 # ------------------------------------------------------------------------------------------ colour
@@ -206,12 +213,11 @@ def color_jitter(
       brightness, contrast, saturation: strengths s >= 0.
       hue: in [0, 0.5]. Saturation and hue leave grey images (C = 1) as they are.
     """
-    keys = jax.random.split(key, 4)
+    uniforms = jax.random.uniform(key, (4,))
 
     def factor(position: int, strength: float) -> Array:
-        return jax.random.uniform(
-            keys[position], minval=max(0.0, 1.0 - strength), maxval=1.0 + strength
-        )
+        low = max(0.0, 1.0 - strength)
+        return low + uniforms[position] * (1.0 + strength - low)
 
     if brightness:
         image = _blend(image, jnp.zeros_like(image), factor(0, brightness))
@@ -220,7 +226,7 @@ def color_jitter(
     if saturation and image.shape[-1] == 3:
         image = _blend(image, _grey(image), factor(2, saturation))
     if hue and image.shape[-1] == 3:
-        image = _shift_hue(image, jax.random.uniform(keys[3], minval=-hue, maxval=hue))
+        image = _shift_hue(image, hue * (2.0 * uniforms[3] - 1.0))
     return image
 
 
@@ -382,14 +388,15 @@ def rand_augment(
         Directions are random signs.
     """
 
+    uniforms = jax.random.uniform(key, (layers, 2))
+
     def layer(i: Array, current: Image) -> Image:
-        op_key, sign_key = jax.random.split(jax.random.fold_in(key, i))
-        op = jax.random.randint(op_key, (), 0, len(RANDAUGMENT_OPS))
-        sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+        op = jnp.floor(uniforms[i, 0] * len(RANDAUGMENT_OPS)).astype(jnp.int32)
+        sign = jnp.where(uniforms[i, 1] < 0.5, 1.0, -1.0)
         return apply_randaugment_op(current, op, sign * magnitude / 10.0)
 
     # A loop, so that more layers do not make a larger program.
-    return jax.lax.fori_loop(0, layers, layer, image)
+    return jax.lax.fori_loop(0, layers, layer, image) if layers else image
 
 
 def random_erasing(
@@ -408,11 +415,11 @@ def random_erasing(
       value: a number, or one per channel.
     """
     height, width, _ = image.shape
-    happens, box_key = jax.random.split(key)
-    top, left, box_h, box_w = _random_boxes(box_key, height, width, scale, ratio)
+    uniforms = jax.random.uniform(key, (_BOX_NUMBERS + 1,))
+    top, left, box_h, box_w = _random_box(uniforms, height, width, scale, ratio)
     rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     inside = (rows >= top) & (rows < top + box_h) & (columns >= left) & (columns < left + box_w)
-    erase = inside & jax.random.bernoulli(happens, probability)
+    erase = inside & (uniforms[-1] < probability)
     return jnp.where(erase, jnp.asarray(value, image.dtype), image)
 
 
@@ -435,6 +442,18 @@ def _partners(batch: Array) -> Array:
     return pairs[:, ::-1].reshape(batch.shape)
 
 
+def _symmetric_beta(uniform: Float[Array, ""], alpha: float) -> Float[Array, ""]:
+    """The quantile function of Beta(alpha, alpha), interpolated between 4,097 points.
+
+    `jax.random.beta` is two rejection loops, which take seconds to compile where this takes none.
+    """
+    from scipy.special import betaincinv
+
+    grid = np.linspace(0.0, 1.0, 4097)
+    quantiles = jnp.asarray(betaincinv(alpha, alpha, grid), jnp.float32)
+    return jnp.interp(uniform, jnp.asarray(grid, jnp.float32), quantiles)
+
+
 def mix(
     keys: Keys,
     images: Images,
@@ -454,17 +473,16 @@ def mix(
 
     def weights(key: Key[Array, ""]) -> tuple[Array, Array]:
         """(weight of the own pixels [H, W], weight of the own target)."""
-        choose, mixup_key, cutmix_key, centre_key = jax.random.split(key, 4)
+        choose, u_lam, u_cut_lam, u_y, u_x = jax.random.uniform(key, (5,))
         blend = cut = (jnp.ones((height, width)), jnp.ones(()))
         if mixup_alpha:
-            lam = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha)
+            lam = _symmetric_beta(u_lam, mixup_alpha)
             blend = (jnp.full((height, width), lam), lam)
         if cutmix_alpha:
-            lam = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha)
+            lam = _symmetric_beta(u_cut_lam, cutmix_alpha)
             # arXiv 1905.04899, algorithm A1: a box of area 1 - lam, cut off at the border.
             side = jnp.sqrt(1.0 - lam)
             half_h, half_w = jnp.floor(height * side) / 2, jnp.floor(width * side) / 2
-            u_y, u_x = jax.random.uniform(centre_key, (2,))
             y, x = jnp.floor(u_y * height), jnp.floor(u_x * width)
             top, bottom = jnp.floor(y - half_h), jnp.floor(y + half_h)
             left, right = jnp.floor(x - half_w), jnp.floor(x + half_w)
@@ -475,7 +493,7 @@ def mix(
             return blend
         if not mixup_alpha:
             return cut
-        use_cut = jax.random.bernoulli(choose)
+        use_cut = choose < 0.5
         return jnp.where(use_cut, cut[0], blend[0]), jnp.where(use_cut, cut[1], blend[1])
 
     pixel_weight, target_weight = jax.vmap(weights)(_pair_keys(keys))

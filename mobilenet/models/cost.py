@@ -85,9 +85,7 @@ def _conv(
     # Both padding conventions give ceil(size / strides) for odd kernels.
     out = (-(-height // strides), -(-width // strides), features)
     weights = kernel * kernel * (1 if depthwise else channels) * features
-    return LayerCost(
-        name, role, in_shape, out, weights, 0, features, weights * out[0] * out[1]
-    )
+    return LayerCost(name, role, in_shape, out, weights, 0, features, weights * out[0] * out[1])
 
 
 def _block(plan: BlockPlan, in_shape: Shape, kernel: int) -> list[LayerCost]:
@@ -134,9 +132,7 @@ def layer_costs(
       kernel_size: of the depthwise convolutions.
     """
     layers = [
-        _conv(
-            "stem", "stem", image_shape, plan.stem_features, kernel=3, strides=plan.stem_strides
-        )
+        _conv("stem", "stem", image_shape, plan.stem_features, kernel=3, strides=plan.stem_strides)
     ]
     for block in plan.blocks:
         layers += _block(block, _block_input(layers), kernel_size)

@@ -29,6 +29,7 @@ GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "hard_sigmoid": jax.nn.hard_sigmoid,
 }
 
+
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Rounds a channel count to a multiple of `divisor`, never below 90 % of `value`.
 

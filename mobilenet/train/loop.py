@@ -182,6 +182,7 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
             state = restore_state(restored, state)
             checkpoints.discard_after(restored.step)
         start = int(state.step)
+        state = steps.place(state)
         if start == parts.total_steps:
             finished = _finished(workdir)
             if finished is not None:

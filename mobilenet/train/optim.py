@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[int], float]
@@ -153,8 +152,3 @@ def make_schedule(
         return peak * float(after(step))
 
     return schedule
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves, float32."""
-    return jnp.asarray(optax.global_norm(tree), jnp.float32)

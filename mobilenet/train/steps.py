@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from mobilenet.train import losses, optim
+from mobilenet.train import losses
 from mobilenet.train.state import TrainState
 
 AXIS = "batch"
@@ -94,16 +95,13 @@ def make_train_step(
                 for name, value in batch.items()
             }
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            # The carry must be marked as varying over devices like the values added to it.
-            zeros, sums = jax.tree.map(_vary, (zeros, jnp.zeros(2)))
-            carry = (zeros, jax.tree.map(_vary, state.batch_stats), sums)
+            carry = (zeros, state.batch_stats, jnp.zeros(2))
             (grads, batch_stats, sums), _ = lax.scan(accumulate, carry, parts)
             grads = jax.tree.map(lambda g: g / accumulation_steps, grads)
-            batch_stats = lax.pmean(batch_stats, AXIS)
 
-        grads = lax.pmean(grads, AXIS)
+        grads = _mean(grads)
         if average_batch_stats:
-            batch_stats = lax.pmean(batch_stats, AXIS)
+            batch_stats = _mean(batch_stats)
         sums = lax.psum(sums, AXIS)
         count = jnp.float32(batch["label"].shape[0] * lax.axis_size(AXIS))
 
@@ -136,14 +134,15 @@ def make_train_step(
         return new_state, {
             "loss": (sums[0], count),
             "accuracy": (sums[1], count),
-            "gradient_norm": (optim.global_norm(grads), one),
+            "gradient_norm": (optax.tree.norm(grads), one),
         }
 
     return step
 
 
-def _vary(x: jax.Array) -> jax.Array:
-    return lax.pcast(x, AXIS, to="varying")
+def _mean(tree: Any) -> Any:
+    """Mean over devices; on one device the reductions would be copies that XLA keeps."""
+    return tree if lax.axis_size(AXIS) == 1 else lax.pmean(tree, AXIS)
 
 
 def make_eval_step(
@@ -186,6 +185,16 @@ def map_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None)
 
 
+def place(tree: Any) -> Any:
+    """Puts a state on this process's devices as a mapped step returns it.
+
+    A state that arrives any other way (from the host, from one device) would make the first step's
+    program differ from the second's, and compile twice.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
 def shard(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Splits a process's batch [b, ...] into [local devices, b / devices, ...]."""
     devices = jax.local_device_count()
@@ -196,8 +205,8 @@ def shard(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bn_groups(devices: int, statistics: str, group_size: int) -> tuple[str | None, Any]:
-    """(axis_name, axis_index_groups) for BN "sync", "group" or "local"."""
-    if statistics == "local":
+    """(axis_name, axis_index_groups) for BN "sync", "group" or "local" on `devices`."""
+    if statistics == "local" or devices == 1:
         return None, None
     if statistics == "sync":
         return AXIS, None

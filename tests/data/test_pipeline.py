@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_batches_follow_the_stream_over_epochs(streamed):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_processes_divide_the_batch(streamed):
     data = ArraySource(_pixels(11)) if streamed else _arrays(11)
-    settings = {"global_batch_size": 6, "seed": 1, "num_steps": 5, "image_size": 6}
+    settings: dict[str, Any] = {"global_batch_size": 6, "seed": 1, "num_steps": 5, "image_size": 6}
     whole = list(train_batches(data, **settings))
     parts = [
         list(train_batches(data, **settings, process_index=p, process_count=3)) for p in range(3)
@@ -128,7 +129,7 @@ def test_processes_divide_the_batch(streamed):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_resumed_equals_uninterrupted(streamed):
     data = ArraySource(_pixels(10)) if streamed else _arrays(10)
-    settings = {"global_batch_size": 4, "seed": 2, "image_size": 5}
+    settings: dict[str, Any] = {"global_batch_size": 4, "seed": 2, "image_size": 5}
     whole = list(train_batches(data, **settings, num_steps=7))
     _same(list(train_batches(data, **settings, start_step=3, num_steps=4)), whole[3:])
 
@@ -194,7 +195,7 @@ def test_evaluation_counts_every_example_once(streamed, batch_size, processes):
 def test_unreadable_examples_are_replaced_in_training():
     source = ArraySource(_pixels(6), broken=(2, 3, 5))
     loaded = load_in_memory(source, image_size=6, on_error="skip")
-    settings = {"global_batch_size": 6, "seed": 0, "num_steps": 2, "image_size": 6}
+    settings: dict[str, Any] = {"global_batch_size": 6, "seed": 0, "num_steps": 2, "image_size": 6}
     streamed = train_batches(source, **settings, random_resized_crop=False, on_error="skip")
     in_memory = train_batches(loaded, **settings, on_error="skip")
     assert streamed.unreadable == {}
@@ -347,7 +348,7 @@ def test_real_cifar10_statistics(cifar_dir):
 
 def test_worker_processes_give_the_same_batches(flowers_dir):
     splits = open_dataset("folder", data_dir=flowers_dir).splits
-    settings = {"global_batch_size": 6, "image_size": 32}
+    settings: dict[str, Any] = {"global_batch_size": 6, "image_size": 32}
     with train_batches(
         splits["train"], **settings, seed=1, start_step=2, num_steps=5, num_workers=2
     ) as batches:
@@ -356,13 +357,14 @@ def test_worker_processes_give_the_same_batches(flowers_dir):
         processes,
         list(train_batches(splits["train"], **settings, seed=1, start_step=2, num_steps=5)),
     )
-    assert all(type(batch["image"]) is np.ndarray for batch in processes)
+    # Grain's arrays in shared memory complain when they outlive the workers.
+    assert {type(array) for batch in processes for array in batch.values()} == {np.ndarray}
 
 
 def test_worker_processes_report_unreadable_examples():
     source = ArraySource(_pixels(7), broken=(4,))
     with eval_batches(
-        source, global_batch_size=4, image_size=6, on_error="skip", num_workers=2
+        source, global_batch_size=4, image_size=6, on_error="skip", num_workers=1
     ) as batches:
         masks = [batch["mask"].tolist() for batch in batches]
     assert masks == [[1, 1, 1, 1], [0, 1, 1, 0]] and list(batches.unreadable) == [4]
@@ -372,13 +374,15 @@ SCRIPT = """
 import sys
 {setup}
 from mobilenet.data.datasets import open_dataset
-from mobilenet.data.pipeline import eval_batches
+from mobilenet.data.pipeline import eval_batches, train_batches
 
 def main():
     source = open_dataset("digits", data_dir=sys.argv[1]).splits["test"]
-    with eval_batches(source, global_batch_size=100, image_size=8, channels=1, num_workers=2) as b:
+    with eval_batches(source, global_batch_size=100, image_size=8, channels=1, num_workers=1) as b:
         kept = list(b)
         print(sum(batch["mask"].sum() for batch in kept))
+    left = train_batches(source, global_batch_size=8, seed=0, image_size=99, num_workers=1)
+    next(left)  # and is left open, with batches in shared memory, for the end of the process
 
 {call}
 """

@@ -1,0 +1,183 @@
+"""Every published and computed count, from the block table and again from real variables."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mobilenet.models import cost
+from mobilenet.models.mobilenet_v2 import MobileNetV2, plan_blocks
+
+REFERENCE = Path(__file__).parent / "reference"
+CIFAR = {"stem_strides": 1, "stage_strides": (1, 1, 2, 2, 1, 2, 1)}
+SE_RULES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "c_expanded/4": {"se_ratio": 1 / 4},
+    "make_divisible(c_expanded/4,8)": {"se_ratio": 1 / 4, "se_divisor": 8},
+    "c_in/4": {"se_ratio": 1 / 4, "se_base": "input"},
+    "c_expanded/16": {"se_ratio": 1 / 16},
+    "c_expanded/24": {"se_ratio": 1 / 24},
+}
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with open(REFERENCE / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def plan_of(row: dict[str, str]):
+    settings = dict(SE_RULES[row.get("se_rule", "none")])
+    if row.get("variant", "").startswith("CIFAR"):
+        settings |= CIFAR
+    return plan_blocks(
+        width_multiplier=float(row["width"]), expansion_ratio=float(row["t"]), **settings
+    )
+
+
+def image(row: dict[str, str]) -> tuple[int, int, int]:
+    return (int(row["resolution"]), int(row["resolution"]), 3)
+
+
+def from_variables(plan: Any, shape: tuple[int, int, int], num_classes: int) -> cost.Totals:
+    """Counts from the shapes of a traced network: no plan, no formula of `layer_costs`."""
+    sizes: dict[str, tuple[int, int]] = {}
+    model = MobileNetV2(plan, num_classes=num_classes)
+
+    def run(key: jax.Array, images: jax.Array) -> Any:
+        return model.init_with_output(
+            key, images, capture_intermediates=lambda m, _: m.name == "conv"
+        )[1]
+
+    variables = jax.eval_shape(
+        run, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    )
+    for path, out in jax.tree_util.tree_leaves_with_path(variables["intermediates"]):
+        names = [key.key for key in path if hasattr(key, "key")][:-1]
+        sizes["/".join(names)] = out.shape[1:3]
+    return cost.count_from_variables(variables["params"], sizes)
+
+
+def test_reference_files_are_whole():
+    assert len(rows("analytic_costs.csv")) == 126
+    assert len(rows("peak_memory.csv")) == 254
+
+
+def test_counts_from_the_table_equal_every_reference_row():
+    for row in rows("analytic_costs.csv"):
+        layers = cost.layer_costs(plan_of(row), image(row), int(row["num_classes"]))
+        total = cost.totals(layers)
+        convs = [layer for layer in layers if layer.bn_channels]
+        se = [layer for layer in layers if layer.role == "se"]
+        got = {
+            "conv_weights": sum(layer.weights for layer in convs),
+            "bn_channels": sum(layer.bn_channels for layer in layers),
+            "fc_weights": layers[-1].weights,
+            "fc_bias": layers[-1].biases,
+            "se_params": sum(layer.weights + layer.biases for layer in se),
+            "params_weights_only": total.params_weights,
+            "params_bn_folded": total.params_folded,
+            "params_trainable": total.params,
+            "params_with_bn_stats": total.params_with_statistics,
+            "macs_conv": sum(layer.macs for layer in convs),
+            "macs_fc": layers[-1].macs,
+            "macs_se": sum(layer.macs for layer in se),
+            "macs_total": total.macs,
+        }
+        assert got == {name: int(row[name]) for name in got}, row
+
+
+def key_of(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[k] for k in ("width", "resolution", "t", "num_classes", "se_rule"))
+
+
+TRACED = {
+    ("1.0", "224", "6", "1000", "none"),
+    ("0.35", "96", "6", "1000", "none"),
+    ("1.4", "224", "3", "1000", "none"),
+    ("0.5", "224", "1", "1000", "none"),
+    ("1.0", "224", "6", "1000", "c_in/4"),
+    ("0.75", "224", "6", "1000", "make_divisible(c_expanded/4,8)"),
+    ("0.5", "32", "6", "100", "none"),
+}
+
+
+def test_counts_from_real_variables_equal_the_reference():
+    # Tracing a network takes a second or two: one row of each kind here, all in the slow test.
+    for row in (row for row in rows("analytic_costs.csv") if key_of(row) in TRACED):
+        total = from_variables(plan_of(row), image(row), int(row["num_classes"]))
+        assert total.params == int(row["params_trainable"]), row
+        assert total.params_weights == int(row["params_weights_only"]), row
+        assert total.params_folded == int(row["params_bn_folded"]), row
+        assert total.params_with_statistics == int(row["params_with_bn_stats"]), row
+        assert total.macs == int(row["macs_total"]), row
+
+
+@pytest.mark.slow
+def test_counts_from_real_variables_equal_every_reference_row():
+    for row in rows("analytic_costs.csv"):
+        total = from_variables(plan_of(row), image(row), int(row["num_classes"]))
+        assert total.params == int(row["params_trainable"]), row
+        assert total.macs == int(row["macs_total"]), row
+
+
+def test_peak_memory_equals_every_reference_row():
+    for row in rows("peak_memory.csv"):
+        splits = int(row["split"]) if row["split"].isdigit() else None
+        peak = cost.peak_activation(
+            plan_of(row), image(row), 1000, row["definition"], splits=splits
+        )  # pyright: ignore[reportArgumentType]
+        assert peak.elements == int(row["peak_elements"]), row
+        if row["definition"].startswith("per_op"):
+            # The reference numbers bottlenecks from 0; ours are named by stage and block.
+            block, role = row["at"].removeprefix("b").split(".")
+            roles = {"dw": "depthwise", "expand": "expand", "project": "project"}
+            assert peak.at == f"{plan_of(row).blocks[int(block)].name}/{roles[role]}", row
+
+
+def test_published_checkpoint_table_to_the_printed_digit():
+    # research/slim/nets/mobilenet/README.md prints weights in millions and MACs in millions, floored.
+    for width, size, params, macs in ((1.0, 224, 3.47, 300), (0.35, 96, 1.66, 11)):
+        total = cost.totals(
+            cost.layer_costs(plan_blocks(width_multiplier=width), (size, size, 3), 1000)
+        )
+        assert round(total.params_weights / 1e6, 2) == params
+        assert total.macs // 10**6 == macs
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_classes", "params"),
+    [
+        # kuangliu/pytorch-cifar
+        ({**CIFAR, "expand_always": True, "shortcut_projection": True}, 10, 2_296_922),
+        # chenyaofo/pytorch-cifar-models
+        (CIFAR, 10, 2_236_682),
+        # HobbitLong/RepDistiller: stem stride 2, no rounding, width 0.5
+        (
+            {
+                "width_multiplier": 0.5,
+                "divisor": 1,
+                "stage_strides": (1, 1, 2, 2, 1, 2, 1),
+                "expand_always": True,
+            },
+            100,
+            812_836,
+        ),
+    ],
+)
+def test_public_cifar_forms(settings: dict[str, Any], num_classes: int, params: int):
+    plan = plan_blocks(**settings)
+    assert cost.totals(cost.layer_costs(plan, (32, 32, 3), num_classes)).params == params
+    assert from_variables(plan, (32, 32, 3), num_classes).params == params
+
+
+def test_peak_memory_refuses_shortcuts_between_expansions():
+    with pytest.raises(ValueError, match="no published definition"):
+        cost.peak_activation(plan_blocks(shortcut="expansion"), (32, 32, 3), 10)
+
+
+def test_peak_memory_refuses_zero_splits():
+    with pytest.raises(ValueError, match="splits is 0"):
+        cost.peak_activation(plan_blocks(), (32, 32, 3), 10, "block_split", splits=0)

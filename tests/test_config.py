@@ -1,0 +1,149 @@
+"""The configuration: what it refuses, in which words, and that it survives JSON."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mobilenet import config as config_lib
+from mobilenet.config import ConfigError
+
+# (overrides, what the message must say): each message names the key, the value and what is allowed.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model.widht_multiplier": 0.5}, "did you mean model.width_multiplier?"),
+    ({"nonsense": 1}, "nonsense is not a configuration key"),
+    ({"model.width_multiplier": "wide"}, "model.width_multiplier is 'wide', a str; it must be a float"),
+    ({"seed": 1.5}, "seed is 1.5, a float; it must be a int"),
+    ({"seed": -1}, r"seed is -1; it must be in \[0, 2147483647\]"),
+    ({"model.width_multiplier": 0.0}, r"model.width_multiplier is 0.0; it must be in \(0, 16\]"),
+    ({"model.width_multiplier": float("nan")}, "model.width_multiplier is nan"),
+    ({"model.se_ratio": 0.0}, "model.se_ratio is 0.0; .* leave it out"),
+    ({"model.se_ratio": 1.5}, r"model.se_ratio is 1.5; it must be in \(0, 1\]"),
+    ({"model.activation": "gelu"}, "model.activation is 'gelu'; allowed are relu6, relu, hard_swish"),
+    ({"model.padding": "VALID"}, "model.padding is 'VALID'; allowed are SAME, SYMMETRIC"),
+    ({"model.shortcut": "both"}, "model.shortcut is 'both'; allowed are bottleneck, expansion, none"),
+    ({"model.shortcut": "none", "model.shortcut_projection": True}, "it needs model.shortcut="),
+    ({"model.dtype": "float16"}, "model.dtype is 'float16'; allowed are float32, bfloat16"),
+    ({"model.kernel_size": 4}, "model.kernel_size is 4; it must be odd"),
+    ({"model.dropout_rate": 1.0}, r"model.dropout_rate is 1.0; it must be in \[0, 1\)"),
+    ({"model.bn_momentum": 1.0}, r"model.bn_momentum is 1.0; it must be in \[0, 1\)"),
+    ({"model.expansion_ratio": 0}, "model.expansion_ratio is 0; it must be None, a number"),
+    ({"model.expansion_ratio": (6, 6)}, "a tuple must have 7 values"),
+    ({"model.expansion_ratio": "6"}, "model.expansion_ratio is '6'; it must be None, a number"),
+    ({"model.stage_strides": (1, 2)}, "model.stage_strides is .*7 strides of 1 or 2"),
+    ({"model.stage_strides": (1, 1, 2, 2, 1, 3, 1)}, "7 strides of 1 or 2"),
+    ({"model.blocks": ((6, 16, 1),)}, "each row must be"),
+    ({"model.blocks": ((6, 16, 1, 3),)}, "strides 1 or 2"),
+    ({"data.image_size": 16}, "data.image_size is 16; the network's strides multiply to 32"),
+    ({"data.name": ""}, "data.name is ''; it must name a data set"),
+    ({"data.name": "folder"}, "it must be the path of a folder"),
+    ({"data.channels": 4}, "data.channels is 4; allowed are 1, 3"),
+    ({"data.channels": 1, "data.normalization": "imagenet"}, "must be symmetric or dataset"),
+    ({"data.channels": 1, "augment.hue": 0.1}, "augment.hue is 0.1; it must be 0 with data.channels=1"),
+    ({"data.validation_fraction": 1.0}, r"data.validation_fraction is 1.0; it must be in \[0, 1\)"),
+    ({"data.crop_fraction": 0.0}, r"data.crop_fraction is 0.0; it must be in \(0, 1\]"),
+    ({"data.on_error": "ignore"}, "data.on_error is 'ignore'; allowed are raise, skip"),
+    ({"augment.crop_scale": (0.5, 0.2)}, "augment.crop_scale is .* two rising numbers"),
+    ({"augment.random_crop_padding": 64}, r"it must be at most data.image_size \(32\)"),
+    ({"augment.hue": 0.7}, r"augment.hue is 0.7; it must be in \[0, 0.5\]"),
+    ({"train.global_batch_size": 0}, "train.global_batch_size is 0; it must be finite and at least 1"),
+    ({"train.num_epochs": 0.0}, "train.num_epochs is 0.0; it must be finite and above 0"),
+    ({"train.num_epochs": float("inf")}, "train.num_epochs is inf"),
+    ({"train.accumulation_steps": 3}, "it must divide the 128 pictures of one device"),
+    ({"train.global_batch_size": 3, "augment.mixup_alpha": 0.2}, "must be even"),
+    ({"train.label_smoothing": 1.0}, r"train.label_smoothing is 1.0; it must be in \[0, 1\)"),
+    ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; allowed are sgd, rmsprop, adamw"),
+    ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be finite and above 0"),
+    ({"optimizer.name": "adamw", "optimizer.nesterov": True}, "only optimizer.name='sgd' has it"),
+    ({"schedule.name": "piecewise"}, "needs at least one boundary"),
+    ({"schedule.boundary_epochs": (3.0, 2.0)}, "it must be rising numbers of epochs"),
+    ({"schedule.warmup_epochs": 10.0}, r"it must be below train.num_epochs \(10.0\)"),
+    ({"checkpoint.keep_newest": 0}, "checkpoint.keep_newest is 0; it must be finite and at least 1"),
+    ({"model.bn_statistics": "global"}, "allowed are sync, group, local"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED)
+def test_bad_configurations_are_refused_in_one_sentence(overrides: dict[str, Any], message: str):
+    config = config_lib.get_config()
+    with pytest.raises(ConfigError, match=message) as caught:
+        config_lib.update(config, overrides)
+        config_lib.validate(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_must_divide_the_batch():
+    config = config_lib.get_config()
+    with pytest.raises(ConfigError, match="must be a multiple of the 3 devices"):
+        config_lib.validate(config, devices=3)
+    config.model.bn_statistics = "group"
+    config.model.bn_group_size = 3
+    with pytest.raises(ConfigError, match="it must divide the 4 devices"):
+        config_lib.validate(config, devices=4)
+
+
+def test_one_picture_a_device_has_no_local_statistics():
+    config = config_lib.get_config()
+    config.train.global_batch_size = 2
+    config.model.bn_statistics = "local"
+    with pytest.raises(ConfigError, match="at least 2 pictures"):
+        config_lib.validate(config, devices=2)
+
+
+def test_every_key_is_checked_or_free():
+    # A new key must be given a range or choices, or be listed here as free (text, switch, tuple
+    # that `validate` treats by itself).
+    free = {
+        "model.blocks", "model.expansion_ratio", "model.stage_strides", "model.shrink_head",
+        "model.shortcut_projection", "model.expand_always", "model.remat", "data.name",
+        "data.data_dir", "data.train_split", "data.test_split", "data.validation_split",
+        "augment.random_resized_crop", "augment.crop_scale", "augment.crop_ratio",
+        "augment.horizontal_flip", "optimizer.nesterov", "optimizer.decay_depthwise",
+        "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
+    }  # fmt: skip
+    keys = {key for key, _ in config_lib.flatten(config_lib.get_config())}
+    assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)
+
+
+def test_json_round_trip_is_exact():
+    config = config_lib.get_config()
+    config_lib.update(
+        config,
+        {
+            "model.blocks": ((1, 16, 1, 1), (6.5, 24, 2, 2)),
+            "model.expansion_ratio": (1, 3.5),
+            "model.se_ratio": 0.25,
+            "optimizer.learning_rate": 0.1 + 0.2,
+        },
+    )
+    text = config_lib.to_json(config)
+    again = config_lib.from_json(text)
+    assert config_lib.to_json(again) == text
+    assert again.model.blocks == ((1, 16, 1, 1), (6.5, 24, 2, 2))
+    assert not config_lib.differences(config, again)
+
+
+def test_from_json_refuses_unknown_keys():
+    values = json.loads(config_lib.to_json(config_lib.get_config()))
+    values["model"]["depth"] = 3
+    with pytest.raises(ConfigError, match="model.depth is not a configuration key"):
+        config_lib.from_json(json.dumps(values))
+
+
+def test_differences_show_what_changes_results_alone():
+    old, new = config_lib.get_config(), config_lib.get_config()
+    new.log.every_steps = 7
+    new.eval.batch_size = 3
+    assert config_lib.differences(old, new) == {}
+    new.seed = 4
+    assert config_lib.differences(old, new) == {"seed": (0, 4)}
+
+
+def test_keys_are_locked():
+    with pytest.raises(AttributeError):
+        config_lib.get_config().model.depth = 3
+
+
+def test_unknown_argument_is_refused():
+    with pytest.raises(ConfigError, match="allowed are none and 'smoke'"):
+        config_lib.get_config("tiny")

@@ -1,0 +1,60 @@
+"""Imports run one way: who may know whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Package or module -> the project's modules it may import; the nearest entry above a file counts.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "mobilenet/config.py": (),
+    "mobilenet/models": ("mobilenet.models",),
+    "mobilenet/data": ("mobilenet.data",),
+    "mobilenet/train": ("mobilenet.train",),
+    "mobilenet/build.py": (
+        "mobilenet.config", "mobilenet.models", "mobilenet.data", "mobilenet.train",
+    ),
+    # Verbs see `build`, what it hands back, and each other's shared part.
+    "mobilenet/cli": (
+        "mobilenet.cli", "mobilenet.config", "mobilenet.build", "mobilenet.train",
+        "mobilenet.data", "mobilenet.models",
+    ),
+    "mobilenet/__main__.py": ("mobilenet.cli",),
+    "mobilenet/__init__.py": (),
+    "experiments": ("mobilenet.config",),
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in ("mobilenet", "experiments")}
+
+
+SOURCES = sorted([*ROOT.glob("mobilenet/**/*.py"), *ROOT.glob("experiments/**/*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path):
+    relative = path.relative_to(ROOT).as_posix()
+    rule = max((r for r in ALLOWED if relative.startswith(r)), key=len, default=None)
+    assert rule is not None, f"{relative} has no rule in ALLOWED"
+    for name in imported(path):
+        assert any(name == ok or name.startswith(ok + ".") for ok in ALLOWED[rule]), (
+            f"{relative} imports {name}"
+        )
+
+
+def test_only_steps_and_normalization_name_collectives():
+    collectives = ("pmean", "psum", "all_gather", "axis_index", "ppermute", "all_to_all")
+    for path in ROOT.glob("mobilenet/**/*.py"):
+        text = path.read_text()
+        if any(f"lax.{name}(" in text for name in collectives):
+            assert path.name in ("steps.py", "normalization.py"), path

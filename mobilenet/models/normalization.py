@@ -100,16 +100,17 @@ def _statistics(x: Array, rule: Rule) -> tuple[Array, Array]:
     mean = _sum(x) / count
     fast = _sum(x * x) / count - mean * mean
 
-    def around_mean(x: Array, mean: Array, fast: Array) -> Array:
+    def again(x: Array, mean: Array, fast: Array) -> tuple[Array, Array]:
         del fast
-        return _sum((x - mean) ** 2) / count
+        rest = _sum(x - mean) / count  # what rounding left out of the mean
+        return mean + rest, jnp.maximum(_sum((x - mean) ** 2) / count - rest * rest, 0)
 
-    def as_summed(x: Array, mean: Array, fast: Array) -> Array:
-        del x, mean
-        return jnp.maximum(fast, 0)
+    def as_summed(x: Array, mean: Array, fast: Array) -> tuple[Array, Array]:
+        del x
+        return mean, jnp.maximum(fast, 0)
 
     cancelled = jnp.any(mean * mean > CANCELLATION * (jnp.maximum(fast, 0) + rule.epsilon))
-    var = lax.cond(cancelled, around_mean, as_summed, x, mean, fast)
+    mean, var = lax.cond(cancelled, again, as_summed, x, mean, fast)
     if rule.axis_name is None:
         return mean, var
     overall = _pmean(mean, rule)

@@ -1,6 +1,7 @@
 """BatchNorm with its activation against flax.linen.BatchNorm followed by the activation."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,7 @@ class Reference(nn.Module):
 
     activation: str
     axis_name: str | None = None
-    axis_index_groups: tuple | None = None
+    axis_index_groups: Any = None
 
     @nn.compact
     def __call__(self, x, use_running_average):
@@ -35,11 +36,10 @@ class Reference(nn.Module):
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=False,
         )
-        # Shared names: the variables of a child are moved up by the tests, so both fit.
         return REFERENCE_ACTIVATION[self.activation](y(x, use_running_average))
 
 
-def variables(channels, dtype=np.float64):
+def variables(channels, dtype: Any = np.float64):
     random = np.random.default_rng(1)
     return {
         "params": {
@@ -57,7 +57,7 @@ def nested(state):
     return {kind: {"BatchNorm_0": leaves} for kind, leaves in state.items()}
 
 
-def images(shape, offset=0.0, dtype=np.float64):
+def images(shape, offset=0.0, dtype: Any = np.float64):
     return (2 * np.random.default_rng(0).standard_normal(shape) + offset).astype(dtype)
 
 
@@ -161,7 +161,9 @@ def test_synchronised_across_devices(groups):
             call, axis_name="devices", in_axes=(None, 0), devices=jax.local_devices()[:2]
         )(state, shards)
 
-    options = dict(activation="relu6", axis_name="devices", axis_index_groups=groups)
+    options: dict[str, Any] = dict(
+        activation="relu6", axis_name="devices", axis_index_groups=groups
+    )
     actual = run(BatchNorm(**options), lambda s: s)
     assert_close(actual, run(Reference(**options), nested), 2e-4)
     (_, (mean, _)), _ = actual

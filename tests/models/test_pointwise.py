@@ -1,5 +1,7 @@
 """1x1 convolutions and the stem against XLA's convolution."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from mobilenet.models.pointwise import conv
 
 
-def operands(shape, window, outputs, dtype=np.float64):
+def operands(shape, window, outputs, dtype: Any = np.float64):
     random = np.random.default_rng(0)
     return (
         random.standard_normal(shape).astype(dtype),
@@ -42,7 +44,7 @@ def forward_and_gradients(x, kernel, form, **options):
 def test_equals_xla_convolution_in_float64(shape, window, outputs, strides, padding):
     with jax.enable_x64(True):
         x, kernel = operands(shape, window, outputs)
-        options = dict(strides=strides, padding=padding)
+        options: dict[str, Any] = dict(strides=strides, padding=padding)
         expected = forward_and_gradients(x, kernel, "grouped", **options)
         actual = forward_and_gradients(x, kernel, "shifted", **options)
         for a, b in zip(actual, expected, strict=True):

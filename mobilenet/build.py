@@ -17,7 +17,7 @@ from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.data import datasets, images, pipeline, transforms
 from mobilenet.models import cost
-from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS, BlockSpec, MobileNetV2, Plan, plan_blocks
+from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
 from mobilenet.train import loop, optim, records, state, steps
 from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
 from mobilenet.train.loop import Batches, Parts
@@ -30,7 +30,7 @@ DATA_FILE = "data.json"
 def plan(model: ml_collections.ConfigDict) -> Plan:
     """The network's channel counts, strides and shortcuts from `config.model`."""
     return plan_blocks(
-        blocks=tuple(BlockSpec(*row) for row in model.blocks) or PAPER_BLOCKS,
+        blocks=tuple(BlockSpec(*row) for row in model.blocks),
         width_multiplier=model.width_multiplier,
         expansion_ratio=model.expansion_ratio,
         stem_features=model.stem_features,

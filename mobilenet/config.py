@@ -37,8 +37,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # The paper's t: None is the block table's; a number replaces it in all stages but the first; a
     # tuple gives one ratio a stage.
     model.expansion_ratio = placeholder(object)
-    # Rows (expansion_ratio, features, repeats, strides); () is the paper's Table 2.
-    model.blocks = ()
+    # Rows (expansion_ratio, features, repeats, strides): the paper's Table 2.
+    model.blocks = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     model.stem_features = 32  # channels before the width multiplier
     model.stem_strides = 2
     model.stage_strides = ()  # replaces the table's strides, one a stage; () keeps them
@@ -150,9 +158,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Makes a configuration small enough for a laptop and the tests, in place.
 
-    Narrow, few pictures, two steps, and the embedded digits wherever another data set was named; the
-    shape of the experiment (its blocks, optimiser, schedule, augmentation) stays.
+    Narrow, every row of the block table once, few pictures, two steps, and the embedded digits
+    wherever another data set was named; the rest of the experiment (strides, optimiser, schedule,
+    augmentation) stays.
     """
+    config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
     config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
     config.data.name = "digits"
     config.data.data_dir = ""
@@ -164,7 +174,8 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.image_size = 32
     config.data.num_workers = 0
     config.train.global_batch_size = 16
-    config.train.num_epochs = 0.5
+    config.train.num_epochs = 0.5  # 2 steps
+    config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, 0.25)
     config.train.accumulation_steps = 1
     config.eval.batch_size = 64
     return config
@@ -406,7 +417,8 @@ def _validate_model(model: ml_collections.ConfigDict) -> None:
             row,
             "each row must be (expansion_ratio > 0, features >= 1, repeats >= 1, strides 1 or 2)",
         )
-    stages = len(model.blocks) or 7
+    _check(len(model.blocks) > 0, "model.blocks", model.blocks, "it must have at least one row")
+    stages = len(model.blocks)
     strides = model.stage_strides
     _check(
         len(strides) in (0, stages) and all(s in (1, 2) for s in strides),
@@ -439,8 +451,7 @@ def _validate_model(model: ml_collections.ConfigDict) -> None:
 
 def total_stride(model: ml_collections.ConfigDict) -> int:
     """Input pixels for one pixel of the last feature map, along one side."""
-    rows = model.blocks or ((1, 16, 1, 1),) + tuple((6, 0, 1, s) for s in (2, 2, 2, 1, 2, 1))
-    strides = model.stage_strides or tuple(row[3] for row in rows)
+    strides = model.stage_strides or tuple(row[3] for row in model.blocks)
     return math.prod((model.stem_strides, *strides))
 
 

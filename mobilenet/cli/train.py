@@ -93,8 +93,9 @@ def settle_config(workdir: Path, config: ml_collections.ConfigDict, *, write: bo
                 f"{workdir} holds a run with another configuration: {shown}. Give another "
                 "--workdir, or the values of the run."
             )
-    if write:
-        records.write_atomically(path, config_lib.to_json(config))
+    text = config_lib.to_json(config)
+    if write and not (path.exists() and path.read_text() == text):
+        records.write_atomically(path, text)
 
 
 def describe(summary: dict, workdir: Path) -> str:

@@ -17,8 +17,8 @@ images that keeps one running sum per tap, added to element by element. Two thin
 - The image is carried by the loop, loaded in the turn before it is used. A dynamic slice fused
   into the sums would read its index from memory beside every element, because LLVM cannot know that
   the sums do not overwrite the index, and nothing would be vectorised.
-- A turn adds up to 8 rows into one row of the sums, so that the sums are read and written once for
-  every 8 products.
+- A turn adds up to 4 rows into one row of the sums, so that the sums are read and written once for
+  every 4 products; longer runs gain nothing more and compile longer.
 
 The rules of the gradient are ordinary differentiable JAX, so second derivatives (forward over
 reverse, reverse over reverse), `vmap`, `pmap` and `jax.checkpoint` work. `jax.jvp` of the
@@ -35,7 +35,7 @@ from jaxtyping import Array, Float
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 # Rows of the image that one turn of the filter gradient adds into one row of its sums.
-ROWS_PER_SUM = 8
+ROWS_PER_SUM = 4
 
 
 def resolve_form(form: str) -> str:

@@ -13,7 +13,7 @@ normalisation. So here
 Variables, names and shapes are those of `flax.linen.BatchNorm`, so checkpoints fit both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -194,7 +194,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-3
     axis_name: str | None = None
-    axis_index_groups: Sequence[Sequence[int]] | None = None
+    axis_index_groups: Any = None
     dtype: Any = jnp.float32
     activation: str = "identity"
     scale_init: Callable[..., Any] = nn.initializers.ones
@@ -220,7 +220,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
-        groups = self.axis_index_groups
+        groups: Any = self.axis_index_groups
         rule = Rule(
             self.epsilon,
             self.activation,

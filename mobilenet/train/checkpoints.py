@@ -119,6 +119,7 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(newest),
+            create=False,  # made above; Orbax cannot when one of several processes writes
             best_fn=_top1,  # makes Orbax store the metrics that BestN needs after a restart
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,

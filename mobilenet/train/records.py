@@ -61,7 +61,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / ".lock", "w")  # noqa: SIM115
+        handle = open(workdir / ".lock", "a")  # noqa: SIM115
     except OSError as error:
         raise RunDirectoryError(
             f"The run directory {workdir} cannot be used: {error.strerror}. Give --workdir a "

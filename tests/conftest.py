@@ -1,6 +1,25 @@
 """Two CPU devices in every test process, strict dtypes, and the places of optional real data."""
 
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 # Before JAX's backend starts: several tests compare two devices with one.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("mounting a small file system needs privileges")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)

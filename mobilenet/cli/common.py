@@ -78,8 +78,8 @@ def _fail(verb: str, message: str, code: int) -> int:
 def _configure_logging() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mobilenet").setLevel(logging.INFO)
-    # Orbax and JAX narrate at info level, and warn about choices that are made on purpose here.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax and JAX narrate there; what goes wrong comes back as an exception.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def parse(

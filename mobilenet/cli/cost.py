@@ -51,12 +51,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     print(f"{'total':<23} {'':>13} {total.params:>10,} {total.macs:>12,}")
     print(
-        f"\nparameters: {total.params:,} trainable, {total.params_weights:,} weights alone, "
-        f"{total.params_folded:,} with BN folded"
+        f"\nparameters: {total.params:,} trainable, {total.params_weights:,} weights alone,\n"
+        f"            {total.params_folded:,} with BN folded, {total.params_with_statistics:,} with "
+        "BN statistics"
     )
+    if peaks:
+        print(f"\n{'peak activations, batch 1':<26} {'elements':>12} {'int8':>10} {'float32':>10}  at")
     for name, peak in peaks.items():
-        print(
-            f"peak activations ({name}): {peak.elements:,} at {peak.at}: "
-            f"{peak.elements / 1024:,.0f} KiB int8, {4 * peak.elements / 1024:,.0f} KiB float32"
-        )
+        sizes = [f"{scale * peak.elements / 1024:,.0f} KiB" for scale in (1, 4)]
+        print(f"{name:<26} {peak.elements:>12,} {sizes[0]:>10} {sizes[1]:>10}  {peak.at}")
     return 0

@@ -220,13 +220,13 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
-        groups: Any = self.axis_index_groups
+        groups = self.axis_index_groups
         rule = Rule(
             self.epsilon,
             self.activation,
             jnp.dtype(self.dtype),
             None if self.is_initializing() else self.axis_name,
-            None if groups is None else tuple(tuple(group) for group in groups),
+            None if groups is None else tuple(map(tuple, groups)),  # pyright: ignore[reportArgumentType]
         )
         if use_running_average:
             return _normalise(x, mean.value, var.value, scale, bias, rule)

@@ -311,10 +311,15 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
                         f"{parts.total_steps} is saved. The same command continues from there.",
                     )
             checkpoints.wait()
-        except Diverged as error:
+        except Interrupted:
+            raise
+        except Exception as error:
             with contextlib.suppress(Exception):
                 checkpoints.wait()
-            conclude("diverged", error.step, error=str(error))
+            with contextlib.suppress(Exception):
+                done = error.step if isinstance(error, Diverged) else int(state.step)
+                status = "diverged" if isinstance(error, Diverged) else "failed"
+                conclude(status, done, error=str(error))
             raise
         best = checkpoints.best_step()
         if best is not None:

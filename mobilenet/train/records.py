@@ -140,13 +140,9 @@ class MetricsWriter:
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
         self._path = workdir / "metrics.jsonl"
         drop_after(self._path, resume_step)
-        self._file: TextIO = open(self._path, "a", buffering=1)  # noqa: SIM115
-        self._events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # purge_step hides the events that a killed run wrote behind its last checkpoint.
-            self._events = SummaryWriter(str(workdir / "events"), purge_step=resume_step + 1)
+        with full_disk_is_clear(self._path):
+            self._file: TextIO = open(self._path, "a")  # noqa: SIM115
+        self._events = _Events(workdir / "events", resume_step) if tensorboard else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
@@ -154,16 +150,55 @@ class MetricsWriter:
             self._file.write(json.dumps(dict(row)) + "\n")
             self._file.flush()
         if self._events is not None:
-            for name, value in row.items():
-                if name not in ("step", "split", "epoch"):
-                    self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self._events.write(row)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        with full_disk_is_clear(self._path):
+        """Closes both files; every row is on its way to the disk already."""
+        # After a failed write the buffers still hold it, and closing would fail a second time.
+        with contextlib.suppress(OSError):
             self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+
+class _Events:
+    """TensorBoard's event file, written row by row in the calling thread.
+
+    tensorboardX's SummaryWriter writes in a thread of its own, where a full disk goes unseen; its
+    EventsWriter below that does not.
+    """
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._proto = event_pb2
+        self._directory = directory
+        with full_disk_is_clear(directory):
+            directory.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(directory / "events"))
+        # Hides the events that a killed run wrote behind its last checkpoint.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(resume_step + 1, session_log=start)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        from tensorboardX import summary
+
+        for name, value in row.items():
+            if name not in ("step", "split", "epoch"):
+                scalar = summary.scalar(f"{row['split']}/{name}", value)
+                self._put(row["step"], summary=scalar)
+        with full_disk_is_clear(self._directory):
+            self._writer.flush()
+
+    def _put(self, step: int, **content: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), step=step, **content)
+        with full_disk_is_clear(self._directory):
+            self._writer.write_event(event)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Progress:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import random
 import shutil
 import signal
@@ -130,7 +129,7 @@ def test_two_devices_and_two_processes_equal_one_device(
     both = [start(cache, *spread, f"--process_id={i}") for i in range(2)]
     ended = [p.communicate(timeout=200) for p in both]
     assert [p.returncode for p in both] == [0, 0], ended
-    assert "run directory" in ended[0][0] and ended[1][0] == ""
+    assert "run directory" in ended[0][0] and "run directory" not in ended[1][0]
     items["processes"] = Checkpoints(workdir / "checkpoints", read_only=True).read(1)
 
     for name in ("two", "processes"):
@@ -188,12 +187,8 @@ def test_a_directory_in_use_is_refused(cache: Path, mobilenet: Command, tmp_path
     assert "Another process is training" in done.stderr
 
 
-def test_a_full_disk_is_a_clear_error(mobilenet: Command, finished: Path, tmp_path: Path):
-    # /dev/full answers every write with ENOSPC, as a full disk does.
-    workdir = tmp_path / "full"
-    workdir.mkdir()
-    os.symlink("/dev/full", workdir / "metrics.jsonl")
-    done = mobilenet("train", f"--config={TINY}", f"--workdir={workdir}", ok=False)
+def test_a_full_disk_is_a_clear_error(mobilenet: Command, small_disk: Path):
+    done = mobilenet("train", f"--config={TINY}", f"--workdir={small_disk}/run", ok=False)
     assert done.returncode == 1
     assert "The disk is full" in done.stderr and "Traceback" not in done.stderr
 

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +140,6 @@ def test_missing_step_lists_those_there_are(tmp_path: Path):
         checkpoints.wait()
         with pytest.raises(CheckpointError, match="no checkpoint of step 4; it has 3"):
             checkpoints.read(4)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("mounting a small file system needs privileges")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_full_disk_is_a_clear_error(small_disk: Path):

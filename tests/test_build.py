@@ -1,0 +1,116 @@
+"""From configuration to parts: derived numbers, stored statistics, evaluation of anything."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support import TINY
+
+from mobilenet import build
+from mobilenet import config as config_lib
+from mobilenet.cli import common
+from mobilenet.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path_factory.getbasetemp() / "digits-cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root))
+
+
+def tiny(**overrides: Any) -> Any:
+    config = common.load_config(str(TINY), {})
+    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
+    return config
+
+
+def test_numbers_are_derived_from_inputs(tmp_path: Path):
+    parts = build.build(
+        tiny(
+            optimizer__learning_rate=0.32, schedule__warmup_epochs=1.0, train__num_epochs=3.0,
+            eval__every_epochs=0.5,
+        ),
+        tmp_path,
+    )  # fmt: skip
+    assert parts.steps_per_epoch == 16 and parts.total_steps == 48
+    assert parts.eval_every_steps == 8
+    # 0.32 per 256 pictures at 16 pictures; the warm-up's 16th update is the first at the peak.
+    assert parts.hyper(15)["learning_rate"] == np.float32(0.02)
+    assert parts.hyper(7)["learning_rate"] == np.float32(0.01)
+    assert parts.facts["examples"] == {"train": 256, "validation": 143, "test": 360}
+
+
+def test_statistics_are_stored_and_read_back(tmp_path: Path):
+    first = build.build_data(tiny(), tmp_path)
+    assert first.mean[0] == pytest.approx(0.305, abs=0.01)  # digits: about 4.9 of 16
+    stored = (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").write_text(stored.replace(str(first.mean[0]), "0.125"))
+    assert build.build_data(tiny(), tmp_path).mean == (0.125,)
+
+
+def test_other_classes_in_a_run_directory_are_refused(tmp_path: Path):
+    build.build_data(tiny(), tmp_path)
+    text = (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").write_text(text.replace('"0"', '"zero"'))
+    with pytest.raises(ConfigError, match=r"was trained on zero, 1, 2, ... \(10\)"):
+        build.build_data(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__num_classes": 3}, "model.num_classes is 3, but digits has 10 classes"),
+        ({"model__num_classes": 0}, "the feature extractor, which has no loss"),
+        ({"data__train_examples": 8}, "train.global_batch_size is 16, but the train part .* has 8"),
+        ({"train__global_batch_size": 17}, "must be a multiple of the 2 devices"),
+        ({"data__data_dir": "/proc/nowhere"}, "/proc/nowhere"),
+        ({"data__test_split": "exam"}, "exam"),
+        ({"data__name": "no_such_set"}, "no_such_set"),
+        ({"data__name": "folder", "data__data_dir": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_compiling(
+    overrides: dict[str, Any], message: str, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=message):
+        build.build(tiny(**overrides), tmp_path)
+
+
+def test_evaluation_is_the_same_for_any_batch_size(tmp_path: Path):
+    config = tiny()
+    data = build.build_data(config, tmp_path)
+    variables = build.init_variables(config, 10)
+    results = []
+    for size in (2, 14, 90, 1000):
+        config.eval.batch_size = size
+        results.append(build.evaluate(config, data, variables, "test"))
+    for result in results:
+        np.testing.assert_array_equal(result.index, np.arange(360))
+        np.testing.assert_array_equal(result.label, results[0].label)
+        np.testing.assert_array_equal(result.top, results[0].top)
+        np.testing.assert_allclose(result.loss, results[0].loss, rtol=1e-5, atol=1e-6)
+
+
+def test_initial_variables_follow_the_seed():
+    first, again, other = (build.init_variables(tiny(seed=s), 10) for s in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernel = ("params", "stem", "conv", "kernel")
+    values = [v[kernel[0]][kernel[1]][kernel[2]][kernel[3]] for v in (first, other)]
+    assert not np.array_equal(*values)
+
+
+def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
+    config = tiny()
+    data = build.build_data(config, tmp_path)
+    variables = build.init_variables(config, 10)
+    expected = build.evaluate(config, data, variables, "test")
+    predictor = build.Predictor(config, variables, tmp_path)
+    source = data.dataset.splits["test"]
+    encoded = [source.read(i)[0] for i in range(20)]
+    pictures = np.stack([predictor.load(bytes(e)) for e in encoded])  # pyright: ignore
+    probabilities = predictor(pictures)
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(1), expected.top[:20, 0])
+    assert predictor.class_names == [str(i) for i in range(10)]

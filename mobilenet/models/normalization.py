@@ -226,13 +226,13 @@ class BatchNorm(nn.Module):
             self.activation,
             jnp.dtype(self.dtype),
             None if self.is_initializing() else self.axis_name,
-            None if groups is None else tuple(map(tuple, groups)),  # pyright: ignore[reportArgumentType]
+            None if groups is None else tuple(tuple(group) for group in groups),
         )
         if use_running_average:
             return _normalise(x, mean.value, var.value, scale, bias, rule)
         y, batch_mean, batch_var = _train(x, scale, bias, rule)
         if not self.is_initializing():
-            batch_mean, batch_var = lax.stop_gradient((batch_mean, batch_var))
-            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+            old, new = self.momentum, 1 - self.momentum
+            mean.value = old * mean.value + new * lax.stop_gradient(batch_mean)
+            var.value = old * var.value + new * lax.stop_gradient(batch_var)
         return y

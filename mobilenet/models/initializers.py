@@ -45,6 +45,8 @@ def normal(stddev: float, bound: float | None = None) -> Initializer:
 
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         data = jax.random.key_data(key) if typed else key
+        if not isinstance(data, jax.core.Tracer):
+            return jnp.asarray(draw(np.asarray(data)))
         result = jax.ShapeDtypeStruct(tuple(shape), dtype)
         return jax.pure_callback(draw, result, data, vmap_method="sequential")
 

@@ -15,7 +15,7 @@ Variables, names and shapes are those of `flax.linen.BatchNorm`, so checkpoints 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -230,7 +230,7 @@ class BatchNorm(nn.Module):
         )
         if use_running_average:
             return _normalise(x, mean.value, var.value, scale, bias, rule)
-        y, batch_mean, batch_var = _train(x, scale, bias, rule)
+        y, batch_mean, batch_var = cast(tuple[Array, Array, Array], _train(x, scale, bias, rule))
         if not self.is_initializing():
             old, new = self.momentum, 1 - self.momentum
             mean.value = old * mean.value + new * lax.stop_gradient(batch_mean)

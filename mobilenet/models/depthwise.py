@@ -41,7 +41,7 @@ ROWS_PER_SUM = 4
 def resolve_form(form: str) -> str:
     """Chooses how convolutions are computed: the one place where a backend decides.
 
-    On CPU 'shifted' makes a training step of MobileNetV2 more than 10 times as fast. Elsewhere
+    On CPU 'shifted' makes a training step of MobileNetV2 about 10 times as fast. Elsewhere
     'auto' stays with XLA's own 'grouped' convolution, which is a library call there, until it has
     been measured.
 

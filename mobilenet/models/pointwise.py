@@ -22,10 +22,10 @@ def conv(
 ) -> Float[Array, "b i j d"]:
     """Convolves densely (every input channel reaches every output channel).
 
-    The form 'shifted' is the one for CPU. A 1x1 kernel is a matrix product over flattened pixels
-    (forward 2 times, filter gradient 6 to 10 times as fast as XLA's convolution), and a window over
-    few channels, such as the stem's 3x3x3, is a matrix product over patches written side by side
-    (forward and filter gradient together 2 to 4 times as fast). Other kernels, and the form
+    The form 'shifted' is the one for CPU. A 1x1 kernel is a matrix product over flattened pixels,
+    and a window over few channels, such as the stem's 3x3x3, is a matrix product over patches
+    written side by side (forward and filter gradient together about 2 times as fast as XLA's
+    convolution at 16x224x224x3, 3 times at 128x32x32x3). Other kernels, and the form
     'grouped', are `lax.conv_general_dilated`. All derivatives are JAX's own: those of slices,
     concatenation and matrix product, which are fast.
 

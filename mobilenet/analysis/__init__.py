@@ -1,0 +1,1 @@
+"""From run directories to rows, and from rows to tables. Nothing here trains."""

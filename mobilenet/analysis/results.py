@@ -1,0 +1,191 @@
+"""Committed results: rows made from finished runs, logs beside them, README tables made from rows.
+
+    experiments/results/NAME.csv            one row an experiment, mean over its seeds
+    experiments/results/logs/NAME/ROW/      config.json, summary.json and metrics.jsonl of every seed
+
+Nothing is typed into a table: `add` makes a row from run directories, `render` the README's tables
+from rows, and a test recomputes both from the logs.
+"""
+
+import csv
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FIELDS = (
+    "row",
+    "config",
+    "overrides",
+    "split",
+    "top1_mean",
+    "top1_std",
+    "seeds",
+    "published_top1",
+    "published_source",
+    "params",
+    "macs",
+    "train_examples",
+    "epochs",
+    "seconds_mean",
+    "first_step_seconds_max",
+    "device",
+    "processor",
+    "versions",
+    "commit",
+    "logs",
+)
+LOGGED = ("config.json", "summary.json", "metrics.jsonl", "data.json")
+
+
+class ResultError(ValueError):
+    """Runs that do not make a row; the message says which and why."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a results file; none if it does not exist."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _one(name: str, values: list[Any]) -> Any:
+    if len({json.dumps(v, sort_keys=True) for v in values}) > 1:
+        raise ResultError(f"The runs differ in {name}: {', '.join(map(str, values))}.")
+    return values[0]
+
+
+def make_row(
+    name: str,
+    runs: Sequence[Path],
+    *,
+    config: str,
+    overrides: str = "",
+    published_top1: str = "",
+    published_source: str = "",
+    logs: str = "",
+) -> dict[str, str]:
+    """One row from finished runs that differ in their seed alone.
+
+    Args:
+      name: of the row.
+      runs: run directories, or their committed logs.
+      config: path of the experiment file; overrides: what was added on the command line.
+      published_top1, published_source: the figure beside it, in percent, and where it stands.
+      logs: where the logs are, below experiments/results.
+
+    Raises:
+      ResultError: a run that is not done, a seed twice, or runs that differ otherwise.
+    """
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    configs = [json.loads((run / "config.json").read_text()) for run in runs]
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary.get("status") != "done":
+            raise ResultError(f"{run} is {summary.get('status')}, not done; finish it first.")
+    seeds = [summary["seed"] for summary in summaries]
+    if len(set(seeds)) < len(seeds):
+        raise ResultError(f"The runs repeat a seed: {', '.join(map(str, seeds))}.")
+    _one("configuration", [{**c, "seed": None, "data": {**c["data"], "data_dir": ""}} for c in configs])
+    scores = [100 * summary["test"]["top1"] for summary in summaries]
+    return {
+        "row": name,
+        "config": config,
+        "overrides": overrides,
+        "split": f"test, {_one('test size', [s['test']['examples'] for s in summaries])} images",
+        "top1_mean": f"{statistics.fmean(scores):.2f}",
+        "top1_std": f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "",
+        "seeds": " ".join(map(str, seeds)),
+        "published_top1": published_top1,
+        "published_source": published_source,
+        "params": str(_one("parameters", [s["params"] for s in summaries])),
+        "macs": str(_one("MACs", [s["macs"] for s in summaries])),
+        "train_examples": str(summaries[0]["examples"]["train"]),
+        "epochs": f"{configs[0]['train']['num_epochs']:g}",
+        "seconds_mean": f"{statistics.fmean(s['wall_seconds'] for s in summaries):.0f}",
+        "first_step_seconds_max": f"{max(s['first_step_seconds'] for s in summaries):.1f}",
+        "device": _one("device", [s["device"] for s in summaries]),
+        "processor": _one("processor", [s["processor"] for s in summaries]),
+        "versions": " ".join(
+            f"{k}={v}" for k, v in _one("versions", [s["versions"] for s in summaries]).items()
+        ),
+        "commit": _one("commit", [s["commit"] for s in summaries]),
+        "logs": logs,
+    }
+
+
+def add(
+    results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
+) -> dict[str, str]:
+    """Copies the runs' logs beside the table and puts their row in it, replacing one of its name.
+
+    Args:
+      results: the experiments/results directory.
+      table: the CSV's name without ending.
+      name: of the row.
+      runs: finished run directories.
+      **notes: `config`, `overrides`, `published_top1`, `published_source` of `make_row`.
+    """
+    relative = f"logs/{table}/{name}"
+    row = make_row(name, runs, logs=relative, config=notes.pop("config"), **notes)
+    target = results / relative
+    shutil.rmtree(target, ignore_errors=True)
+    for run, seed in zip(runs, row["seeds"].split(), strict=True):
+        (target / f"seed{seed}").mkdir(parents=True)
+        for file in LOGGED:
+            shutil.copyfile(run / file, target / f"seed{seed}" / file)
+        # Where the data lay on the machine of the run is nobody's concern.
+        path = target / f"seed{seed}" / "config.json"
+        config = json.loads(path.read_text())
+        config["data"]["data_dir"] = ""
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    rows = [r for r in read_rows(results / f"{table}.csv") if r["row"] != name] + [row]
+    with open(results / f"{table}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda r: r["row"]))
+    return row
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """A README table of rows."""
+    lines = [
+        "| experiment | top-1 % (mean ± std, n) | published | params | MACs | training | device, time"
+        " a run | config | logs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seeds = row["seeds"].split()
+        spread = f" ± {row['top1_std']}" if row["top1_std"] else ""
+        published = row["published_top1"] or "–"
+        if row["published_top1"]:
+            gap = float(row["top1_mean"]) - float(row["published_top1"])
+            published += f" ({gap:+.2f}); {row['published_source']}"
+        command = f"`{row['config']}`" + (f" `{row['overrides']}`" if row["overrides"] else "")
+        seconds = float(row["seconds_mean"])
+        took = f"{seconds:.0f} s" if seconds < 600 else f"{math.ceil(seconds / 60)} min"
+        lines.append(
+            f"| {row['row']} | {row['top1_mean']}{spread}, {len(seeds)} | {published} | "
+            f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | {row['train_examples']} images"
+            f" x {row['epochs']} epochs | {row['processor']}, {took} | {command} | "
+            f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) |"
+        )
+    return "\n".join(lines)
+
+
+def render(readme: str, tables: dict[str, str]) -> str:
+    """Replaces what stands between `<!-- results:NAME -->` and `<!-- end:NAME -->`.
+
+    Raises:
+      ResultError: a marker is missing.
+    """
+    for name, text in tables.items():
+        start, end = f"<!-- results:{name} -->", f"<!-- end:{name} -->"
+        if start not in readme or end not in readme:
+            raise ResultError(f"The README has no {start} ... {end}; add both lines.")
+        head, rest = readme.split(start, 1)
+        readme = f"{head}{start}\n{text}\n{end}{rest.split(end, 1)[1]}"
+    return readme

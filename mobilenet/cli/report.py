@@ -1,0 +1,57 @@
+"""Turns finished runs into committed results, and results into the README's tables.
+
+    mobilenet report --table=baselines --row=digits --config_file=experiments/baselines/digits.py \
+        runs/digits_s0 runs/digits_s1 runs/digits_s2
+    mobilenet report                # the README's tables again, from the rows
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mobilenet.analysis import results
+from mobilenet.cli import common
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
+    flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
+    flags.DEFINE_string("row", "", "name of the row", flag_values=values)
+    flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
+    flags.DEFINE_string("overrides", "", "what its command line added", flag_values=values)
+    flags.DEFINE_string("published_top1", "", "the published figure, percent", flag_values=values)
+    flags.DEFINE_string("published_source", "", "where it stands", flag_values=values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    if overrides:
+        raise common.UsageError("report takes no --config overrides; use --overrides=TEXT.")
+    root = Path(values["root"].value)
+    directory = root / "experiments" / "results"
+    if not directory.is_dir():
+        raise common.UsageError(f"{directory} does not exist; run in the checkout or give --root.")
+    try:
+        if rest:
+            row = results.add(
+                directory,
+                common.require(values, "table", "baselines"),
+                common.require(values, "row", "digits"),
+                [Path(run) for run in rest],
+                config=common.require(values, "config_file", "experiments/baselines/digits.py"),
+                overrides=values["overrides"].value,
+                published_top1=values["published_top1"].value,
+                published_source=values["published_source"].value,
+            )
+            print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
+        tables = {
+            path.stem: results.markdown(results.read_rows(path))
+            for path in sorted(directory.glob("*.csv"))
+        }
+        readme = root / "README.md"
+        readme.write_text(results.render(readme.read_text(), tables))
+    except (results.ResultError, FileNotFoundError) as error:
+        raise common.UsageError(str(error)) from error
+    print(f"README tables: {', '.join(tables)}")
+    return 0

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from mobilenet import config as config_lib
-from mobilenet.config import ConfigError
+from mobilenet.config import Config, ConfigError
 from mobilenet.data import datasets, images, pipeline, transforms
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
@@ -27,7 +26,7 @@ INIT_STREAM = 0  # of the run's seed; `mobilenet.train.steps` has the others
 DATA_FILE = "data.json"
 
 
-def plan(model: ml_collections.ConfigDict) -> Plan:
+def plan(model: Config) -> Plan:
     """The network's channel counts, strides and shortcuts from `config.model`."""
     return plan_blocks(
         blocks=tuple(BlockSpec(*row) for row in model.blocks),
@@ -49,7 +48,7 @@ def plan(model: ml_collections.ConfigDict) -> Plan:
 
 
 def build_model(
-    config: ml_collections.ConfigDict, num_classes: int, *, devices: int | None = None
+    config: Config, num_classes: int, *, devices: int | None = None
 ) -> MobileNetV2:
     """The network of a configuration.
 
@@ -83,18 +82,18 @@ def build_model(
     )
 
 
-def image_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+def image_shape(config: Config) -> tuple[int, int, int]:
     """(H, W, C) that the network sees."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
-def layer_costs(config: ml_collections.ConfigDict, num_classes: int) -> list[cost.LayerCost]:
+def layer_costs(config: Config, num_classes: int) -> list[cost.LayerCost]:
     """Costs of every layer, from the block table."""
     model = config.model
     return cost.layer_costs(plan(model), image_shape(config), num_classes, model.kernel_size)
 
 
-def resolve_classes(config: ml_collections.ConfigDict, available: int | None = None) -> int:
+def resolve_classes(config: Config, available: int | None = None) -> int:
     """The classifier's width: `model.num_classes`, or the data set's.
 
     Args:
@@ -115,7 +114,7 @@ def resolve_classes(config: ml_collections.ConfigDict, available: int | None = N
     return chosen
 
 
-def open_dataset(config: ml_collections.ConfigDict) -> datasets.Dataset:
+def open_dataset(config: Config) -> datasets.Dataset:
     """The configured data set; nothing is decoded yet."""
     data = config.data
     return datasets.open_dataset(
@@ -161,7 +160,7 @@ class Data:
       load: split -> arrays in memory, or the source when it is streamed.
     """
 
-    config: ml_collections.ConfigDict
+    config: Config
     dataset: datasets.Dataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -221,7 +220,7 @@ class Data:
         }
 
 
-def build_data(config: ml_collections.ConfigDict, workdir: Path | None = None) -> Data:
+def build_data(config: Config, workdir: Path | None = None) -> Data:
     """Opens the data set and settles how pictures are normalised.
 
     Statistics of the data set are computed from its train part once and stored in the run directory
@@ -274,9 +273,7 @@ def build_data(config: ml_collections.ConfigDict, workdir: Path | None = None) -
         mean, std = transforms.normalization(data.normalization, data.channels)
     built = Data(config, dataset, mean, std, load)
     if workdir is not None and stored is None and jax.process_index() == 0:
-        records.write_atomically(
-            workdir / DATA_FILE, json.dumps(built.stored(), indent=2) + "\n"
-        )
+        records.write_atomically(workdir / DATA_FILE, json.dumps(built.stored(), indent=2) + "\n")
     return built
 
 
@@ -296,7 +293,7 @@ def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any
     return transforms.make_preprocess(mean, std)
 
 
-def build_augment(config: ml_collections.ConfigDict, data: Data) -> Callable[..., Any]:
+def build_augment(config: Config, data: Data) -> Callable[..., Any]:
     """The augmentation that runs on the device, from `config.augment`."""
     settings = config.augment.to_dict()
     if not isinstance(data.load("train"), pipeline.Arrays):
@@ -305,7 +302,7 @@ def build_augment(config: ml_collections.ConfigDict, data: Data) -> Callable[...
     return transforms.make_augment(mean=data.mean, std=data.std, **settings)
 
 
-def build_optimizer(config: ml_collections.ConfigDict) -> Any:
+def build_optimizer(config: Config) -> Any:
     """The optimiser of `config.optimizer`."""
     optimizer = config.optimizer
     return optim.make_optimizer(
@@ -320,7 +317,7 @@ def build_optimizer(config: ml_collections.ConfigDict) -> Any:
 
 
 def build_schedule(
-    config: ml_collections.ConfigDict, steps_per_epoch: float, total_steps: int
+    config: Config, steps_per_epoch: float, total_steps: int
 ) -> optim.Schedule:
     """The learning rate of each step; epochs become steps and the rate is scaled by the batch."""
     schedule = config.schedule
@@ -337,7 +334,7 @@ def build_schedule(
     )
 
 
-def init_variables(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, Any]:
+def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
     """Initial variables from the run's seed, the same on every process and backend."""
     model = build_model(config, num_classes)
     image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
@@ -349,7 +346,7 @@ def init_variables(config: ml_collections.ConfigDict, num_classes: int) -> dict[
     return jax.jit(init)(key)
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
+def build(config: Config, workdir: Path) -> Parts:
     """The parts of a run.
 
     Args:
@@ -468,15 +465,13 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
 
 
 def evaluate(
-    config: ml_collections.ConfigDict, data: Data, variables: Any, split: str
+    config: Config, data: Data, variables: Any, split: str
 ) -> Evaluation:
     """Evaluates variables on every example of a split, on all devices."""
     num_classes = resolve_classes(config, data.dataset.num_classes)
     model = build_model(config, num_classes)
     step = steps.map_eval_step(
-        steps.make_eval_step(
-            model.apply, preprocess(data.mean, data.std), num_classes=num_classes
-        )
+        steps.make_eval_step(model.apply, preprocess(data.mean, data.std), num_classes=num_classes)
     )
     return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
 
@@ -488,7 +483,7 @@ class Predictor:
       class_names: of the classifier's outputs.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, variables: Any, workdir: Path) -> None:
+    def __init__(self, config: Config, variables: Any, workdir: Path) -> None:
         stored = read_stored(workdir)
         if stored is None:
             raise CheckpointError(f"{workdir} has no {DATA_FILE}; it is not a complete run.")
@@ -519,7 +514,7 @@ class Predictor:
         return np.asarray(self._classify(pictures))
 
 
-def count_classes(config: ml_collections.ConfigDict) -> int:
+def count_classes(config: Config) -> int:
     """The classifier's width for a cost table.
 
     Raises:
@@ -534,7 +529,7 @@ def count_classes(config: ml_collections.ConfigDict) -> int:
         ) from error
 
 
-def peaks(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, cost.Peak]:
+def peaks(config: Config, num_classes: int) -> dict[str, cost.Peak]:
     """Peak activation memory of one image under each definition that covers the network."""
     if config.model.shortcut == "expansion":
         return {}

@@ -9,17 +9,20 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 from ml_collections.config_dict import placeholder
+
+# An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
+Config: TypeAlias = Any
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key, the value and what is allowed."""
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
+def get_config(arg: str = "") -> Config:
     """The base configuration: MobileNetV2 1.0 on the embedded digits.
 
     Args:
@@ -28,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """
     if arg not in ("", "smoke"):
         raise ConfigError(f"The configuration argument is {arg!r}; allowed are none and 'smoke'.")
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.seed = 0  # of initial values, data order, augmentation and dropout
 
     config.model = model = ml_collections.ConfigDict()
@@ -155,7 +158,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def shrink(config: Config) -> Config:
     """Makes a configuration small enough for a laptop and the tests, in place.
 
     Narrow, every row of the block table once, few pictures, two steps, and the embedded digits
@@ -190,19 +193,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def to_json(config: ml_collections.ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The configuration as JSON with sorted keys; equal configurations give equal text."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
+def from_json(text: str) -> Config:
     """Rebuilds a locked configuration from `to_json`; an unknown key is a ConfigError."""
     config = get_config()
     update(config, dict(flatten(json.loads(text))))
     return config
 
 
-def update(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
+def update(config: Config, overrides: Mapping[str, Any]) -> None:
     """Sets dotted keys in place.
 
     Raises:
@@ -223,7 +226,7 @@ def update(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> N
             ) from error
 
 
-def unknown_key(config: ml_collections.ConfigDict, key: str) -> str:
+def unknown_key(config: Config, key: str) -> str:
     """The message for a key that does not exist."""
     known = [name for name, _ in flatten(config)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -248,7 +251,7 @@ RUNTIME_KEYS = (
 
 
 def differences(
-    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+    old: Config, new: Config
 ) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and change what a run computes: key -> (old, new)."""
     before, after = dict(flatten(old)), dict(flatten(new))
@@ -377,7 +380,7 @@ def _check_range(key: str, value: float) -> None:
     _check(math.isfinite(value) and above and below, key, value, allowed)
 
 
-def validate(config: ml_collections.ConfigDict, *, devices: int = 1, processes: int = 1) -> None:
+def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     """Refuses configurations that cannot run, before anything is compiled.
 
     Args:
@@ -406,10 +409,14 @@ def validate(config: ml_collections.ConfigDict, *, devices: int = 1, processes: 
     _validate_schedule(config)
 
 
-def _validate_model(model: ml_collections.ConfigDict) -> None:
+def _validate_model(model: Config) -> None:
     _check(model.kernel_size % 2 == 1, "model.kernel_size", model.kernel_size, "it must be odd")
     for row in model.blocks:
-        ok = isinstance(row, tuple) and len(row) == 4 and all(isinstance(v, int | float) for v in row)
+        ok = (
+            isinstance(row, tuple)
+            and len(row) == 4
+            and all(isinstance(v, int | float) for v in row)
+        )
         ok = ok and row[0] > 0 and all(float(v).is_integer() and v >= 1 for v in row[1:])
         _check(
             ok and row[3] in (1, 2),
@@ -449,13 +456,13 @@ def _validate_model(model: ml_collections.ConfigDict) -> None:
     )
 
 
-def total_stride(model: ml_collections.ConfigDict) -> int:
+def total_stride(model: Config) -> int:
     """Input pixels for one pixel of the last feature map, along one side."""
     strides = model.stage_strides or tuple(row[3] for row in model.blocks)
     return math.prod((model.stem_strides, *strides))
 
 
-def _validate_data(config: ml_collections.ConfigDict) -> None:
+def _validate_data(config: Config) -> None:
     data, augment = config.data, config.augment
     _check(data.name != "", "data.name", data.name, "it must name a data set, such as digits")
     _check(
@@ -500,7 +507,7 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _validate_batches(config: ml_collections.ConfigDict, devices: int, processes: int) -> None:
+def _validate_batches(config: Config, devices: int, processes: int) -> None:
     train, model, augment = config.train, config.model, config.augment
     _check(
         train.global_batch_size % devices == 0,
@@ -544,7 +551,7 @@ def _validate_batches(config: ml_collections.ConfigDict, devices: int, processes
     )
 
 
-def _validate_schedule(config: ml_collections.ConfigDict) -> None:
+def _validate_schedule(config: Config) -> None:
     schedule, train = config.schedule, config.train
     _check(
         schedule.warmup_epochs < train.num_epochs or schedule.warmup_epochs == 0,

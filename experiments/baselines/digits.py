@@ -8,7 +8,9 @@ from mobilenet import config as base
 
 def get_config(arg=""):
     config = base.get_config(arg)
-    config.model.width_multiplier = 0.35
+    config.model.width_multiplier = 0.5
+    # Every row of Table 2 once: 7 bottlenecks are plenty here, and compile in a third of the time.
+    config.model.blocks = tuple((t, c, 1, s) for t, c, n, s in config.model.blocks)
     # 16 pixels: the digits' 8x8 doubled. Three strides leave maps of 2x2.
     config.model.stem_strides = 1
     config.model.stage_strides = (1, 2, 2, 2, 1, 1, 1)

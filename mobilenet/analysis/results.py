@@ -89,7 +89,10 @@ def make_row(
     seeds = [summary["seed"] for summary in summaries]
     if len(set(seeds)) < len(seeds):
         raise ResultError(f"The runs repeat a seed: {', '.join(map(str, seeds))}.")
-    _one("configuration", [{**c, "seed": None, "data": {**c["data"], "data_dir": ""}} for c in configs])
+    _one(
+        "configuration",
+        [{**c, "seed": None, "data": {**c["data"], "data_dir": ""}} for c in configs],
+    )
     scores = [100 * summary["test"]["top1"] for summary in summaries]
     return {
         "row": name,
@@ -117,9 +120,7 @@ def make_row(
     }
 
 
-def add(
-    results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
-) -> dict[str, str]:
+def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str) -> dict[str, str]:
     """Copies the runs' logs beside the table and puts their row in it, replacing one of its name.
 
     Args:

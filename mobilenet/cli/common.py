@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet.cli.main import DIVERGED, FAILED, USAGE
-from mobilenet.config import ConfigError
+from mobilenet.config import Config, ConfigError
 
 
 class UsageError(ValueError):
@@ -119,7 +118,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def convert(config: ml_collections.ConfigDict, key: str, text: str) -> Any:
+def convert(config: Config, key: str, text: str) -> Any:
     """An override's text as a value of the key's type.
 
     Raises:
@@ -145,7 +144,7 @@ def convert(config: ml_collections.ConfigDict, key: str, text: str) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def load_config(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
+def load_config(path: str, overrides: dict[str, str]) -> Config:
     """Executes `file.py` or `file.py:arg` and applies overrides.
 
     Raises:
@@ -175,7 +174,7 @@ def load_config(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDi
     return config
 
 
-def run_config(workdir: Path) -> ml_collections.ConfigDict:
+def run_config(workdir: Path) -> Config:
     """The configuration that a run directory was made with.
 
     Raises:

@@ -1,7 +1,7 @@
 """Parameters, MACs and activation memory of a configuration, a row a layer. Nothing is trained.
 
-    mobilenet cost --config=experiments/baselines/imagenet_paper.py
-    mobilenet cost --config=... --config.model.width_multiplier=0.35 --json
+mobilenet cost --config=experiments/baselines/imagenet_paper.py
+mobilenet cost --config=... --config.model.width_multiplier=0.35 --json
 """
 
 import dataclasses
@@ -56,7 +56,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         "BN statistics"
     )
     if peaks:
-        print(f"\n{'peak activations, batch 1':<26} {'elements':>12} {'int8':>10} {'float32':>10}  at")
+        print(
+            f"\n{'peak activations, batch 1':<26} {'elements':>12} {'int8':>10} {'float32':>10}  at"
+        )
     for name, peak in peaks.items():
         sizes = [f"{scale * peak.elements / 1024:,.0f} KiB" for scale in (1, 4)]
         print(f"{name:<26} {peak.elements:>12,} {sizes[0]:>10} {sizes[1]:>10}  {peak.at}")

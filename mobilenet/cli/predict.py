@@ -1,7 +1,7 @@
 """Classifies picture files with a run: the five best classes with probabilities.
 
-    mobilenet predict --workdir=runs/c10 photo.jpg other.png
-    mobilenet predict --workdir=runs/c10 --json pictures/*.jpg
+mobilenet predict --workdir=runs/c10 photo.jpg other.png
+mobilenet predict --workdir=runs/c10 --json pictures/*.jpg
 """
 
 import json

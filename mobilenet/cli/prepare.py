@@ -16,9 +16,7 @@ from mobilenet.cli import common
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("dataset", "", "TFDS name to download and prepare", flag_values=values)
-    flags.DEFINE_string(
-        "data_dir", "", "directory that receives NAME/VERSION", flag_values=values
-    )
+    flags.DEFINE_string("data_dir", "", "directory that receives NAME/VERSION", flag_values=values)
     flags.DEFINE_string(
         "from_tfrecord", "", "directory of a TFRecord copy to convert", flag_values=values
     )

@@ -10,7 +10,6 @@ import os
 import signal
 from pathlib import Path
 
-import ml_collections
 from absl import flags
 
 from mobilenet import config as config_lib
@@ -74,7 +73,7 @@ class _shared:  # noqa: N801 - used as a context manager, like its twin `records
         return None
 
 
-def settle_config(workdir: Path, config: ml_collections.ConfigDict, *, write: bool) -> None:
+def settle_config(workdir: Path, config: config_lib.Config, *, write: bool) -> None:
     """Writes `config.json`, or checks that the directory's run computes the same.
 
     Raises:

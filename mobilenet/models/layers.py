@@ -16,14 +16,6 @@ from mobilenet.models.pointwise import conv
 ModuleDef = Callable[..., Any]
 Padding = Literal["SAME", "SYMMETRIC"]
 
-# relu6 is written as a clip because exporters recognise it and map it to one fused operation.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "identity": lambda x: x,
-    "relu": jax.nn.relu,
-    "relu6": lambda x: jnp.clip(x, 0.0, 6.0),
-    "hard_swish": jax.nn.hard_swish,
-}
-
 GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "hard_sigmoid": jax.nn.hard_sigmoid,
@@ -95,7 +87,7 @@ class ConvBNAct(nn.Module):
     Attributes:
       conv, norm: module constructors, injected so that a caller can bind form, dtype, padding and
         momentum once, or put quantised versions in their place.
-      activation: a key of `ACTIVATIONS`; handed to `norm`, which applies it in the same pass.
+      activation: of `mobilenet.models.normalization.ACTIVATIONS`; `norm` applies it in its pass.
     """
 
     conv: ModuleDef
@@ -158,7 +150,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B F"], train: bool, keys: Key[Array, "B"] | None = None
+        self, x: Float[Array, "B F"], train: bool, keys: Key[Array, " B"] | None = None
     ) -> Float[Array, "B F"]:
         if not train or self.rate == 0.0:
             return x

@@ -277,7 +277,7 @@ class MobileNetV2(nn.Module):
     Attributes:
       plan: from `plan_blocks`.
       num_classes: 0 returns the pooled features instead of logits.
-      activation: a key of `mobilenet.models.layers.ACTIVATIONS`.
+      activation: of `mobilenet.models.normalization.ACTIVATIONS`.
       kernel_size: of the depthwise convolutions, odd. The stem's is 3.
       dropout_rate: before the classifier, in [0, 1).
       padding: "SAME" as TensorFlow, "SYMMETRIC" as PyTorch; they differ at stride 2.
@@ -321,7 +321,7 @@ class MobileNetV2(nn.Module):
         train: bool = False,
         *,
         endpoints: bool = False,
-        dropout_keys: Key[Array, "B"] | None = None,
+        dropout_keys: Key[Array, " B"] | None = None,
     ) -> Any:
         conv = functools.partial(
             self.conv,

@@ -25,10 +25,6 @@ from jaxtyping import Array, Float
 
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish")
 
-# mean^2 over variance above which float32 loses the variance in E[x^2] - E[x]^2: at this ratio the
-# subtraction cancels 12 of the 24 bits, and the variance is summed again around the mean.
-CANCELLATION = 4096.0
-
 
 class Rule(NamedTuple):
     """What is constant of a layer: hashable, so that it can be a static argument."""
@@ -58,6 +54,7 @@ def activate(z: Float[Array, "*shape"], activation: str) -> Float[Array, "*shape
     if activation == "relu":
         return jnp.maximum(z, 0)
     if activation == "relu6":
+        # A clip: exporters recognise it and map it to one fused operation.
         return jnp.clip(z, 0, 6)
     if activation == "hard_swish":
         return z * jnp.clip(z + 3, 0, 6) / 6
@@ -92,25 +89,17 @@ def _wide(x: Array) -> Array:
 def _statistics(x: Array, rule: Rule) -> tuple[Array, Array]:
     """Mean and biased variance per channel, over every device of the axis, at least float32.
 
+    The local variance is the mean square minus the squared mean, as in Flax: rounding costs it a
+    relative error of about 2^-24 mean^2 / var, 10^-4 at a mean of 40 deviations. A second pass
+    around the mean would cost a tenth of the step, and a branch to it half of the compile time.
+
     Across devices the variance is the mean of the variances plus the variance of the means: mean
     squares would bring back the cancellation that the local variance avoids.
     """
     x = _wide(x)
     count = x.size // x.shape[-1]
     mean = _sum(x) / count
-    fast = _sum(x * x) / count - mean * mean
-
-    def again(x: Array, mean: Array, fast: Array) -> tuple[Array, Array]:
-        del fast
-        rest = _sum(x - mean) / count  # what rounding left out of the mean
-        return mean + rest, jnp.maximum(_sum((x - mean) ** 2) / count - rest * rest, 0)
-
-    def as_summed(x: Array, mean: Array, fast: Array) -> tuple[Array, Array]:
-        del x
-        return mean, jnp.maximum(fast, 0)
-
-    cancelled = jnp.any(mean * mean > CANCELLATION * (jnp.maximum(fast, 0) + rule.epsilon))
-    mean, var = lax.cond(cancelled, again, as_summed, x, mean, fast)
+    var = jnp.maximum(_sum(x * x) / count - mean * mean, 0)
     if rule.axis_name is None:
         return mean, var
     overall = _pmean(mean, rule)

@@ -210,7 +210,9 @@ class Checkpoints:
         path = self.directory / str(step)
         if not path.is_dir():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {known}.")
+            raise CheckpointError(
+                f"{self.directory} has no checkpoint of step {step}; it has {known}."
+            )
         try:
             handler = ocp.StandardCheckpointHandler()
             meta = json.loads((path / "meta" / "metadata").read_text())
@@ -296,7 +298,8 @@ def restore_state(restored: Restored, like: TrainState) -> TrainState:
         problems = sorted(missing) + sorted(extra) + sorted(wrong)
         raise CheckpointError(
             f"The checkpoint of step {restored.step} does not fit this configuration: "
-            f"{'; '.join(problems[:5])}" + (f"; and {len(problems) - 5} more." if problems[5:] else ".")
+            f"{'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more." if problems[5:] else ".")
         )
     fields = {
         name: flax.serialization.from_state_dict(getattr(like, name), restored.items[name])

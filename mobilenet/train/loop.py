@@ -361,9 +361,7 @@ def _describe(split: str, step: int, evaluation: Evaluation) -> str:
     )
 
 
-def _check_finite(
-    fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
-) -> None:
+def _check_finite(fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path) -> None:
     for step, values in fetched:
         for name, (total, _) in values.items():
             if not math.isfinite(float(total)):

@@ -15,7 +15,7 @@ def smooth(targets: Float[Array, "B K"], label_smoothing: jax.Array | float) -> 
     return targets * (1.0 - label_smoothing) + label_smoothing / targets.shape[-1]
 
 
-def cross_entropy(logits: Float[Array, "B K"], targets: Float[Array, "B K"]) -> Float[Array, "B"]:
+def cross_entropy(logits: Float[Array, "B K"], targets: Float[Array, "B K"]) -> Float[Array, " B"]:
     """Cross entropy in nats of the softmax of `logits` against distributions, in float32."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.sum(targets * log_probabilities, axis=-1)

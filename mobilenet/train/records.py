@@ -1,9 +1,9 @@
 """What a run leaves behind besides checkpoints: configuration, metrics, events, summary, progress.
 
-    config.json     the configuration, complete
-    metrics.jsonl   one JSON object a line: training means, validations
-    events/         the same numbers for TensorBoard
-    summary.json    final metrics, counts, versions, device, commit, wall time, status
+config.json     the configuration, complete
+metrics.jsonl   one JSON object a line: training means, validations
+events/         the same numbers for TensorBoard
+summary.json    final metrics, counts, versions, device, commit, wall time, status
 """
 
 import contextlib

@@ -181,9 +181,7 @@ def _norm(tree: Any) -> jax.Array:
 
 def map_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Maps a training step over all devices; the state is donated."""
-    return jax.pmap(
-        step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,)
-    )
+    return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
 
 
 def map_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,10 +202,7 @@ def place(tree: Any) -> Any:
 def shard(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Splits a process's batch [b, ...] into [local devices, b / devices, ...]."""
     devices = jax.local_device_count()
-    return {
-        name: value.reshape(devices, -1, *value.shape[1:])
-        for name, value in batch.items()
-    }
+    return {name: value.reshape(devices, -1, *value.shape[1:]) for name, value in batch.items()}
 
 
 def bn_groups(devices: int, statistics: str, group_size: int) -> tuple[str | None, Any]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mobilenet.models.layers import ACTIVATIONS, make_divisible
+from mobilenet.models.layers import make_divisible
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, plan_blocks
+from mobilenet.models.normalization import ACTIVATIONS, activate
 
 # Two stages, one of them with a shortcut: small enough to compile in a second or two.
 SMALL = (BlockSpec(1, 8, 1, 1), BlockSpec(2, 8, 3, 2))
@@ -24,7 +25,9 @@ def small_model(**settings: Any) -> MobileNetV2:
 
 def run(model: MobileNetV2, images: Any, train: bool = False, **kwargs: Any) -> Any:
     variables = model.init(jax.random.key(0), images)
-    return model.apply(variables, images, train, mutable=["batch_stats"] if train else False, **kwargs)
+    return model.apply(
+        variables, images, train, mutable=["batch_stats"] if train else False, **kwargs
+    )
 
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
@@ -69,9 +72,7 @@ def test_endpoints_have_the_strides_of_the_paper():
     model = MobileNetV2(plan_blocks(width_multiplier=0.35), num_classes=7)
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    logits, found = jax.eval_shape(
-        lambda v, x: model.apply(v, x, endpoints=True), variables, image
-    )
+    logits, found = jax.eval_shape(lambda v, x: model.apply(v, x, endpoints=True), variables, image)
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
     sizes = {name: x.shape[1] for name, x in found.items() if x.ndim == 4}
     assert sizes == {
@@ -151,7 +152,7 @@ def test_activations(name: str):
         "relu6": [0, 0, 0, 2, 6],
         "hard_swish": x * np.clip(x + 3, 0, 6) / 6,
     }[name]
-    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(activate(jnp.asarray(x), name), expected, rtol=1e-6)
     assert np.all(np.isfinite(run(small_model(activation=name), IMAGES)))
 
 
@@ -172,9 +173,11 @@ def test_squeeze_excite_gates_channels(gate: str):
     plain = small_model()
     without = {k: v for k, v in variables["params"].items()}
     shut = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.full_like(x, -1e3)
-        if [getattr(k, "key", "") for k in path][-3:] == ["se", "expand", "bias"]
-        else x,
+        lambda path, x: (
+            jnp.full_like(x, -1e3)
+            if [getattr(k, "key", "") for k in path][-3:] == ["se", "expand", "bias"]
+            else x
+        ),
         variables["params"],
     )
     # A gate forced shut zeroes what it scales, so nothing of the picture is left.

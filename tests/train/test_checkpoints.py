@@ -14,7 +14,9 @@ from mobilenet.train import optim, state
 from mobilenet.train.checkpoints import CheckpointError, Checkpoints, restore_state
 
 
-def make_state(step: int = 0, *, width: int = 3, optimizer: str = "rmsprop", ema: bool = True) -> Any:
+def make_state(
+    step: int = 0, *, width: int = 3, optimizer: str = "rmsprop", ema: bool = True
+) -> Any:
     kernel = jnp.arange(4 * width, dtype=jnp.float32).reshape(4, width) / 7 + step
     variables = {
         "params": {"stem": {"conv": {"kernel": kernel}}},

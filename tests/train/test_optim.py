@@ -20,9 +20,7 @@ PARAMS = {
 def updates(optimizer: Any, grads: list[Any], rate: float, decay: float, params: Any) -> Any:
     state = optimizer.init(params)
     for grad in grads:
-        delta, state = optimizer.update(
-            grad, state, params, learning_rate=rate, weight_decay=decay
-        )
+        delta, state = optimizer.update(grad, state, params, learning_rate=rate, weight_decay=decay)
         params = optax.apply_updates(params, delta)
     return params
 
@@ -40,7 +38,11 @@ def test_decay_mask_spares_norms_and_biases_and_depthwise_on_request():
 def test_sgd_with_momentum_by_hand():
     params = {"kernel": jnp.array([1.0])}
     got = updates(
-        optim.make_optimizer("sgd", momentum=0.9), [{"kernel": jnp.array([2.0])}] * 2, 0.1, 0.5, params
+        optim.make_optimizer("sgd", momentum=0.9),
+        [{"kernel": jnp.array([2.0])}] * 2,
+        0.1,
+        0.5,
+        params,
     )
     first = 1.0 - 0.1 * (2.0 + 0.5 * 1.0)  # 0.75
     velocity = 0.9 * 2.5 + (2.0 + 0.5 * first)
@@ -77,10 +79,8 @@ def test_rmsprop_is_tensorflows():
 
 def test_adamw_equals_optax():
     ours = optim.make_optimizer("adamw", momentum=0.9, decay=0.999, epsilon=1e-8)
-    theirs = optax.adamw(
-        0.01, weight_decay=0.1, mask=lambda p: optim.decay_mask(p, depthwise=True)
-    )
-    grads = [jax.tree.map(lambda x: jnp.sin(7 * x + i), PARAMS) for i in range(3)]
+    theirs = optax.adamw(0.01, weight_decay=0.1, mask=lambda p: optim.decay_mask(p, depthwise=True))
+    grads = [jax.tree.map(lambda x: jnp.sin(7 * x + i), PARAMS) for i in range(3)]  # noqa: B023
     got = updates(ours, grads, 0.01, 0.1, PARAMS)
     params, state = PARAMS, theirs.init(PARAMS)
     for grad in grads:
@@ -92,7 +92,9 @@ def test_adamw_equals_optax():
 def test_clipping_bounds_the_global_norm():
     optimizer = optim.make_optimizer("sgd", momentum=0.0, clip_norm=1.0)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
-    got = updates(optimizer, [{"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}], 1.0, 0.0, params)
+    got = updates(
+        optimizer, [{"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}], 1.0, 0.0, params
+    )
     np.testing.assert_allclose(np.concatenate([got["a"], got["b"]]), [-0.6, 0.0, -0.8], rtol=1e-6)
 
 

@@ -164,9 +164,7 @@ def test_ema_follows_its_rule():
     start = run(1, updates=0, ema=True)[0]
     # decay = min(ema_decay, (1 + t) / (10 + t)): 0.1 at the first update, 2 / 11 at the second.
     for part in ("params", "batch_stats"):
-        first = jax.tree.map(
-            lambda a, b: 0.1 * a + 0.9 * b, start.ema[part], getattr(once, part)
-        )
+        first = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.ema[part], getattr(once, part))
         assert_close(once.ema[part], first, 1e-6)
         second = jax.tree.map(
             lambda a, b: 2 / 11 * a + 9 / 11 * b, once.ema[part], getattr(twice, part)

@@ -47,9 +47,7 @@ def plan(model: Config) -> Plan:
     )
 
 
-def build_model(
-    config: Config, num_classes: int, *, devices: int | None = None
-) -> MobileNetV2:
+def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> MobileNetV2:
     """The network of a configuration.
 
     Args:
@@ -231,7 +229,7 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
       workdir: the run directory; None stores nothing.
 
     Raises:
-      DatasetError, ConfigError: the data set cannot be opened, or is not the one the run began with.
+      DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
     """
     dataset = open_dataset(config)
     data = config.data
@@ -258,8 +256,8 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
         if tuple(stored["class_names"]) != dataset.class_names:
             raise ConfigError(
                 f"data.name is {data.name!r} with classes {_few(dataset.class_names)}, but the run "
-                f"in {workdir} was trained on {_few(stored['class_names'])}; point data.data_dir to "
-                "the same data, or give another run directory."
+                f"in {workdir} was trained on {_few(stored['class_names'])}; point data.data_dir "
+                "to the same data, or give another run directory."
             )
         mean, std = tuple(stored["mean"]), tuple(stored["std"])
     elif data.normalization == "dataset":
@@ -316,9 +314,7 @@ def build_optimizer(config: Config) -> Any:
     )
 
 
-def build_schedule(
-    config: Config, steps_per_epoch: float, total_steps: int
-) -> optim.Schedule:
+def build_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> optim.Schedule:
     """The learning rate of each step; epochs become steps and the rate is scaled by the batch."""
     schedule = config.schedule
     return optim.make_schedule(
@@ -368,8 +364,8 @@ def build(config: Config, workdir: Path) -> Parts:
     examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
     if batch_size > examples:
         raise ConfigError(
-            f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} has "
-            f"{examples} examples; it must be at most that."
+            f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
+            f"has {examples} examples; it must be at most that."
         )
     steps_per_epoch = examples / batch_size
     total_steps = max(1, round(config.train.num_epochs * steps_per_epoch))
@@ -464,9 +460,7 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
     return checkpoints.read(step)
 
 
-def evaluate(
-    config: Config, data: Data, variables: Any, split: str
-) -> Evaluation:
+def evaluate(config: Config, data: Data, variables: Any, split: str) -> Evaluation:
     """Evaluates variables on every example of a split, on all devices."""
     num_classes = resolve_classes(config, data.dataset.num_classes)
     model = build_model(config, num_classes)
@@ -495,7 +489,8 @@ class Predictor:
         prepare = preprocess(tuple(stored["mean"]), tuple(stored["std"]))
 
         def classify(pictures: jax.Array) -> jax.Array:
-            return jax.nn.softmax(model.apply(variables, prepare(pictures), False))
+            logits: Any = model.apply(variables, prepare(pictures), False)
+            return jax.nn.softmax(logits)
 
         self._classify = jax.jit(classify)
 

@@ -184,7 +184,7 @@ def shrink(config: Config) -> Config:
     return config
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, value) of every leaf."""
     for key, value in config.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
@@ -245,14 +245,11 @@ RUNTIME_KEYS = (
     "data.data_dir",
     "data.num_workers",
     "data.prefetch_batches",
-    "data.in_memory",
     "eval.batch_size",
 )
 
 
-def differences(
-    old: Config, new: Config
-) -> dict[str, tuple[Any, Any]]:
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and change what a run computes: key -> (old, new)."""
     before, after = dict(flatten(old)), dict(flatten(new))
     return {
@@ -528,7 +525,7 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
         not mixes or per_device % 2 == 0,
         "train.global_batch_size",
         train.global_batch_size,
-        f"mixup and cutmix pair neighbours, so the {per_device} pictures of one device must be even",
+        f"mixup and cutmix pair neighbours: the {per_device} pictures of one device must be even",
     )
     _check(
         part > 1 or model.bn_statistics != "local",

@@ -12,6 +12,7 @@ from mobilenet import build
 from mobilenet import config as config_lib
 from mobilenet.cli import common
 from mobilenet.config import ConfigError
+from mobilenet.train import loop
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,23 @@ def test_initial_variables_follow_the_seed():
     kernel = ("params", "stem", "conv", "kernel")
     values = [v[kernel[0]][kernel[1]][kernel[2]][kernel[3]] for v in (first, other)]
     assert not np.array_equal(*values)
+
+
+def test_the_readmes_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    workdir = tmp_path / "runs" / "c10"
+    workdir.mkdir(parents=True)
+    config = tiny(train__num_epochs=0.125)
+    (workdir / "config.json").write_text(config_lib.to_json(config))
+    loop.train(build.build(config, workdir), workdir)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["logits"].shape == (16, 10) and names["checkpoint"].step == 2
+    assert "stage_1" in names["endpoints"]
 
 
 def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):

@@ -10,6 +10,7 @@ from mobilenet.config import ConfigError
 
 # (overrides, what the message must say): each message names the key, the value and what is allowed.
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    # ruff: noqa: E501 (one refusal a line)
     ({"model.widht_multiplier": 0.5}, "did you mean model.width_multiplier?"),
     ({"nonsense": 1}, "nonsense is not a configuration key"),
     ({"model.width_multiplier": "wide"}, "model.width_multiplier is 'wide', a str; it must be a float"),

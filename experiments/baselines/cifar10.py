@@ -1,4 +1,4 @@
-"""CIFAR-10 with the 32x32 form of chenyaofo/pytorch-cifar-models: stem and second stage at stride 1.
+"""CIFAR-10 with the form of chenyaofo/pytorch-cifar-models: stem and second stage at stride 1.
 
 Published for this network at width 1.0: 93.79 % top-1 with 2,236,682 parameters and 88.0 M MACs
 (the repository's README). The recipe here follows the one that public CIFAR ports share: SGD with

@@ -1,8 +1,8 @@
 """ImageNet with the public recipe that reaches 72.19 % (d-li14/mobilenetv2.pytorch, README).
 
-SGD with momentum, cosine over 150 epochs, batch 256, learning rate 0.05, weight decay 4e-5, Inception
-crops and flips, PyTorch's padding and normalisation. Users of that repository re-ran it to 72 %
-twice and to 71.3 % once, the latter without a warm-up.
+SGD with momentum, cosine over 150 epochs, batch 256, learning rate 0.05, weight decay 4e-5,
+Inception crops and flips, PyTorch's padding and normalisation. Users of that repository re-ran it
+to 72 % twice and to 71.3 % once, the latter without a warm-up.
 
 Run:    mobilenet train --config=experiments/baselines/imagenet_cosine.py --workdir=runs/imagenet \
             --config.data.data_dir=DIRECTORY_OF_TFDS

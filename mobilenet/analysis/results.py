@@ -1,7 +1,7 @@
 """Committed results: rows made from finished runs, logs beside them, README tables made from rows.
 
     experiments/results/NAME.csv            one row an experiment, mean over its seeds
-    experiments/results/logs/NAME/ROW/      config.json, summary.json and metrics.jsonl of every seed
+    experiments/results/logs/NAME/ROW/      config, summary and metrics of every seed
 
 Nothing is typed into a table: `add` makes a row from run directories, `render` the README's tables
 from rows, and a test recomputes both from the logs.
@@ -143,9 +143,12 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
         config = json.loads(path.read_text())
         config["data"]["data_dir"] = ""
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    rows = [r for r in read_rows(results / f"{table}.csv") if r["row"] != name] + [row]
+    rows: list[dict[str, Any]] = [
+        *(r for r in read_rows(results / f"{table}.csv") if r["row"] != name),
+        row,
+    ]
     with open(results / f"{table}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer: Any = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: r["row"]))
     return row
@@ -154,8 +157,8 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
 def markdown(rows: Sequence[dict[str, str]]) -> str:
     """A README table of rows."""
     lines = [
-        "| experiment | top-1 % (mean ± std, n) | published | params | MACs | training | device, time"
-        " a run | config | logs |",
+        "| experiment | top-1 % (mean ± std, n) | published | params | MACs | training "
+        "| device, time a run | config | logs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -170,8 +173,9 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         took = f"{seconds:.0f} s" if seconds < 600 else f"{math.ceil(seconds / 60)} min"
         lines.append(
             f"| {row['row']} | {row['top1_mean']}{spread}, {len(seeds)} | {published} | "
-            f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | {row['train_examples']} images"
-            f" x {row['epochs']} epochs | {row['processor']}, {took} | {command} | "
+            f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | "
+            f"{row['train_examples']} images x {row['epochs']} epochs | "
+            f"{row['processor']}, {took} | {command} | "
             f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) |"
         )
     return "\n".join(lines)

@@ -51,7 +51,7 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
 
 
 def _expected(error: Exception) -> int | None:
-    """The exit code of errors that explain themselves; None for bugs, which keep their traceback."""
+    """The exit code of errors that explain themselves; None for bugs: they keep their traceback."""
     from mobilenet.data.datasets import DatasetError
     from mobilenet.data.images import UnreadableImage
     from mobilenet.train.checkpoints import CheckpointError
@@ -192,9 +192,14 @@ def run_config(workdir: Path) -> Config:
         raise ConfigError(f"{path} was written by another version: {error}") from error
 
 
+def flag(values: flags.FlagValues, name: str) -> Any:
+    """The value of a flag."""
+    return values[name].value
+
+
 def require(values: flags.FlagValues, name: str, example: str) -> str:
     """The value of a flag that must be given."""
-    value = values[name].value
+    value = flag(values, name)
     if not value:
         raise UsageError(f"--{name} is missing; for example --{name}={example}.")
     return value
@@ -205,12 +210,12 @@ def devices(values: flags.FlagValues) -> Iterator[None]:
     """Starts `jax.distributed` when `--num_processes` asks for it, and ends it."""
     import jax
 
-    processes = values["num_processes"].value
+    processes = flag(values, "num_processes")
     if processes == 1:
         yield
         return
     coordinator = require(values, "coordinator", "127.0.0.1:9876")
-    process = values["process_id"].value
+    process = flag(values, "process_id")
     if not 0 <= process < processes:
         raise UsageError(
             f"--process_id is {process}; with --num_processes={processes} it must be 0 to "
@@ -242,7 +247,7 @@ def define_devices(values: flags.FlagValues) -> None:
 
 def apply_cpu_devices(values: flags.FlagValues) -> None:
     """Sets the number of CPU devices; must run before JAX's backend starts."""
-    count = values["cpu_devices"].value
+    count = flag(values, "cpu_devices")
     if count < 0:
         raise UsageError(f"--cpu_devices is {count}; it must be 0 or more.")
     if count:

@@ -34,7 +34,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     layers = build.layer_costs(config, classes)
     total = cost.totals(layers)
     peaks = build.peaks(config, classes)
-    if values["json"].value:
+    if common.flag(values, "json"):
         report = {
             "layers": [dataclasses.asdict(layer) for layer in layers],
             "totals": dataclasses.asdict(total),
@@ -52,8 +52,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     print(f"{'total':<23} {'':>13} {total.params:>10,} {total.macs:>12,}")
     print(
         f"\nparameters: {total.params:,} trainable, {total.params_weights:,} weights alone,\n"
-        f"            {total.params_folded:,} with BN folded, {total.params_with_statistics:,} with "
-        "BN statistics"
+        f"            {total.params_folded:,} with BN folded, "
+        f"{total.params_with_statistics:,} with BN statistics"
     )
     if peaks:
         print(

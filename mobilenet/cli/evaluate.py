@@ -36,7 +36,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     """Runs the verb."""
     if rest:
         raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
-    split = values["split"].value
+    split = common.flag(values, "split")
     if split not in ("train", "validation", "test"):
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
@@ -57,7 +57,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     with common.devices(values):
         import jax
 
-        restored = build.read_checkpoint(workdir, values["checkpoint"].value)
+        restored = build.read_checkpoint(workdir, common.flag(values, "checkpoint"))
         data = build.build_data(config, workdir)
         evaluation = build.evaluate(config, data, restored.eval_variables, split)
         if jax.process_index() == 0:

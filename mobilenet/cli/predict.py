@@ -38,7 +38,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import build
     from mobilenet.data import images
 
-    restored = build.read_checkpoint(workdir, values["checkpoint"].value)
+    restored = build.read_checkpoint(workdir, common.flag(values, "checkpoint"))
     predictor = build.Predictor(config, restored.eval_variables, workdir)
     failed = 0
     batch = 32  # pictures decoded and classified together; bounds memory for long lists
@@ -57,7 +57,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         for path, probabilities in zip(paths, predictor(np.stack(pictures)), strict=True):
             best = np.argsort(-probabilities, kind="stable")[:5]
             found = {predictor.class_names[i]: float(probabilities[i]) for i in best}
-            if values["json"].value:
+            if common.flag(values, "json"):
                 print(json.dumps({"file": path, "classes": found}))
                 continue
             shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in found.items())

@@ -26,7 +26,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     """Runs the verb."""
     if rest or overrides:
         raise common.UsageError("prepare takes flags alone; `mobilenet prepare --help` lists them.")
-    dataset, source = values["dataset"].value, values["from_tfrecord"].value
+    dataset, source = common.flag(values, "dataset"), common.flag(values, "from_tfrecord")
     if bool(dataset) == bool(source):
         raise common.UsageError(
             "Give either --dataset=NAME or --from_tfrecord=DIRECTORY, for example "
@@ -35,7 +35,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet.data import datasets, tfrecord
 
     if dataset:
-        path = datasets.prepare(dataset, values["data_dir"].value)
+        path = datasets.prepare(dataset, common.flag(values, "data_dir"))
         print(f"{dataset} is ready in {path}")
         return 0
     origin = Path(source).expanduser()

@@ -28,7 +28,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     """Runs the verb."""
     if overrides:
         raise common.UsageError("report takes no --config overrides; use --overrides=TEXT.")
-    root = Path(values["root"].value)
+    root = Path(common.flag(values, "root"))
     directory = root / "experiments" / "results"
     if not directory.is_dir():
         raise common.UsageError(f"{directory} does not exist; run in the checkout or give --root.")
@@ -40,9 +40,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 common.require(values, "row", "digits"),
                 [Path(run) for run in rest],
                 config=common.require(values, "config_file", "experiments/baselines/digits.py"),
-                overrides=values["overrides"].value,
-                published_top1=values["published_top1"].value,
-                published_source=values["published_source"].value,
+                overrides=common.flag(values, "overrides"),
+                published_top1=common.flag(values, "published_top1"),
+                published_source=common.flag(values, "published_source"),
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
         tables = {

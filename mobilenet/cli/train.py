@@ -31,8 +31,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if values["config"].value:
-        config = common.load_config(values["config"].value, overrides)
+    if common.flag(values, "config"):
+        config = common.load_config(common.flag(values, "config"), overrides)
     elif (workdir / "config.json").exists():
         config = common.run_config(workdir)
         config_lib.update(config, {k: common.convert(config, k, v) for k, v in overrides.items()})

@@ -89,7 +89,7 @@ class Plan:
 
 def _stage_ratios(
     blocks: Sequence[BlockSpec], expansion_ratio: float | Sequence[float] | None
-) -> list[float]:
+) -> Sequence[float]:
     if expansion_ratio is None:
         return [spec.expansion_ratio for spec in blocks]
     if isinstance(expansion_ratio, int | float):

@@ -29,7 +29,7 @@ log = logging.getLogger("mobilenet")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or does not fit; the message says which and what to do."""
+    """A checkpoint that is missing, damaged or does not fit; says which and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,8 @@ class Checkpoints:
             raise CheckpointError(f"The checkpoint {path} is damaged: {reason}.") from error
         if meta.get("schema") != SCHEMA:
             raise CheckpointError(
-                f"The checkpoint {path} has schema {meta.get('schema')}, this version reads {SCHEMA}."
+                f"The checkpoint {path} has schema {meta.get('schema')}, this version reads "
+                f"{SCHEMA}."
             )
         items = jax.tree.map(np.asarray, items)
         for name in ITEMS:

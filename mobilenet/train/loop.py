@@ -30,7 +30,8 @@ log = logging.getLogger("mobilenet")
 class Batches(Protocol):
     """An iterator of host batches that can be closed and knows what it could not read."""
 
-    unreadable: Mapping[int, str]
+    @property
+    def unreadable(self) -> Mapping[int, str]: ...
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
 

@@ -4,6 +4,7 @@ The numbers that a sweep varies, the learning rate and the weight decay, are arg
 rather than constants of the compiled step, so that runs which differ in them share a compilation.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,28 +32,29 @@ def decay_mask(params: Any, *, depthwise: bool) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def _no_state(params: Any) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+
 def _add_weight_decay(depthwise: bool) -> optax.GradientTransformationExtraArgs:
-    def update(
-        updates: Any, state: Any, params: Any = None, *, weight_decay: Any, **extra: Any
-    ) -> tuple[Any, Any]:
-        del extra
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        weight_decay = extra["weight_decay"]
         mask = decay_mask(params, depthwise=depthwise)
         updates = jax.tree.map(
             lambda u, p, decays: u + weight_decay * p if decays else u, updates, params, mask
         )
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(_no_state, update)
 
 
 def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
-    def update(
-        updates: Any, state: Any, params: Any = None, *, learning_rate: Any, **extra: Any
-    ) -> tuple[Any, Any]:
-        del params, extra
-        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda u: -extra["learning_rate"] * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(_no_state, update)
 
 
 def make_optimizer(
@@ -120,35 +122,27 @@ def make_schedule(
       warmup_steps: linear rise, reaching `peak` after this many updates. Cosine spans the steps
         behind it; exponential and piecewise count from step 0.
     """
-    if name == "constant":
-        after = optax.constant_schedule(1.0)
-    elif name == "cosine":
-        cosine = optax.cosine_decay_schedule(
-            1.0, max(1, total_steps - warmup_steps), alpha=final_fraction
-        )
-
-        def after(count: Any) -> Any:
-            return cosine(count - warmup_steps)
-    elif name == "exponential":
-        after = optax.exponential_decay(
-            1.0, transition_steps=1, decay_rate=decay_rate ** (1 / decay_steps)
-        )
-        if staircase:
-
-            def after(count: Any) -> Any:
-                return decay_rate ** (count // decay_steps)
-    elif name == "piecewise":
-
-        def after(count: Any) -> Any:
-            return decay_rate ** sum(count >= boundary for boundary in boundaries)
-    else:
+    cosine_steps = max(1, total_steps - warmup_steps)
+    if name not in ("constant", "exponential", "piecewise"):
         raise ValueError(
             f"The schedule is {name!r}; allowed are constant, cosine, exponential, piecewise."
         )
 
+    def after_warmup(step: int) -> float:
+        """Fraction of the peak."""
+        if name == "cosine":
+            progress = min(1.0, (step - warmup_steps) / cosine_steps)
+            return final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
+        if name == "exponential":
+            periods = step // decay_steps if staircase else step / decay_steps
+            return decay_rate**periods
+        if name == "piecewise":
+            return decay_rate ** sum(step >= boundary for boundary in boundaries)
+        return 1.0
+
     def schedule(step: int) -> float:
         if step < warmup_steps:
             return peak * (step + 1) / warmup_steps
-        return peak * float(after(step))
+        return peak * after_warmup(step)
 
     return schedule

@@ -173,13 +173,13 @@ class _Events:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
-        self._proto = event_pb2
+        self._proto: Any = event_pb2  # generated code, opaque to type checkers
         self._directory = directory
         with full_disk_is_clear(directory):
             directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(directory / "events"))
         # Hides the events that a killed run wrote behind its last checkpoint.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._put(resume_step + 1, session_log=start)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -230,7 +230,8 @@ class Progress:
         """Shows a training row: on the bar, or as a line with the time left."""
         shown = (
             f"loss {row['loss']:.4f}, top-1 {100 * row['accuracy']:.1f} %, "
-            f"{row['images_per_second']:.0f} images/s, waiting for data {100 * row['data_wait']:.0f} %"
+            f"{row['images_per_second']:.0f} images/s, "
+            f"waiting for data {100 * row['data_wait']:.0f} %"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(shown)

@@ -1,6 +1,6 @@
 """What a training run carries from step to step."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -17,8 +17,8 @@ class TrainState:
       params: float32 parameters.
       batch_stats: running BN statistics, float32.
       opt_state: of the optimiser; masks and ranges of compression live there too.
-      ema: {"params", "batch_stats"} averaged over steps, or {} when off. The statistics are averaged
-        with the weights because running statistics belong to the weights that produced them.
+      ema: {"params", "batch_stats"} averaged over steps, or {} when off. The statistics are
+        averaged with the weights: they belong to the weights that produced them.
     """
 
     step: jax.Array
@@ -26,6 +26,10 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
+
+    if TYPE_CHECKING:  # what the decorator adds
+
+        def replace(self, **changes: Any) -> "TrainState": ...
 
     @property
     def eval_variables(self) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf), copy=True), tree)
 
 
-def create(variables: dict[str, Any], optimizer: Any, *, ema: bool) -> TrainState:
+def create(variables: Any, optimizer: Any, *, ema: bool) -> TrainState:
     """A state at step 0 from `model.init`'s variables."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     average = {}

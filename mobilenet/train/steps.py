@@ -115,7 +115,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.ema
         if ema:
-            # Early averages forget the initial values faster, as TensorFlow's with num_updates does.
+            # Early averages forget the initial values faster, as TensorFlow's num_updates does.
             done = state.step.astype(jnp.float32)
             decay = jnp.minimum(hyper["ema_decay"], (1.0 + done) / (10.0 + done))
             average = jax.tree.map(

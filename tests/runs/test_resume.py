@@ -1,4 +1,4 @@
-"""A run survives anything: kills at any moment, signals, other device counts, damage, divergence."""
+"""A run survives kills at any moment, signals, other device counts, damage, divergence."""
 
 import fcntl
 import json

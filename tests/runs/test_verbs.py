@@ -57,8 +57,8 @@ def test_predict_classifies_files_and_names_broken_ones(
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(good)
     broken.write_bytes(good.read_bytes()[:40])
     done = mobilenet(
-        "predict", f"--workdir={finished}", "--json", str(good), str(broken), str(tmp_path / "no.png"),
-        ok=False,
+        "predict", f"--workdir={finished}", "--json", str(good), str(broken),
+        str(tmp_path / "no.png"), ok=False,
     )  # fmt: skip
     assert done.returncode == 2
     shown = json.loads(done.stdout)

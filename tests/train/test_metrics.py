@@ -1,5 +1,7 @@
 """Metrics against scikit-learn and by hand; losses against their definitions."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,8 +54,9 @@ def test_tables_equal_scikit_learn():
     np.testing.assert_array_equal(
         got.confusion_matrix(), reference.confusion_matrix(label, top[:, 0], labels=range(7))
     )
+    zero: Any = 0
     precision, recall, f1, support = reference.precision_recall_fscore_support(
-        label, top[:, 0], labels=range(7), zero_division=0
+        label, top[:, 0], labels=range(7), zero_division=zero
     )
     classes = got.per_class()
     np.testing.assert_allclose(classes["precision"], precision)

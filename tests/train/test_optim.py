@@ -66,7 +66,7 @@ def test_rmsprop_is_tensorflows():
         step = momentum * step + this_rate * grad / np.sqrt(square + epsilon)
         value -= step
     optimizer = optim.make_optimizer("rmsprop", momentum=momentum, decay=rho, epsilon=epsilon)
-    params = {"kernel": jnp.array([1.0])}
+    params: Any = {"kernel": jnp.array([1.0])}
     state = optimizer.init(params)
     for grad, this_rate in ((2.0, rate), (-1.0, rate / 2)):
         delta, state = optimizer.update(

@@ -14,7 +14,9 @@ import numpy as np
 
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
-from mobilenet.data import datasets, images, pipeline, transforms
+from mobilenet.data import datasets, images, memory, pipeline, transforms
+from mobilenet.data.batches import Batches as HostBatches
+from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
 from mobilenet.train import loop, optim, records, state, steps
@@ -130,11 +132,9 @@ def open_dataset(config: Config) -> datasets.Dataset:
 class Ahead:
     """Batches prepared in a background thread, a few ahead of their use."""
 
-    def __init__(self, batches: pipeline.Batches, size: int) -> None:
+    def __init__(self, batches: HostBatches, size: int) -> None:
         self._batches = batches
-        self._prefetcher: pipeline.Prefetcher[dict[str, np.ndarray]] = pipeline.Prefetcher(
-            batches, size
-        )
+        self._prefetcher: Prefetcher[dict[str, np.ndarray]] = Prefetcher(batches, size)
 
     @property
     def unreadable(self) -> Mapping[int, str]:
@@ -162,7 +162,7 @@ class Data:
     dataset: datasets.Dataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    load: Callable[[str], pipeline.Arrays | datasets.Source]
+    load: Callable[[str], memory.Arrays | datasets.Source]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -235,15 +235,15 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
     data = config.data
     in_memory = data.in_memory == "always" or (
         data.in_memory == "auto"
-        and pipeline.fits_in_memory(dataset, image_size=data.image_size, channels=data.channels)
+        and memory.fits_in_memory(dataset, image_size=data.image_size, channels=data.channels)
     )
 
     @functools.cache
-    def load(split: str) -> pipeline.Arrays | datasets.Source:
+    def load(split: str) -> memory.Arrays | datasets.Source:
         source = dataset.splits[split]
         if not in_memory:
             return source
-        return pipeline.load_in_memory(
+        return memory.load_in_memory(
             source,
             image_size=data.image_size,
             channels=data.channels,
@@ -261,7 +261,7 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
             )
         mean, std = tuple(stored["mean"]), tuple(stored["std"])
     elif data.normalization == "dataset":
-        means, stds = pipeline.channel_statistics(
+        means, stds = memory.channel_statistics(
             load("train"), channels=data.channels, image_size=data.image_size
         )
         # A channel without variation has nothing to scale.
@@ -294,7 +294,7 @@ def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any
 def build_augment(config: Config, data: Data) -> Callable[..., Any]:
     """The augmentation that runs on the device, from `config.augment`."""
     settings = config.augment.to_dict()
-    if not isinstance(data.load("train"), pipeline.Arrays):
+    if not isinstance(data.load("train"), memory.Arrays):
         # Streamed pictures arrive cropped at full resolution by the workers.
         settings["random_resized_crop"] = False
     return transforms.make_augment(mean=data.mean, std=data.std, **settings)

@@ -102,9 +102,7 @@ def test_initial_variables_follow_the_seed():
     assert not np.array_equal(*values)
 
 
-def test_the_readmes_python_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     example = readme.split("```python\n")[1].split("```")[0]
     workdir = tmp_path / "runs" / "c10"

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobilenet.data import images, pipeline
+from mobilenet.data import images, memory, order, pipeline
+from mobilenet.data.batches import Prefetcher
 from mobilenet.data.datasets import Dataset, FolderSource, open_dataset
-from mobilenet.data.pipeline import Arrays, eval_batches, load_in_memory, sample, train_batches
+from mobilenet.data.memory import Arrays, load_in_memory
+from mobilenet.data.order import sample
+from mobilenet.data.pipeline import eval_batches, train_batches
 
 # ------------------------------------------------------------------------------------------- data
 
@@ -73,7 +76,7 @@ def test_order_is_frozen():
     # Philox's stream is covered by NumPy's promise; these numbers must never change, or runs
     # resumed after an upgrade would see another order.
     assert sample(np.arange(8), 8, seed=0)[1].tolist() == FROZEN_ORDER
-    assert pipeline.example_rng(0, 1, 2).random() == FROZEN_NUMBER
+    assert order.example_rng(0, 1, 2).random() == FROZEN_NUMBER
 
 
 FROZEN_ORDER = [0, 2, 1, 5, 4, 3, 6, 7]
@@ -81,7 +84,7 @@ FROZEN_NUMBER = 0.3537949815383278
 
 
 def test_streams_of_examples_differ():
-    draws = {pipeline.example_rng(s, e, i).random() for s in (0, 1) for e in (0, 1) for i in (0, 1)}
+    draws = {order.example_rng(s, e, i).random() for s in (0, 1) for e in (0, 1) for i in (0, 1)}
     assert len(draws) == 8
 
 
@@ -148,7 +151,7 @@ def test_crops_depend_on_seed_epoch_and_index_alone():
     seen = {}
     for batch in batches:
         for image, index, epoch in zip(batch["image"], batch["index"], batch["epoch"], strict=True):
-            rng = pipeline.example_rng(9, int(epoch), int(index))
+            rng = order.example_rng(9, int(epoch), int(index))
             np.testing.assert_array_equal(image, images.random_resized_crop(noise[index], 8, rng))
             seen[int(epoch), int(index)] = image
     assert len(seen) == 20
@@ -233,14 +236,14 @@ def test_unreadable_examples_are_errors_by_default():
         r"example 3 cannot be read, picture 3: no known .* Repair or remove it, or go on without "
         r'it with on_error="skip"'
     )
-    with pytest.raises(pipeline.UnreadableExample, match=message):
+    with pytest.raises(memory.UnreadableExample, match=message):
         load_in_memory(source, image_size=6)
-    with pytest.raises(pipeline.UnreadableExample, match=message):
+    with pytest.raises(memory.UnreadableExample, match=message):
         list(eval_batches(source, global_batch_size=2, image_size=6))
-    with pytest.raises(pipeline.UnreadableExample, match=message):
+    with pytest.raises(memory.UnreadableExample, match=message):
         list(train_batches(source, global_batch_size=5, seed=0, num_steps=1, image_size=6))
     skipped = load_in_memory(source, image_size=6, on_error="skip")
-    with pytest.raises(pipeline.UnreadableExample, match=message):
+    with pytest.raises(memory.UnreadableExample, match=message):
         eval_batches(skipped, global_batch_size=2)
 
 
@@ -248,7 +251,7 @@ def test_nothing_readable_is_an_error_even_when_skipping():
     source = ArraySource(_pixels(3), broken=(0, 1, 2))
     loaded = load_in_memory(source, image_size=6, on_error="skip")
     for data in (source, loaded):
-        with pytest.raises(pipeline.UnreadableExample, match="example [012] cannot be read"):
+        with pytest.raises(memory.UnreadableExample, match="example [012] cannot be read"):
             list(
                 train_batches(
                     data, global_batch_size=2, seed=0, num_steps=1, image_size=6, on_error="skip"
@@ -310,35 +313,35 @@ def test_load_in_memory_keeps_or_views(digits_dir):
 
 def test_fits_in_memory(digits_dir):
     dataset = open_dataset("digits", data_dir=digits_dir)
-    assert pipeline.fits_in_memory(dataset)
-    assert pipeline.fits_in_memory(dataset, limit_bytes=1797 * 64)
-    assert not pipeline.fits_in_memory(dataset, limit_bytes=1797 * 64 - 1)
-    assert not pipeline.fits_in_memory(dataset, image_size=1000, channels=3)
-    assert not pipeline.fits_in_memory(Dataset("x", ("a",), None, dataset.splits))
+    assert memory.fits_in_memory(dataset)
+    assert memory.fits_in_memory(dataset, limit_bytes=1797 * 64)
+    assert not memory.fits_in_memory(dataset, limit_bytes=1797 * 64 - 1)
+    assert not memory.fits_in_memory(dataset, image_size=1000, channels=3)
+    assert not memory.fits_in_memory(Dataset("x", ("a",), None, dataset.splits))
 
 
 def test_channel_statistics_literals():
     pixels = np.zeros((2, 1, 2, 3), np.uint8)
     pixels[..., 0] = [[[0, 255]], [[0, 255]]]
     pixels[..., 1] = 51
-    mean, std = pipeline.channel_statistics(Arrays(pixels, np.zeros(2, np.int32)))
+    mean, std = memory.channel_statistics(Arrays(pixels, np.zeros(2, np.int32)))
     np.testing.assert_allclose(mean, [0.5, 0.2, 0.0])
     np.testing.assert_allclose(std, [0.5, 0.0, 0.0], atol=1e-12)
     assert mean.dtype == std.dtype == np.float64
-    from_source = pipeline.channel_statistics(ArraySource(pixels))
+    from_source = memory.channel_statistics(ArraySource(pixels))
     np.testing.assert_array_equal(from_source, (mean, std))
     np.testing.assert_allclose(
-        pipeline.channel_statistics(ArraySource(_pixels(10)), max_examples=2)[0] * 255, [2.5] * 3
+        memory.channel_statistics(ArraySource(_pixels(10)), max_examples=2)[0] * 255, [2.5] * 3
     )
     broken = load_in_memory(ArraySource(_pixels(3), broken=(1,)), image_size=6, on_error="skip")
-    np.testing.assert_allclose(pipeline.channel_statistics(broken)[0] * 255, [1.0] * 3)
+    np.testing.assert_allclose(memory.channel_statistics(broken)[0] * 255, [1.0] * 3)
     with pytest.raises(ValueError, match="need at least 1 readable picture"):
-        pipeline.channel_statistics(_arrays(0))
+        memory.channel_statistics(_arrays(0))
 
 
 def test_real_cifar10_statistics(cifar_dir):
     train = open_dataset("cifar10", data_dir=cifar_dir, train_examples=4000).splits["train"]
-    mean, std = pipeline.channel_statistics(load_in_memory(train, image_size=32))
+    mean, std = memory.channel_statistics(load_in_memory(train, image_size=32))
     np.testing.assert_allclose(mean, [0.491, 0.482, 0.447], atol=0.01)
     np.testing.assert_allclose(std, [0.247, 0.244, 0.262], atol=0.01)
 
@@ -423,7 +426,7 @@ def test_prefetcher_keeps_order_and_measures_waiting():
             time.sleep(0.05)
             yield i
 
-    with pipeline.Prefetcher(slow(), transform=lambda i: i * 10) as items:
+    with Prefetcher(slow(), transform=lambda i: i * 10) as items:
         assert list(items) == [0, 10, 20]
         assert list(items) == []
     assert 0.1 < items.wait_seconds < 5
@@ -434,7 +437,7 @@ def test_prefetcher_raises_in_the_consumer():
         yield 1
         raise KeyError("lost")
 
-    items = pipeline.Prefetcher(failing())
+    items = Prefetcher(failing())
     assert next(items) == 1
     with pytest.raises(KeyError, match="lost"):
         next(items)
@@ -457,7 +460,7 @@ def test_prefetcher_is_bounded_and_closes():
             closed.append(1)
 
     before = threading.active_count()
-    items = pipeline.Prefetcher(Endless(), buffer_size=3)
+    items = Prefetcher(Endless(), buffer_size=3)
     next(items)
     time.sleep(0.3)
     assert len(made) <= 6
@@ -467,4 +470,4 @@ def test_prefetcher_is_bounded_and_closes():
     with pytest.raises(StopIteration):
         next(items)
     with pytest.raises(ValueError, match="buffer_size=0 was given; use at least 1"):
-        pipeline.Prefetcher([], buffer_size=0)
+        Prefetcher([], buffer_size=0)

@@ -123,7 +123,7 @@ def make_schedule(
         behind it; exponential and piecewise count from step 0.
     """
     cosine_steps = max(1, total_steps - warmup_steps)
-    if name not in ("constant", "exponential", "piecewise"):
+    if name not in ("constant", "cosine", "exponential", "piecewise"):
         raise ValueError(
             f"The schedule is {name!r}; allowed are constant, cosine, exponential, piecewise."
         )

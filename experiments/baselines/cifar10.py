@@ -10,6 +10,7 @@ Run:    mobilenet train --config=experiments/baselines/cifar10.py --workdir=runs
 
 On two CPU cores a step at width 1.0 takes seconds; narrower, with fewer epochs, is what they can do
 (the README's results state what was run).
+Result: experiments/results/baselines.csv
 """
 
 from mobilenet import config as base

@@ -1,6 +1,8 @@
 """Handwritten digits, embedded. Asks: does everything work, from nothing, in a minute?
 
 Run:    mobilenet train --config=experiments/baselines/digits.py --workdir=runs/digits
+Cost:   under a minute on two CPU cores
+Result: experiments/results/baselines.csv
 """
 
 from mobilenet import config as base
@@ -8,7 +10,7 @@ from mobilenet import config as base
 
 def get_config(arg=""):
     config = base.get_config(arg)
-    config.model.width_multiplier = 0.5
+    config.model.width_multiplier = 0.75  # 0.5 lost a point on a validation part of 30 %
     # Every row of Table 2 once: 7 bottlenecks are plenty here, and compile in a third of the time.
     config.model.blocks = tuple((t, c, 1, s) for t, c, n, s in config.model.blocks)
     # 16 pixels: the digits' 8x8 doubled. Three strides leave maps of 2x2.

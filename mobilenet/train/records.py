@@ -216,8 +216,13 @@ class Progress:
         self._began = time.monotonic()
         self._bar = None
         if self._stream.isatty() and not self._quiet:
+            # Without tqdm's drawn bar, so that the numbers fit a terminal of 80 columns.
             self._bar = tqdm(
-                total=total, initial=start, unit="step", dynamic_ncols=True, file=self._stream
+                total=total,
+                initial=start,
+                dynamic_ncols=True,
+                file=self._stream,
+                bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
             )
 
     def advance(self, step: int) -> None:
@@ -231,7 +236,7 @@ class Progress:
         shown = (
             f"loss {row['loss']:.4f}, top-1 {100 * row['accuracy']:.1f} %, "
             f"{row['images_per_second']:.0f} images/s, "
-            f"waiting for data {100 * row['data_wait']:.0f} %"
+            f"data wait {100 * row['data_wait']:.0f} %"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(shown)

@@ -10,6 +10,7 @@ from rows, and a test recomputes both from the logs.
 import csv
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ FIELDS = (
     "versions",
     "commit",
     "logs",
+    "remarks",
 )
 LOGGED = ("config.json", "summary.json", "metrics.jsonl", "data.json")
 
@@ -67,6 +69,7 @@ def make_row(
     overrides: str = "",
     published_top1: str = "",
     published_source: str = "",
+    remarks: str = "",
     logs: str = "",
 ) -> dict[str, str]:
     """One row from finished runs that differ in their seed alone.
@@ -76,6 +79,7 @@ def make_row(
       runs: run directories, or their committed logs.
       config: path of the experiment file; overrides: what was added on the command line.
       published_top1, published_source: the figure beside it, in percent, and where it stands.
+      remarks: what a reader must know beside the numbers.
       logs: where the logs are, below experiments/results.
 
     Raises:
@@ -117,6 +121,7 @@ def make_row(
         ),
         "commit": _one("commit", [s["commit"] for s in summaries]),
         "logs": logs,
+        "remarks": remarks,
     }
 
 
@@ -126,10 +131,17 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
     Args:
       results: the experiments/results directory.
       table: the CSV's name without ending.
-      name: of the row.
+      name: of the row: letters, digits, ".", "_" and "-", since it names a folder too.
       runs: finished run directories.
-      **notes: `config`, `overrides`, `published_top1`, `published_source` of `make_row`.
+      **notes: `config`, `overrides`, `published_top1`, `published_source`, `remarks` of `make_row`.
+
+    Raises:
+      ResultError: a name with other characters, or runs that `make_row` refuses.
     """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ResultError(
+            f"The row's name is {name!r}; use letters, digits, dots, dashes and underscores."
+        )
     relative = f"logs/{table}/{name}"
     row = make_row(name, runs, logs=relative, config=notes.pop("config"), **notes)
     target = results / relative
@@ -158,8 +170,8 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
     """A README table of rows."""
     lines = [
         "| experiment | top-1 % (mean ± std, n) | published | params | MACs | training "
-        "| device, time a run | config | logs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| device, time a run | config | logs | remarks |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         seeds = row["seeds"].split()
@@ -176,7 +188,8 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
             f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | "
             f"{row['train_examples']} images x {row['epochs']} epochs | "
             f"{row['processor']}, {took} | {command} | "
-            f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) |"
+            f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) | "
+            f"{row['remarks'] or '–'} |"
         )
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("overrides", "", "what its command line added", flag_values=values)
     flags.DEFINE_string("published_top1", "", "the published figure, percent", flag_values=values)
     flags.DEFINE_string("published_source", "", "where it stands", flag_values=values)
+    flags.DEFINE_string("remarks", "", "what a reader must know beside it", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -43,6 +44,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 overrides=common.flag(values, "overrides"),
                 published_top1=common.flag(values, "published_top1"),
                 published_source=common.flag(values, "published_source"),
+                remarks=common.flag(values, "remarks"),
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
         tables = {

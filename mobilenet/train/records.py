@@ -222,7 +222,7 @@ class Progress:
                 initial=start,
                 dynamic_ncols=True,
                 file=self._stream,
-                bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+                bar_format="{percentage:3.0f}% {n}/{total} [{elapsed}<{remaining}]{postfix}",
             )
 
     def advance(self, step: int) -> None:

@@ -23,7 +23,7 @@ def ids(value: Any) -> str:
 
 
 def test_there_are_results():
-    assert {row["row"] for _, row in ROWS} >= {"digits", "cifar10, width 0.5, 4 epochs"}
+    assert {row["row"] for _, row in ROWS} >= {"digits", "cifar10_w0.5_e4"}
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=ids)
@@ -36,6 +36,7 @@ def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
         overrides=row["overrides"],
         published_top1=row["published_top1"],
         published_source=row["published_source"],
+        remarks=row["remarks"],
         logs=row["logs"],
     )
     assert again == row
@@ -118,6 +119,11 @@ def test_rows_refuse_what_is_not_one_experiment(runs: list[Path]):
     edit(runs[2], "summary.json", status="diverged")
     with pytest.raises(results.ResultError, match="is diverged, not done"):
         results.make_row("r", [runs[0], runs[2]], config="c")
+
+
+def test_row_names_name_folders(checkout: Path, runs: list[Path]):
+    with pytest.raises(results.ResultError, match="use letters, digits"):
+        results.add(checkout / "experiments/results", "t", "my row", runs, config="c")
 
 
 def test_a_readme_without_markers_is_refused():

@@ -325,6 +325,9 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
         best = checkpoints.best_step()
         if best is not None:
             summary["best_checkpoint"] = best
+        if "validation" in parts.splits and "validation" not in summary:
+            # Killed between the last checkpoint and the summary: nothing was left to train.
+            summary["validation"] = measure("validation").summary()
         if "test" in parts.splits:
             # Measured once, on the final weights: nothing selects on it.
             test = measure("test")

@@ -128,7 +128,7 @@ def test_identity_shortcut_adds_the_input():
     scale = variables["params"]["blocks_1_1"]["project"]["bn"]["scale"]
     variables["params"]["blocks_1_1"]["project"]["bn"]["scale"] = jnp.zeros_like(scale)
     captured = model.apply(
-        variables, IMAGES, capture_intermediates=lambda m, _: m.name.startswith("blocks_1_")
+        variables, IMAGES, capture_intermediates=lambda m, _: (m.name or "").startswith("blocks_1_")
     )[1]["intermediates"]
     before, after = (captured[f"blocks_1_{i}"]["__call__"][0][0] for i in (0, 1))
     np.testing.assert_array_equal(before, after)

@@ -205,6 +205,18 @@ def test_damage_falls_back_to_the_checkpoint_before(
     assert_same_bits(final_items(workdir), final_items(finished))
 
 
+def test_a_run_killed_before_its_summary_still_gets_a_whole_one(
+    mobilenet: Command, finished: Path, tmp_path: Path
+):
+    workdir = tmp_path / "unsummarised"
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    mobilenet("train", f"--workdir={workdir}")
+    for split in ("validation", "test"):
+        assert summary(workdir)[split] == summary(finished)[split]
+    assert summary(workdir)["status"] == "done"
+
+
 def test_killed_before_anything_is_saved_starts_again(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path
 ):

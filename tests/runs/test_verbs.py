@@ -91,7 +91,7 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
     [
         (["trian"], "'trian' is not a verb; choose from train, evaluate"),
         (["train"], "--workdir is missing"),
-        (["train", "--workdir=/tmp/x-none"], "--config is missing"),
+        (["train", "--workdir=x-none"], "--config is missing"),
         (["train", "--workdir=x", "--config=nope.py"], "'nope.py', which is not a file"),
         (["train", "--workdir=x", "extra"], "'extra' is not a flag"),
         (["train", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),

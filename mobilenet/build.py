@@ -300,6 +300,14 @@ def build_augment(config: Config, data: Data) -> Callable[..., Any]:
     return transforms.make_augment(mean=data.mean, std=data.std, **settings)
 
 
+def build_eval_step(model: MobileNetV2, data: Data, num_classes: int) -> Callable[..., Any]:
+    """The evaluation step, mapped over all devices."""
+    step = steps.make_eval_step(
+        model.apply, preprocess(data.mean, data.std), num_classes=num_classes
+    )
+    return steps.map_eval_step(step)
+
+
 def build_optimizer(config: Config) -> Any:
     """The optimiser of `config.optimizer`."""
     optimizer = config.optimizer
@@ -396,15 +404,12 @@ def build(config: Config, workdir: Path) -> Parts:
         average_batch_stats=config.model.bn_statistics != "sync",
         ema=ema,
     )
-    eval_step = steps.make_eval_step(
-        model.apply, preprocess(data.mean, data.std), num_classes=num_classes
-    )
     costs = cost.totals(layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
         init=init,
         train_step=steps.map_train_step(train_step),
-        eval_step=steps.map_eval_step(eval_step),
+        eval_step=build_eval_step(model, data, num_classes),
         train_batches=data.train_batches,
         eval_batches=data.eval_batches,
         hyper=hyper,
@@ -464,9 +469,7 @@ def evaluate(config: Config, data: Data, variables: Any, split: str) -> Evaluati
     """Evaluates variables on every example of a split, on all devices."""
     num_classes = resolve_classes(config, data.dataset.num_classes)
     model = build_model(config, num_classes)
-    step = steps.map_eval_step(
-        steps.make_eval_step(model.apply, preprocess(data.mean, data.std), num_classes=num_classes)
-    )
+    step = build_eval_step(model, data, num_classes)
     return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
 
 

@@ -522,10 +522,11 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
     part = per_device // train.accumulation_steps
     mixes = augment.mixup_alpha > 0 or augment.cutmix_alpha > 0
     _check(
-        not mixes or per_device % 2 == 0,
+        not mixes or part % 2 == 0,
         "train.global_batch_size",
         train.global_batch_size,
-        f"mixup and cutmix pair neighbours: the {per_device} pictures of one device must be even",
+        f"mixup and cutmix pair neighbours: the {part} pictures that a device computes at once "
+        "must be even",
     )
     _check(
         part > 1 or model.bn_statistics != "local",

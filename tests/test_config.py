@@ -52,6 +52,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train.num_epochs": float("inf")}, "train.num_epochs is inf"),
     ({"train.accumulation_steps": 3}, "it must divide the 128 pictures of one device"),
     ({"train.global_batch_size": 3, "augment.mixup_alpha": 0.2}, "must be even"),
+    ({"train.global_batch_size": 6, "train.accumulation_steps": 2, "augment.mixup_alpha": 0.2}, "the 3 pictures that a device computes at once must be even"),
     ({"train.label_smoothing": 1.0}, r"train.label_smoothing is 1.0; it must be in \[0, 1\)"),
     ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; allowed are sgd, rmsprop, adamw"),
     ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be finite and above 0"),

@@ -170,8 +170,13 @@ def load_config(path: str, overrides: dict[str, str]) -> Config:
         # A locked ConfigDict reports a misspelt key this way, with the nearest one in its text.
         text = " ".join(str(error).strip("'\"").split())
         raise ConfigError(f"{file}: {text}") from error
-    config_lib.update(config, {k: convert(config, k, v) for k, v in overrides.items()})
+    override(config, overrides)
     return config
+
+
+def override(config: Config, overrides: dict[str, str]) -> None:
+    """Applies the command line's `--config.KEY=VALUE` in place; ConfigError as `convert`."""
+    config_lib.update(config, {k: convert(config, k, v) for k, v in overrides.items()})
 
 
 def run_config(workdir: Path) -> Config:
@@ -203,6 +208,23 @@ def require(values: flags.FlagValues, name: str, example: str) -> str:
     if not value:
         raise UsageError(f"--{name} is missing; for example --{name}={example}.")
     return value
+
+
+def refuse_arguments(rest: list[str]) -> None:
+    """Refuses words that are no flags, for verbs that take none."""
+    if rest:
+        raise UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+
+
+def define_checkpoint(values: flags.FlagValues) -> None:
+    """The flags that name a run and one of its checkpoints."""
+    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "newest",
+        "newest, best (highest validation top-1), or a step",
+        flag_values=values,
+    )
 
 
 @contextlib.contextmanager

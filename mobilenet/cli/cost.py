@@ -22,8 +22,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
-    if rest:
-        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    common.refuse_arguments(rest)
     path = common.require(values, "config", "experiments/baselines/digits.py")
     config = common.load_config(path, overrides)
     config_lib.validate(config)

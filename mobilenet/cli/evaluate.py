@@ -21,27 +21,20 @@ from mobilenet.train.metrics import Evaluation
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
+    common.define_checkpoint(values)
     flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
-    flags.DEFINE_string(
-        "checkpoint",
-        "newest",
-        "newest, best (highest validation top-1), or a step",
-        flag_values=values,
-    )
     common.define_devices(values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
-    if rest:
-        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    common.refuse_arguments(rest)
     split = common.flag(values, "split")
     if split not in ("train", "validation", "test"):
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = common.run_config(workdir)
-    config_lib.update(config, {k: common.convert(config, k, v) for k, v in overrides.items()})
+    common.override(config, overrides)
     changed = config_lib.differences(common.run_config(workdir), config)
     if changed:
         raise config_lib.ConfigError(

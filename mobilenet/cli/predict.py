@@ -16,13 +16,7 @@ from mobilenet.cli import common
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
-    flags.DEFINE_string(
-        "checkpoint",
-        "newest",
-        "newest, best (highest validation top-1), or a step",
-        flag_values=values,
-    )
+    common.define_checkpoint(values)
     flags.DEFINE_boolean("json", False, "one JSON object a line", flag_values=values)
 
 

@@ -6,7 +6,7 @@
     mobilenet train --workdir=runs/c10          # continue with the directory's own configuration
 """
 
-import os
+import contextlib
 import signal
 from pathlib import Path
 
@@ -26,8 +26,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
-    if rest:
-        raise common.UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+    common.refuse_arguments(rest)
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -35,7 +34,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         config = common.load_config(common.flag(values, "config"), overrides)
     elif (workdir / "config.json").exists():
         config = common.run_config(workdir)
-        config_lib.update(config, {k: common.convert(config, k, v) for k, v in overrides.items()})
+        common.override(config, overrides)
     else:
         raise common.UsageError(
             "--config is missing; for example --config=experiments/baselines/digits.py (a run "
@@ -51,26 +50,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         import jax
 
         is_main = jax.process_index() == 0
-        with records.locked(workdir) if is_main else _shared(workdir):
+        # Process 0 holds the lock for all.
+        with records.locked(workdir) if is_main else contextlib.nullcontext():
             settle_config(workdir, config, write=is_main)
             parts = build.build(config, workdir)
             summary = loop.train(parts, workdir, began=STARTED)
         if is_main:
             print(describe(summary, workdir))
     return 0
-
-
-class _shared:  # noqa: N801 - used as a context manager, like its twin `records.locked`
-    """The run directory as the other processes use it: process 0 holds the lock."""
-
-    def __init__(self, workdir: Path) -> None:
-        self.workdir = workdir
-
-    def __enter__(self) -> None:
-        os.makedirs(self.workdir, exist_ok=True)
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
 
 def settle_config(workdir: Path, config: config_lib.Config, *, write: bool) -> None:

@@ -14,8 +14,6 @@ from jaxtyping import Bool, Float64, Int32, UInt8
 from mobilenet.data import images as pictures
 from mobilenet.data.datasets import Dataset, Source, read_many
 
-Batch = dict[str, np.ndarray]
-
 # "auto" keeps data sets in memory up to this size: CIFAR-10 is 0.2 GB, and copies exist only once.
 MEMORY_LIMIT_BYTES = 2 * 2**30
 

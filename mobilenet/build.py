@@ -291,19 +291,56 @@ def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any
     return transforms.make_preprocess(mean, std)
 
 
-def build_augment(config: Config, data: Data) -> Callable[..., Any]:
-    """The augmentation that runs on the device, from `config.augment`."""
+def build_augment(
+    config: Config, mean: tuple[float, ...], std: tuple[float, ...], *, streamed: bool = False
+) -> Callable[..., Any]:
+    """The augmentation that runs on the device, from `config.augment`.
+
+    Args:
+      config: complete configuration.
+      mean, std: of the normalisation that follows it.
+      streamed: pictures arrive cropped at full resolution by the workers, which decode them.
+    """
     settings = config.augment.to_dict()
-    if not isinstance(data.load("train"), memory.Arrays):
-        # Streamed pictures arrive cropped at full resolution by the workers.
+    if streamed:
         settings["random_resized_crop"] = False
-    return transforms.make_augment(mean=data.mean, std=data.std, **settings)
+    return transforms.make_augment(mean=mean, std=std, **settings)
 
 
-def build_eval_step(model: MobileNetV2, data: Data, num_classes: int) -> Callable[..., Any]:
+def build_train_step(
+    config: Config, model: MobileNetV2, augment: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The training step of a network, mapped over all devices; the state is donated."""
+    step = steps.make_train_step(
+        model.apply,
+        build_optimizer(config),
+        augment,
+        transforms.example_keys,
+        num_classes=model.num_classes,
+        accumulation_steps=config.train.accumulation_steps,
+        average_batch_stats=config.model.bn_statistics != "sync",
+        ema=config.train.ema_decay > 0,
+    )
+    return steps.map_train_step(step)
+
+
+def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generic]:
+    """The numbers that enter a training step as arguments, so that changing them compiles nothing."""
+    return {
+        "seed": np.uint32(config.seed),
+        "learning_rate": np.float32(learning_rate),
+        "weight_decay": np.float32(config.optimizer.weight_decay),
+        "label_smoothing": np.float32(config.train.label_smoothing),
+        "ema_decay": np.float32(config.train.ema_decay),
+    }
+
+
+def build_eval_step(
+    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[..., Any]:
     """The evaluation step, mapped over all devices."""
     step = steps.make_eval_step(
-        model.apply, preprocess(data.mean, data.std), num_classes=num_classes
+        model.apply, preprocess(mean, std), num_classes=model.num_classes
     )
     return steps.map_eval_step(step)
 
@@ -350,6 +387,12 @@ def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
     return jax.jit(init)(key)
 
 
+def init_state(config: Config, num_classes: int) -> state.TrainState:
+    """The training state at step 0."""
+    variables = init_variables(config, num_classes)
+    return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
+
+
 def build(config: Config, workdir: Path) -> Parts:
     """The parts of a run.
 
@@ -378,41 +421,18 @@ def build(config: Config, workdir: Path) -> Parts:
     steps_per_epoch = examples / batch_size
     total_steps = max(1, round(config.train.num_epochs * steps_per_epoch))
     schedule = build_schedule(config, steps_per_epoch, total_steps)
-    optimizer = build_optimizer(config)
     model = build_model(config, num_classes, devices=devices)
-    ema = config.train.ema_decay > 0
-
-    def init() -> state.TrainState:
-        return state.create(init_variables(config, num_classes), optimizer, ema=ema)
-
-    def hyper(step: int) -> dict[str, np.generic]:
-        return {
-            "seed": np.uint32(config.seed),
-            "learning_rate": np.float32(schedule(step)),
-            "weight_decay": np.float32(config.optimizer.weight_decay),
-            "label_smoothing": np.float32(config.train.label_smoothing),
-            "ema_decay": np.float32(config.train.ema_decay),
-        }
-
-    train_step = steps.make_train_step(
-        model.apply,
-        optimizer,
-        build_augment(config, data),
-        transforms.example_keys,
-        num_classes=num_classes,
-        accumulation_steps=config.train.accumulation_steps,
-        average_batch_stats=config.model.bn_statistics != "sync",
-        ema=ema,
-    )
+    streamed = not isinstance(data.load("train"), memory.Arrays)
+    augment = build_augment(config, data.mean, data.std, streamed=streamed)
     costs = cost.totals(layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
-        init=init,
-        train_step=steps.map_train_step(train_step),
-        eval_step=build_eval_step(model, data, num_classes),
+        init=lambda: init_state(config, num_classes),
+        train_step=build_train_step(config, model, augment),
+        eval_step=build_eval_step(model, data.mean, data.std),
         train_batches=data.train_batches,
         eval_batches=data.eval_batches,
-        hyper=hyper,
+        hyper=lambda step: hyperparameters(config, schedule(step)),
         batch_size=batch_size,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -469,7 +489,7 @@ def evaluate(config: Config, data: Data, variables: Any, split: str) -> Evaluati
     """Evaluates variables on every example of a split, on all devices."""
     num_classes = resolve_classes(config, data.dataset.num_classes)
     model = build_model(config, num_classes)
-    step = build_eval_step(model, data, num_classes)
+    step = build_eval_step(model, data.mean, data.std)
     return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
 
 

@@ -22,6 +22,10 @@ class UsageError(ValueError):
     """A command line that cannot run; the message says what to write instead."""
 
 
+class Failure(RuntimeError):
+    """What a verb could not finish; the message says why."""
+
+
 def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
     """Parses the verb's flags, runs it, and turns expected errors into a sentence and a code.
 
@@ -40,6 +44,8 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         return _fail(verb, f"{error} `mobilenet {verb} --help` lists the flags.", USAGE)
     except (UsageError, ConfigError) as error:
         return _fail(verb, str(error), USAGE)
+    except Failure as error:
+        return _fail(verb, str(error), FAILED)
     except KeyboardInterrupt:
         return _fail(verb, "Interrupted.", 130)
     except Exception as error:
@@ -144,14 +150,13 @@ def convert(config: Config, key: str, text: str) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def load_config(path: str, overrides: dict[str, str]) -> Config:
-    """Executes `file.py` or `file.py:arg` and applies overrides.
+def load_module(path: str) -> types.ModuleType:
+    """Executes `file.py` or `file.py:arg`, an experiment.
 
     Raises:
-      UsageError: no such file, or one without `get_config`.
-      ConfigError: what the file or an override sets cannot be.
+      UsageError: no such file, or not one that defines an experiment.
     """
-    file, _, arg = path.partition(":")
+    file = path.partition(":")[0]
     if not Path(file).is_file():
         raise UsageError(f"--config is {file!r}, which is not a file; experiments/ has examples.")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
@@ -159,13 +164,25 @@ def load_config(path: str, overrides: dict[str, str]) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        get_config = module.get_config
+        _ = module.get_config
     except AttributeError as error:
         raise UsageError(f"--config={file}: {error}; it needs get_config(arg='').") from error
     except SyntaxError as error:
         raise UsageError(f"--config={file} is not Python: {error}.") from error
+    return module
+
+
+def load_config(path: str, overrides: dict[str, str]) -> Config:
+    """Executes `file.py` or `file.py:arg` and applies overrides.
+
+    Raises:
+      UsageError: as `load_module`.
+      ConfigError: what the file or an override sets cannot be.
+    """
+    module = load_module(path)
+    file, _, arg = path.partition(":")
     try:
-        config = get_config(arg)
+        config = module.get_config(arg)
     except (AttributeError, KeyError, TypeError) as error:
         # A locked ConfigDict reports a misspelt key this way, with the nearest one in its text.
         text = " ".join(str(error).strip("'\"").split())

@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": "measure a run on a split: top-1, top-5, per-class table, confusion matrix",
     "predict": "classify picture files with a run",
     "cost": "parameters, MACs and activation memory of a configuration, layer by layer",
+    "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
 }

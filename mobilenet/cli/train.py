@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mobilenet import allocator
 from mobilenet import config as config_lib
 from mobilenet.cli import common
 from mobilenet.cli.main import STARTED
@@ -42,6 +43,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     config_lib.validate(config)
     common.apply_cpu_devices(values)
+    allocator.keep()
 
     from mobilenet import build
     from mobilenet.train import loop, records

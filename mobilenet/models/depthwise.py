@@ -14,9 +14,10 @@ stride, with the kernel turned around. The gradient of the filter,
 is a reduction, which XLA does not vectorise together with slices. It runs here as a loop over
 images that keeps one running sum per tap, added to element by element. Two things make that fast:
 
-- The image is carried by the loop, loaded in the turn before it is used. A dynamic slice fused
-  into the sums would read its index from memory beside every element, because LLVM cannot know that
-  the sums do not overwrite the index, and nothing would be vectorised.
+- The image of a turn is copied out by a conditional whose condition always holds. A conditional is
+  not fused, and a dynamic slice fused into the sums would read its index from memory beside every
+  element, because LLVM cannot know that the sums do not overwrite the index: nothing would be
+  vectorised. (An image carried by the loop is not fused either, but XLA copies it once more.)
 - A turn adds up to 4 rows into one row of the sums, so that the sums are read and written once for
   every 4 products; longer runs gain nothing more and compile longer.
 
@@ -198,14 +199,17 @@ def _filter_gradient(
     run = max(r for r in range(1, ROWS_PER_SUM + 1) if h % r == 0)
     rows = h // run
 
-    def slab(images: Array, image: Array | int) -> Array:
-        return _wide(lax.dynamic_slice(images, (image, 0, 0, 0), (1, *images.shape[1:])))
+    def load(images: Array, image: Array) -> Array:
+        shape = (1, *images.shape[1:])
+        found = lax.cond(
+            image >= 0,
+            lambda: lax.dynamic_slice(images, (image, 0, 0, 0), shape),
+            lambda: jnp.zeros(shape, images.dtype),
+        )
+        return _wide(found)
 
-    def load(image: Array | int) -> tuple[Array, Array]:
-        return slab(padded, image), slab(g, image)
-
-    def turn(image: Array, state: tuple) -> tuple:
-        (pixels, gradient), sums = state
+    def turn(image: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        pixels, gradient = load(padded, image), load(g, image)
         added = []
         for i in range(kh):
             for j in range(kw):
@@ -224,11 +228,10 @@ def _filter_gradient(
                         gradient, (0, r, 0, 0), (1, h - run + r + 1, w, c), (1, run, 1, 1)
                     )
                 added.append(total)
-        # The last turn loads the last image again: dynamic_slice keeps its start inside the array.
-        return load(image + 1), tuple(added)
+        return tuple(added)
 
     zero = jnp.zeros((1, rows, w, c), jnp.promote_types(g.dtype, jnp.float32))
-    _, sums = lax.fori_loop(0, b, turn, (load(0), (zero,) * (kh * kw)))
+    sums = lax.fori_loop(0, b, turn, (zero,) * (kh * kw))
     # One reduction for all taps: nine small ones a layer would take seconds to compile.
     return jnp.concatenate(sums).sum((1, 2)).reshape(kh, kw, 1, c)
 

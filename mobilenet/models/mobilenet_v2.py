@@ -314,15 +314,8 @@ class MobileNetV2(nn.Module):
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "B H W C"],
-        train: bool = False,
-        *,
-        endpoints: bool = False,
-        dropout_keys: Key[Array, " B"] | None = None,
-    ) -> Any:
+    def constructors(self) -> tuple[ModuleDef, ModuleDef]:
+        """`conv` and `norm` with the network's settings bound, as every layer receives them."""
         conv = functools.partial(
             self.conv,
             padding=self.padding,
@@ -338,6 +331,18 @@ class MobileNetV2(nn.Module):
             axis_index_groups=self.bn_axis_index_groups,
             dtype=self.dtype,
         )
+        return conv, norm
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        train: bool = False,
+        *,
+        endpoints: bool = False,
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Any:
+        conv, norm = self.constructors()
         layer = functools.partial(ConvBNAct, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(InvertedResidual, static_argnums=(3,)) if self.remat else InvertedResidual
 

@@ -1,0 +1,120 @@
+"""Benchmark rows as README tables and plots."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LABELS = {
+    "ours": "this project",
+    "flax": "plain Flax",
+    "grouped": "grouped",
+    "shifted": "shifted",
+    "remat": "with remat",
+    "torch": "PyTorch eager",
+    "torch_compile": "torch.compile",
+}
+Row = Mapping[str, Any]
+
+
+def _by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], []).append(row)
+    return cases
+
+
+def _milliseconds(row: Row) -> str:
+    return f"{1e3 * float(row['seconds']):,.4g} ms"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """README tables: steps against their peers, memory for time, and block by block."""
+    lines = [
+        "| step | model | batch | this project | images/s | peer | peer's time | ratio (range) "
+        "| first step, ours / peer | peak memory, ours / peer |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    blocks: list[str] = []
+    for group in _by_case(rows).values():
+        ours, peers = group[0], group[1:]
+        if ours["work"] == "block":
+            blocks += [
+                f"| {ours['model'].split(': ')[-1]} | {_milliseconds(ours)} | {_milliseconds(p)} "
+                f"| {float(p['ratio']):.2f} ({float(p['ratio_low']):.2f}–"
+                f"{float(p['ratio_high']):.2f}) |"
+                for p in peers
+            ]
+            continue
+        note = "" if ours["memory"] == "kept" else ", memory not kept"
+        for peer in peers:
+            lines.append(
+                f"| {ours['work']}, {ours['image_size']} px{note} | {ours['model']} | "
+                f"{ours['batch_size']} | {_milliseconds(ours)} | "
+                f"{float(ours['images_per_second']):,.4g} | "
+                f"{LABELS[peer['subject']]} | {_milliseconds(peer)} | "
+                f"**{float(peer['ratio']):.2f}** ({float(peer['ratio_low']):.2f}–"
+                f"{float(peer['ratio_high']):.2f}) | {float(ours['first_step_seconds']):.1f} / "
+                f"{float(peer['first_step_seconds']):.1f} s | "
+                f"{int(ours['peak_mb']):,} / {int(peer['peak_mb']):,} MB |"
+            )
+    if blocks:
+        lines += [
+            "",
+            "Forward and backward of single blocks (224 px, batch 16, training):",
+            "",
+            "| block | this project | PyTorch eager | ratio (range) |",
+            "|---|---|---|---|",
+            *blocks,
+        ]
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Time of a training step against the batch and against MACs, and ratios to the peers.
+
+    Args:
+      rows: of `mobilenet benchmark`.
+      path: of the picture; its ending says the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    train = [
+        r
+        for r in rows
+        if r["work"] == "train"
+        and r["subject"] == "ours"
+        and r["memory"] == "kept"
+        and int(r["image_size"]) == 224
+    ]
+    plain = [r for r in train if r["model"] == "1.0"]
+    widths = [r for r in train if r["batch_size"] in ("16", 16) and "SE" not in r["model"]]
+    for axis, chosen, key, scale, label in (
+        (axes[0], plain, "batch_size", 1.0, "batch size (width 1.0)"),
+        (axes[1], widths, "macs", 1e-6, "million MACs an image (batch 16)"),
+    ):
+        # One point a shape: the first case that measured it.
+        seen: dict[float, Row] = {}
+        for row in chosen:
+            seen.setdefault(scale * float(row[key]), row)
+        xs = sorted(seen)
+        middle = [float(seen[x]["seconds"]) for x in xs]
+        low = [float(seen[x]["seconds"]) - float(seen[x]["seconds_low"]) for x in xs]
+        high = [float(seen[x]["seconds_high"]) - float(seen[x]["seconds"]) for x in xs]
+        if xs:
+            axis.errorbar(xs, middle, (low, high), marker="o", capsize=3, color="C0")
+            top = xs[-1]
+            axis.plot([0, top], [0, middle[-1]], "--", color="0.6", label="proportional")
+            axis.legend()
+        axis.set(xlabel=label, ylabel="seconds a training step", xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    bars = [r for r in rows if r["work"] != "block" and r["subject"] not in ("ours", "remat")]
+    names = [f"{r['case']}, {LABELS[r['subject']]}" for r in bars]
+    ratios = [float(r["ratio"]) for r in bars]
+    axes[2].barh(names, ratios, color=["C1" if "flax" in r["subject"] else "C0" for r in bars])
+    axes[2].axvline(1, color="0.3")
+    axes[2].set(xscale="log", xlabel="peer's time / ours")
+    axes[2].invert_yaxis()
+    axes[2].tick_params(axis="y", labelsize=6)
+    figure.savefig(path, dpi=130)

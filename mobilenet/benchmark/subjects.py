@@ -1,0 +1,248 @@
+"""What a benchmark times: one step of one implementation, made ready to be called again and again.
+
+Every subject of a case starts from the same variables and sees the same pictures, so that the loss
+of its first step can be compared: a fast step that computes something else is refused.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mobilenet import build
+from mobilenet.benchmark import plain
+from mobilenet.config import Config
+from mobilenet.models.layers import ConvBNAct
+from mobilenet.models.mobilenet_v2 import InvertedResidual, MobileNetV2
+from mobilenet.train import steps
+
+# Of the pictures; PyTorch's and this project's steps both normalise uint8 pictures themselves.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+NAMES = {
+    "ours": "the configuration as it is",
+    "flax": "plain Flax: nn.Conv (grouped), nn.BatchNorm",
+    "grouped": "the configuration with conv_form=grouped",
+    "shifted": "the configuration with conv_form=shifted",
+    "remat": "the configuration with remat",
+    "torch": "PyTorch, channels last, eager",
+    "torch_compile": "PyTorch, channels last, torch.compile",
+}
+WORK = ("train", "evaluate", "block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One implementation at one piece of work.
+
+    Attributes:
+      subject: of `NAMES`.
+      work: "train", a whole update; "evaluate", uint8 pictures to logits; "block", one block or the
+        stem or the head in training, forward and backward.
+      batch_size: pictures a step.
+      num_classes: of the classifier.
+      block: "stem", "head" or a block's name ("blocks_1_0") for the work "block".
+    """
+
+    subject: str
+    work: str
+    batch_size: int
+    num_classes: int
+    block: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Ready to be timed.
+
+    Attributes:
+      step: starts one step and returns something to wait for.
+      wait: returns when that is computed.
+      check: takes what `step` returned; a number (the loss, or a mean square) that every subject of
+        a case must agree on at the first step.
+      analyse: what the compiler tells of the step, `temp_bytes` and `accessed_bytes`, and
+        `bytes_per_second` of a plain pass over memory. May compile.
+    """
+
+    step: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    check: Callable[[Any], float]
+    analyse: Callable[[], dict[str, float]]
+
+
+def pictures(config: Config, spec: Spec) -> dict[str, np.ndarray]:
+    """A batch of uint8 noise pictures [B, S, S, C] and labels, the same for every subject."""
+    rng = np.random.default_rng(0)
+    shape = (spec.batch_size, *build.image_shape(config))
+    return {
+        "image": rng.integers(0, 256, shape, np.uint8),
+        "label": rng.integers(0, spec.num_classes, spec.batch_size).astype(np.int32),
+        "index": np.arange(spec.batch_size, dtype=np.int32),
+        "epoch": np.zeros(spec.batch_size, np.int32),
+    }
+
+
+def block_input(config: Config, spec: Spec) -> np.ndarray:
+    """Activations [B, H, W, C], normal noise, of the shape that enters `spec.block`.
+
+    Raises:
+      ValueError: the network has no such block.
+    """
+    plan = build.plan(config.model)
+    side, channels = config.data.image_size, config.data.channels
+    shapes = {"stem": (side, channels)}
+    side, channels = -(-side // plan.stem_strides), plan.stem_features
+    for block in plan.blocks:
+        shapes[block.name] = (side, channels)
+        side, channels = -(-side // block.strides), block.features
+    shapes["head"] = (side, channels)
+    if spec.block not in shapes:
+        raise ValueError(f"The block is {spec.block!r}; allowed are {', '.join(shapes)}.")
+    side, channels = shapes[spec.block]
+    shape = (spec.batch_size, side, side, channels)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def prepare(config: Config, spec: Spec) -> Subject:
+    """Builds a subject; nothing of it is compiled yet.
+
+    Raises:
+      ImportError: PyTorch is not installed.
+      ValueError: a configuration that PyTorch's network here has no equal for.
+    """
+    if spec.subject.startswith("torch"):
+        from mobilenet.benchmark import torch_subjects  # PyTorch is an extra
+
+        return torch_subjects.prepare(config, spec)
+    return _prepare_jax(config, spec)
+
+
+def _prepare_jax(config: Config, spec: Spec) -> Subject:
+    config = config.copy_and_resolve_references()
+    if spec.subject in ("grouped", "shifted"):
+        config.model.conv_form = spec.subject
+    if spec.subject == "remat":
+        config.model.remat = True
+    model = build.build_model(config, spec.num_classes)
+    if spec.subject == "flax":
+        model = model.clone(conv=plain.conv, norm=plain.norm)
+    make = {"train": _jax_train, "evaluate": _jax_evaluate, "block": _jax_block}[spec.work]
+    return make(config, spec, model)
+
+
+def device_peak(spec: Spec) -> int:
+    """Most bytes in use on an accelerator so far; 0 on CPU, where the process tells."""
+    if spec.subject.startswith("torch"):
+        from mobilenet.benchmark import torch_subjects
+
+        return torch_subjects.device_peak()
+    return int((jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+
+
+def _copy_speed() -> float:
+    """Bytes a second, read and written, of a plain element-wise pass over 256 MB."""
+    add = jax.jit(lambda x: x + 1)
+    x = jnp.zeros(1 << 26, jnp.float32)
+    jax.block_until_ready(add(x))
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        jax.block_until_ready(add(x))
+        seconds.append(time.perf_counter() - started)
+    return 2 * x.nbytes / min(seconds)
+
+
+def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
+    found = {"bytes_per_second": _copy_speed()}
+    compiled = lower().compile()
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    if memory is not None:
+        found["temp_bytes"] = float(memory.temp_size_in_bytes)
+    if "bytes accessed" in costs:
+        found["accessed_bytes"] = float(costs["bytes accessed"])
+    return found
+
+
+def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+    augment = build.build_augment(config, MEAN, STD)
+    update = build.build_train_step(config, model, augment)
+    state: Any = steps.place(build.init_state(config, spec.num_classes))
+    batch = steps.shard(pictures(config, spec))
+    hyper = build.hyperparameters(config, config.optimizer.learning_rate)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = update(state, batch, hyper)
+        return metrics
+
+    return Subject(
+        step,
+        # The state too: metrics are ready before the parameters are updated.
+        lambda metrics: jax.block_until_ready((metrics, state)),
+        lambda metrics: float(metrics["loss"][0] / metrics["loss"][1]),
+        lambda: _analysis(lambda: update.lower(state, batch, hyper)),
+    )
+
+
+def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+    variables = jax.device_put(build.init_variables(config, spec.num_classes))
+    preprocess, images = build.preprocess(MEAN, STD), pictures(config, spec)["image"]
+    apply = jax.jit(lambda variables, x: model.apply(variables, preprocess(x), False))
+    return Subject(
+        lambda: apply(variables, images),
+        jax.block_until_ready,
+        lambda logits: float(np.square(np.asarray(logits)).mean()),
+        lambda: _analysis(lambda: apply.lower(variables, images)),
+    )
+
+
+def _jax_block(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+    plan = build.plan(config.model)
+    conv, norm = model.constructors()
+    blocks = {block.name: block for block in plan.blocks}
+    if spec.block in blocks:
+        block = InvertedResidual(
+            blocks[spec.block],
+            conv,
+            norm,
+            config.model.activation,
+            config.model.bottleneck_activation,
+            config.model.kernel_size,
+            config.model.se_gate,
+            model.dtype,
+        )
+    else:
+        stem = spec.block == "stem"
+        block = ConvBNAct(
+            conv,
+            norm,
+            features=plan.stem_features if stem else plan.head_features,
+            kernel_size=3 if stem else 1,
+            strides=plan.stem_strides if stem else 1,
+            activation=config.model.activation,
+        )
+    x = jnp.asarray(block_input(config, spec), model.dtype)
+    arguments = (x, None, True) if spec.block in blocks else (x, True)
+    variables = build.init_variables(config, spec.num_classes)
+    params, stats = variables["params"][spec.block], variables["batch_stats"][spec.block]
+
+    def loss(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        result, updated = block.apply(
+            {"params": params, "batch_stats": stats}, x, *arguments[1:], mutable=["batch_stats"]
+        )
+        y = result[0] if isinstance(result, tuple) else result
+        return jnp.square(y.astype(jnp.float32)).mean(), updated
+
+    # The stem's input is the picture, whose gradient nobody needs.
+    wanted = 0 if spec.block == "stem" else (0, 1)
+    gradient = jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
+    return Subject(
+        lambda: gradient(params, x),
+        jax.block_until_ready,
+        lambda result: float(result[0][0]),
+        lambda: _analysis(lambda: gradient.lower(params, x)),
+    )

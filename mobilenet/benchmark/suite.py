@@ -1,0 +1,334 @@
+"""Runs cases: every subject in its process, in alternating turns, and a row for each.
+
+A shared machine changes its speed from minute to minute, so subjects are never timed one after the
+other: each round gives every subject one turn, and ratios are taken within a round.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mobilenet import build
+from mobilenet import config as config_lib
+from mobilenet.config import Config
+from mobilenet.models import cost
+
+TURN_SECONDS = 1.0  # a turn repeats short steps until about this long
+MAX_STEPS = 50  # a turn
+# A subject whose step takes longer than this has this many turns: its ratio is not a close one.
+SLOW_SECONDS, SLOW_ROUNDS = 5.0, 3
+AGREEMENT = 2e-3  # relative difference of the first step's check between float32 subjects
+
+FIELDS = (
+    "case",
+    "work",
+    "subject",
+    "model",
+    "image_size",
+    "batch_size",
+    "params",
+    "macs",
+    "seconds",
+    "seconds_low",
+    "seconds_high",
+    "images_per_second",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "first_step_seconds",
+    "peak_mb",
+    "temp_mb",
+    "bandwidth_share",
+    "check",
+    "rounds",
+    "memory",
+    "device",
+    "processor",
+    "versions",
+    "environment",
+    "commit",
+)
+
+
+class BenchmarkError(RuntimeError):
+    """A case that cannot be measured; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Subjects that do the same work on the same shapes.
+
+    Attributes:
+      name: of the case.
+      work: "train", "evaluate" or "block" (`subjects.Spec`).
+      config: complete configuration.
+      batch_size: pictures a step.
+      num_classes: of the classifier.
+      subjects: names in `subjects.NAMES`; ratios are the others' time over the first one's.
+      model: how the network is named in the table.
+      block: for the work "block".
+      memory: "kept" lets every subject keep freed memory (`mobilenet.allocator`), "system" does not.
+    """
+
+    name: str
+    work: str
+    config: Config
+    batch_size: int
+    num_classes: int = 1000
+    subjects: tuple[str, ...] = ("ours",)
+    model: str = ""
+    block: str = ""
+    memory: str = "kept"
+
+    def request(self, subject: str) -> str:
+        """What a worker is started with."""
+        fields = ("work", "batch_size", "num_classes", "block", "memory")
+        return json.dumps(
+            {
+                "subject": subject,
+                "config": config_lib.to_json(self.config),
+                **{name: getattr(self, name) for name in fields},
+            }
+        )
+
+
+class Worker:
+    """A subject's process."""
+
+    def __init__(self, case: Case, subject: str) -> None:
+        self.subject = subject
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mobilenet.benchmark.worker", case.request(subject)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.turns: list[float] = []
+        self.started = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None and self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            last = self._process.stderr.read().strip().splitlines()[-5:]
+            raise BenchmarkError(
+                f"The process of {self.subject} ended with code {self._process.returncode}: "
+                + " / ".join(last)
+            )
+        found = json.loads(line)
+        if "error" in found:
+            raise BenchmarkError(f"{self.subject}: {found['error']}")
+        return found
+
+    def _ask(self, text: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def turn(self, steps: int) -> list[float]:
+        """Seconds of each of `steps` steps."""
+        return self._ask(f"run {steps}")["seconds"]
+
+    def finish(self) -> dict[str, Any]:
+        """Facts at the end; the process ends."""
+        return self._ask("finish")
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def _workers(case: Case, subjects: Sequence[str]) -> Iterator[list[Worker]]:
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for subject in subjects:  # one after the other: they must not compile beside each other
+            worker = Worker(case, subject)
+            stack.callback(worker.close)
+            workers.append(worker)
+        yield workers
+
+
+def available(subjects: Sequence[str]) -> list[str]:
+    """Those that are installed: PyTorch is an extra."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch"):
+        return list(subjects)
+    return [subject for subject in subjects if not subject.startswith("torch")]
+
+
+def measure(
+    case: Case, rounds: int, environment: Mapping[str, Any], say: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Rows of a case, a subject each.
+
+    Args:
+      case: what to measure.
+      rounds: turns of every subject, at least 1.
+      environment: from `records.environment`.
+      say: told of progress.
+
+    Raises:
+      BenchmarkError: a subject fails, or does not compute what the first one does.
+    """
+    with _workers(case, available(case.subjects)) as workers:
+        first = workers[0]
+        for worker in workers:
+            say(f"  {worker.subject}: first step {worker.started['first_step_seconds']:.1f} s")
+            _agree(case, first, worker)
+        # The second step is warm: it tells how many fill a turn.
+        pace = {worker: worker.turn(1)[0] for worker in workers}
+        turns: dict[Worker, list[float]] = {worker: [] for worker in workers}
+        for index in range(rounds):
+            for worker in workers:
+                if pace[worker] > SLOW_SECONDS and index >= SLOW_ROUNDS:
+                    continue
+                steps = min(MAX_STEPS, max(1, round(TURN_SECONDS / pace[worker])))
+                turns[worker].append(median(worker.turn(steps)))
+        facts = {worker: worker.finish() for worker in workers}
+    return [
+        _row(case, worker, turns[worker], turns[first], facts[worker], environment)
+        for worker in workers
+    ]
+
+
+def _agree(case: Case, first: Worker, worker: Worker) -> None:
+    ours, theirs = first.started["check"], worker.started["check"]
+    exact = case.config.model.dtype == "float32"
+    limit = AGREEMENT if exact else 0.05
+    if not abs(ours - theirs) <= limit * max(abs(ours), 1e-30):
+        raise BenchmarkError(
+            f"{case.name}: the first step of {worker.subject} gives {theirs:.6g}, that of "
+            f"{first.subject} {ours:.6g}; they do not compute the same."
+        )
+
+
+def _row(
+    case: Case,
+    worker: Worker,
+    turns: list[float],
+    reference: list[float],
+    facts: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    costs = cost.totals(build.layer_costs(case.config, case.num_classes))
+    ratios = sorted(theirs / ours for theirs, ours in zip(turns, reference, strict=False))
+    seconds = median(turns)
+    row: dict[str, Any] = {
+        "case": case.name,
+        "work": case.work,
+        "subject": worker.subject,
+        "model": case.model,
+        "image_size": case.config.data.image_size,
+        "batch_size": case.batch_size,
+        "params": costs.params,
+        "macs": costs.macs,
+        "seconds": f"{seconds:.5g}",
+        "seconds_low": f"{min(turns):.5g}",
+        "seconds_high": f"{max(turns):.5g}",
+        "images_per_second": f"{case.batch_size / seconds:.5g}",
+        "ratio": f"{median(ratios):.4g}",
+        "ratio_low": f"{ratios[0]:.4g}",
+        "ratio_high": f"{ratios[-1]:.4g}",
+        "first_step_seconds": f"{worker.started['first_step_seconds']:.4g}",
+        "peak_mb": f"{facts['peak_bytes'] / 1e6:.0f}",
+        "temp_mb": f"{facts['temp_bytes'] / 1e6:.0f}" if "temp_bytes" in facts else "",
+        "bandwidth_share": "",
+        "check": f"{worker.started['check']:.7g}",
+        "rounds": len(turns),
+        "memory": "kept" if worker.started["kept"] else "system",
+        "device": environment["device"],
+        "processor": environment["processor"],
+        "versions": " ".join(f"{k}={v}" for k, v in environment["versions"].items()),
+        "environment": " ".join(
+            f"{name}={value}"
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("MALLOC_", "GLIBC_", "XLA_", "OMP_"))
+        ),
+        "commit": environment["commit"],
+    }
+    if "bytes_per_second" in facts and "accessed_bytes" in facts:
+        share = facts["accessed_bytes"] / seconds / facts["bytes_per_second"]
+        row["bandwidth_share"] = f"{share:.3f}"
+    return row
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows that are there already."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All rows, in their order, atomically, as CSV and as JSON beside it."""
+    for target, dump in ((path, _csv), (path.with_suffix(".json"), _json)):
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.write_text(dump(rows))
+        temporary.replace(target)
+
+
+def _json(rows: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(list(rows), indent=1) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    import io
+
+    text = io.StringIO()
+    writer: Any = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def run(
+    cases: Sequence[Case],
+    path: Path,
+    *,
+    rounds: int,
+    environment: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Measures cases that `path` has no rows of, and adds theirs after each.
+
+    Returns:
+      All rows of `path`.
+    """
+    rows: list[dict[str, Any]] = list(read(path))
+    done = {row["case"] for row in rows}
+    for case in cases:
+        if case.name in done:
+            say(f"{case.name}: done before, in {path}")
+            continue
+        say(f"{case.name}:")
+        new = measure(case, rounds, environment, say)
+        rows += new
+        write(path, rows)
+        for row in new:
+            say(describe(row))
+    return rows
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """A row as one line for the terminal."""
+    return (
+        f"  {row['subject']:<14} {1e3 * float(row['seconds']):>9.1f} ms "
+        f"({1e3 * float(row['seconds_low']):.1f}..{1e3 * float(row['seconds_high']):.1f})  "
+        f"{float(row['images_per_second']):>8.1f} images/s  x{float(row['ratio']):.2f} "
+        f"({float(row['ratio_low']):.2f}..{float(row['ratio_high']):.2f})  {row['peak_mb']} MB"
+    )

@@ -1,0 +1,96 @@
+"""One implementation in a process of its own, timed when the parent asks.
+
+A process each, because two frameworks in one would share threads and allocator, and peak memory
+could not be told apart. The parent (`mobilenet.benchmark.suite`) writes a line, the worker answers
+with one line of JSON:
+
+    (start)   {"first_step_seconds", "check"}     built, compiled, first step done
+    run N     {"seconds": [...]}                  N steps, each waited for
+    finish    {"peak_bytes", ...}                 facts that cost time to find, and the end
+
+Errors come back as {"error": text}.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> None:
+    """Serves one subject; `argv` holds the request as JSON (see `suite.Case`)."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not reach the parent as an answer
+
+    def answer(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    request = json.loads(argv[0])
+    try:
+        _serve(request, answer)
+    except (ImportError, ValueError) as error:
+        answer({"error": str(error)})
+
+
+def _serve(request: dict[str, Any], answer: Any) -> None:
+    from mobilenet import allocator
+
+    kept = request["memory"] == "kept" and allocator.keep()
+    if request["subject"].startswith("torch"):
+        # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    # The subjects of a case are on the device together.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from mobilenet import config as config_lib
+    from mobilenet.benchmark import subjects
+
+    config = config_lib.from_json(request["config"])
+    names = ("subject", "work", "batch_size", "num_classes", "block")
+    spec = subjects.Spec(**{name: request[name] for name in names})
+    subject = subjects.prepare(config, spec)
+    _forget_peak()
+    before = _resident("VmRSS")
+    started = time.perf_counter()
+    first = subject.step()
+    subject.wait(first)
+    seconds = time.perf_counter() - started
+    answer({"first_step_seconds": seconds, "check": subject.check(first), "kept": kept})
+    del first
+    _forget_peak()  # of the compilation
+    for line in sys.stdin:
+        verb, _, count = line.strip().partition(" ")
+        if verb == "finish":
+            break
+        times = []
+        for _ in range(int(count)):
+            started = time.perf_counter()
+            subject.wait(subject.step())
+            times.append(time.perf_counter() - started)
+        answer({"seconds": times})
+    facts = {"peak_bytes": subjects.device_peak(spec) or max(0, _resident("VmHWM") - before)}
+    answer({**facts, **subject.analyse()})
+
+
+def _resident(field: str) -> int:
+    """Bytes of memory in use (VmRSS), or the most so far (VmHWM)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def _forget_peak() -> None:
+    """Starts VmHWM again from the memory in use; no effect where Linux does not offer it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

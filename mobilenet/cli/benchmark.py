@@ -1,0 +1,81 @@
+"""Times training steps, evaluation and single blocks beside plain Flax and PyTorch.
+
+mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark
+mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark --only=train_224
+mobilenet benchmark --config=experiments/baselines/cifar10.py --workdir=runs/mine --batch_size=64
+
+A file with `cases()` says what to measure; any other configuration is measured training and
+evaluating. PyTorch takes part when it is installed (`pip install .[benchmark]`). Results are
+WORKDIR/benchmark.csv, .json and .png; cases that are in there already are not measured again.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet.cli import common
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("config", "", "file.py, with or without cases()", flag_values=values)
+    flags.DEFINE_string("workdir", "", "where the results go", flag_values=values)
+    flags.DEFINE_list("only", [], "names of cases, separated by commas", flag_values=values)
+    flags.DEFINE_list("subjects", [], "measure these instead of the file's", flag_values=values)
+    flags.DEFINE_integer("rounds", 7, "turns of every subject", flag_values=values)
+    flags.DEFINE_integer("batch_size", 16, "pictures a step, without cases()", flag_values=values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    common.refuse_arguments(rest)
+    path = common.require(values, "config", "experiments/benchmarks/steps.py")
+    workdir = Path(common.require(values, "workdir", "runs/benchmark"))
+    for name in ("rounds", "batch_size"):
+        if common.flag(values, name) < 1:
+            raise common.UsageError(f"--{name} is {common.flag(values, name)}; it must be 1 or more.")
+
+    from mobilenet.analysis import benchmarks
+    from mobilenet.benchmark import subjects, suite
+    from mobilenet.train import records
+
+    chosen = tuple(common.flag(values, "subjects"))
+    unknown = [name for name in chosen if name not in subjects.NAMES]
+    if unknown:
+        raise common.UsageError(
+            f"--subjects has {unknown[0]!r}; allowed are {', '.join(subjects.NAMES)}."
+        )
+    described = getattr(common.load_module(path), "cases", None)
+    entries = described() if described else [
+        {"name": work, "work": work, "batch_size": common.flag(values, "batch_size")}
+        for work in ("train", "evaluate")
+    ]
+    cases = []
+    for entry in entries:
+        entry = dict(entry)
+        config = common.load_config(path, overrides)
+        config_lib.update(config, entry.pop("overrides", {}))
+        config_lib.validate(config)
+        if chosen:
+            entry["subjects"] = chosen
+        cases.append(suite.Case(config=config, **entry))
+    only = common.flag(values, "only")
+    missing = [name for name in only if name not in {case.name for case in cases}]
+    if missing:
+        known = ", ".join(case.name for case in cases)
+        raise common.UsageError(f"--only has {missing[0]!r}; allowed are {known}.")
+    cases = [case for case in cases if not only or case.name in only]
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = suite.run(
+            cases,
+            workdir / "benchmark.csv",
+            rounds=common.flag(values, "rounds"),
+            environment=records.environment(),
+        )
+    except suite.BenchmarkError as error:
+        raise common.Failure(str(error)) from error
+    benchmarks.plot(rows, workdir / "benchmark.png")
+    print(f"results: {workdir}/benchmark.csv, .json, .png")
+    return 0

@@ -325,7 +325,7 @@ def build_train_step(
 
 
 def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generic]:
-    """The numbers that enter a training step as arguments, so that changing them compiles nothing."""
+    """The numbers that are arguments of a training step: changing them compiles nothing."""
     return {
         "seed": np.uint32(config.seed),
         "learning_rate": np.float32(learning_rate),
@@ -339,9 +339,7 @@ def build_eval_step(
     model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[..., Any]:
     """The evaluation step, mapped over all devices."""
-    step = steps.make_eval_step(
-        model.apply, preprocess(mean, std), num_classes=model.num_classes
-    )
+    step = steps.make_eval_step(model.apply, preprocess(mean, std), num_classes=model.num_classes)
     return steps.map_eval_step(step)
 
 

@@ -75,7 +75,7 @@ class Case:
       subjects: names in `subjects.NAMES`; ratios are the others' time over the first one's.
       model: how the network is named in the table.
       block: for the work "block".
-      memory: "kept" lets every subject keep freed memory (`mobilenet.allocator`), "system" does not.
+      memory: "kept" lets every subject keep freed memory (`mobilenet.runtime`), "system" does not.
     """
 
     name: str

@@ -37,9 +37,9 @@ def main(argv: list[str]) -> None:
 
 
 def _serve(request: dict[str, Any], answer: Any) -> None:
-    from mobilenet import allocator
+    from mobilenet import runtime
 
-    kept = request["memory"] == "kept" and allocator.keep()
+    kept = request["memory"] == "kept" and runtime.keep_memory()
     if request["subject"].startswith("torch"):
         # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -1,7 +1,7 @@
 """Times training steps, evaluation and single blocks beside plain Flax and PyTorch.
 
 mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark
-mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark --only=train_224
+mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/b --only=train_224
 mobilenet benchmark --config=experiments/baselines/cifar10.py --workdir=runs/mine --batch_size=64
 
 A file with `cases()` says what to measure; any other configuration is measured training and
@@ -34,7 +34,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/benchmark"))
     for name in ("rounds", "batch_size"):
         if common.flag(values, name) < 1:
-            raise common.UsageError(f"--{name} is {common.flag(values, name)}; it must be 1 or more.")
+            raise common.UsageError(
+                f"--{name} is {common.flag(values, name)}; it must be 1 or more."
+            )
 
     from mobilenet.analysis import benchmarks
     from mobilenet.benchmark import subjects, suite
@@ -47,10 +49,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             f"--subjects has {unknown[0]!r}; allowed are {', '.join(subjects.NAMES)}."
         )
     described = getattr(common.load_module(path), "cases", None)
-    entries = described() if described else [
-        {"name": work, "work": work, "batch_size": common.flag(values, "batch_size")}
-        for work in ("train", "evaluate")
-    ]
+    entries = (
+        described()
+        if described
+        else [
+            {"name": work, "work": work, "batch_size": common.flag(values, "batch_size")}
+            for work in ("train", "evaluate")
+        ]
+    )
     cases = []
     for entry in entries:
         entry = dict(entry)

@@ -44,9 +44,11 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     common.apply_cpu_devices(values)
 
-    from mobilenet import build
+    from mobilenet import build, runtime
     from mobilenet.train import records
 
+    runtime.keep_memory()
+    runtime.cache_compilations()
     with common.devices(values):
         import jax
 

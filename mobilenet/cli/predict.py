@@ -29,9 +29,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = common.run_config(workdir)
 
-    from mobilenet import build
+    from mobilenet import build, runtime
     from mobilenet.data import images
 
+    runtime.cache_compilations()
     restored = build.read_checkpoint(workdir, common.flag(values, "checkpoint"))
     predictor = build.Predictor(config, restored.eval_variables, workdir)
     failed = 0

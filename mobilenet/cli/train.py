@@ -12,7 +12,6 @@ from pathlib import Path
 
 from absl import flags
 
-from mobilenet import allocator
 from mobilenet import config as config_lib
 from mobilenet.cli import common
 from mobilenet.cli.main import STARTED
@@ -43,11 +42,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     config_lib.validate(config)
     common.apply_cpu_devices(values)
-    allocator.keep()
 
-    from mobilenet import build
+    from mobilenet import build, runtime
     from mobilenet.train import loop, records
 
+    runtime.keep_memory()
+    runtime.cache_compilations()
     with common.devices(values):
         import jax
 

@@ -1,0 +1,107 @@
+"""What a program sets before the backend starts: how memory is kept, where compilations are.
+
+Both take seconds out of every run on CPU and change no result. The command lines call them; a
+notebook may.
+"""
+
+import ctypes
+import hashlib
+import mmap
+import os
+import platform
+import sys
+from pathlib import Path
+
+import jax
+
+# Of mallopt(3), from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+# Address space set aside with huge pages; pages are taken from the system when they are written.
+_RESERVED = 8 << 30
+
+
+def keep_memory(reserve: int = _RESERVED) -> bool:
+    """Keeps freed memory for the next step instead of giving it back, on Linux with glibc.
+
+    XLA allocates the temporary memory of a step, a gigabyte or more, when the step starts, and
+    frees it when it ends. By default that goes to the system and back: at every step each page is
+    mapped and zeroed again. Kept, it is written over; in huge pages, it is also found faster. The
+    process then holds its peak memory until it ends. It must be called before the backend starts
+    its threads; a second call changes nothing more.
+
+    Left alone are processes whose user has chosen (an environment variable MALLOC_*, GLIBC_TUNABLES
+    or LD_PRELOAD), and other systems.
+
+    Args:
+      reserve: bytes of address space to mark for huge pages.
+
+    Returns:
+      Whether memory is kept.
+    """
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD")) for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    # One arena, because only the main one can grow past 64 MiB without mmap.
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
+    done = all([libc.mallopt(name, value) for name, value in settings])
+    if done and hasattr(mmap, "MADV_HUGEPAGE"):
+        _mark_huge(libc, reserve)
+    return done
+
+
+def _mark_huge(libc: ctypes.CDLL, size: int) -> None:
+    """Grows the heap by `size` untouched bytes and asks for huge pages there."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if not block:
+        return  # a limit on address space: the heap grows as it must
+    huge = 2 << 20
+    start = -(-block // huge) * huge
+    libc.madvise(start, (block + size - start) // huge * huge, mmap.MADV_HUGEPAGE)
+    libc.free(block)
+
+
+def cache_compilations(directory: Path | None = None) -> Path | None:
+    """Keeps compiled programs on disk, so that the same step is compiled once a machine.
+
+    A resumed run, an evaluation and the next seed of an experiment load their steps instead. JAX
+    keys entries by program, options and versions; the directory also by the processor, because a
+    program for one with more instructions would crash one with fewer, and home directories are
+    shared between machines. Left alone when JAX_COMPILATION_CACHE_DIR is set or
+    JAX_ENABLE_COMPILATION_CACHE is off.
+
+    Args:
+      directory: where; None is XDG_CACHE_HOME (or ~/.cache) /mobilenet/xla.
+
+    Returns:
+      The directory in use, or None if the cache is off or the directory cannot be made.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
+    if directory is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        directory = Path(home) / "mobilenet" / "xla"
+    directory = directory / _processor()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # a read-only home: compile as ever
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    return directory
+
+
+def _processor() -> str:
+    """A name for the instructions that this processor has."""
+    text = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

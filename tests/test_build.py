@@ -130,3 +130,26 @@ def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-5)
     np.testing.assert_array_equal(probabilities.argmax(1), expected.top[:20, 0])
     assert predictor.class_names == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize(("form", "grouped"), [("shifted", False), ("grouped", True)])
+def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str, grouped: bool):
+    config = config_lib.get_config()
+    config.model.blocks = ((1, 8, 1, 1), (3, 8, 1, 2))
+    config.model.conv_form = form
+    config.data.image_size = 16
+    model = build.build_model(config, 5)
+    step = build.build_train_step(
+        config, model, build.build_augment(config, (0.5,) * 3, (1.0,) * 3)
+    )
+    batch = {
+        "image": np.zeros((jax.device_count(), 2, 16, 16, 3), np.uint8),
+        **{
+            name: np.zeros((jax.device_count(), 2), np.int32)
+            for name in ("label", "index", "epoch")
+        },
+    }
+    state = build.init_state(config, 5)
+    compiled = step.lower(state, batch, build.hyperparameters(config, 0.1)).compile().as_text()
+    found = any(f"{kind}_group_count=" in compiled for kind in ("feature", "batch"))
+    assert found == grouped

@@ -21,7 +21,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Its PyTorch half is an extra that nothing else imports.
     "mobilenet/benchmark": (
         "mobilenet.benchmark", "mobilenet.runtime", "mobilenet.config", "mobilenet.build",
-        "mobilenet.models", "mobilenet.train",
+        "mobilenet.models", "mobilenet.train", "mobilenet.data",
     ),
     # Verbs see `build`, what it hands back, and each other's shared part.
     "mobilenet/cli": (

@@ -9,7 +9,6 @@ Result: experiments/results/benchmark.csv
 
 from mobilenet import config as base
 
-EVERY = ("ours", "flax", "torch", "torch_compile")
 CIFAR = {
     "data.image_size": 32,
     "model.stem_strides": 1,
@@ -45,32 +44,39 @@ def case(name, work, model, batch_size, subjects, overrides=None, **more):
 
 
 def cases():
-    usual = ("ours", "flax", "torch")
+    """Pairs, so that a turn and its peer's lie seconds apart; what matters most comes first."""
     small = {"num_classes": 10}
+    shapes = [
+        ("train_224", ("1.0", 16), {}, {}),
+        ("train_32", ("1.0, CIFAR form", 128), CIFAR, small),
+    ]
+    paper = [
+        *((f"train_224_w{w}", (str(w), 16), {"model.width_multiplier": w}) for w in (0.35, 1.4)),
+        ("train_224_se", ("1.0 with SE 1/4", 16), {"model.se_ratio": 0.25}),
+    ]
     return [
-        case("train_224", "train", "1.0", 16, EVERY),
-        case("train_32", "train", "1.0, CIFAR form", 128, EVERY, CIFAR, **small),
-        case("evaluate_224_1", "evaluate", "1.0", 1, EVERY),
-        case("evaluate_224_16", "evaluate", "1.0", 16, EVERY),
+        *(case(n, "train", *m, ("ours", "torch"), o, **k) for n, m, o, k in shapes),
+        case("evaluate_224_1", "evaluate", "1.0", 1, ("ours", "torch", "torch_compile")),
+        case("evaluate_224_16", "evaluate", "1.0", 16, ("ours", "torch", "torch_compile")),
+        *(case(f"{n}_plain", "train", *m, ("ours", "flax"), o, **k) for n, m, o, k in shapes),
         *(
-            case(f"train_224_w{w}", "train", str(w), 16, usual, {"model.width_multiplier": w})
-            for w in (0.35, 1.4)
+            case(f"{n}_system", "train", *m, ("ours", "torch"), o, memory="system", **k)
+            for n, m, o, k in shapes
         ),
-        case("train_224_se", "train", "1.0 with SE 1/4", 16, usual, {"model.se_ratio": 0.25}),
         case("train_224_remat", "train", "1.0", 16, ("ours", "remat")),
-        case("train_224_system", "train", "1.0", 16, ("ours", "torch"), memory="system"),
-        case("train_32_system", "train", "1.0, CIFAR form", 128, ("ours", "torch"), CIFAR,
-             memory="system", **small),
-        *(
-            case(f"train_224_batch{size}", "train", "1.0", size, ("ours",))
-            for size in (4, 8, 32)
-        ),
-        *(
-            case(f"train_224_w{w}", "train", str(w), 16, ("ours",), {"model.width_multiplier": w})
-            for w in (0.5, 0.75)
-        ),
+        *(case(n, "train", *m, ("ours", "torch"), o) for n, m, o in paper),
         *(
             case(f"block_224_{name}", "block", f"1.0: {name}", 16, ("ours", "torch"), block=name)
             for name in BLOCKS
         ),
-    ]  # fmt: skip
+        *(case(f"train_224_batch{n}", "train", "1.0", n, ("ours",)) for n in (4, 8, 32)),
+        *(
+            case(f"train_224_w{w}", "train", str(w), 16, ("ours",), {"model.width_multiplier": w})
+            for w in (0.5, 0.75)
+        ),
+        *(case(f"{n}_plain", "train", *m, ("ours", "flax"), o) for n, m, o in paper),
+        *(
+            case(f"{n}_compile", "train", *m, ("ours", "torch_compile"), o, **k)
+            for n, m, o, k in shapes
+        ),
+    ]

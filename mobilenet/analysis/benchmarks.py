@@ -10,6 +10,8 @@ LABELS = {
     "grouped": "grouped",
     "shifted": "shifted",
     "remat": "with remat",
+    "pillow": "Pillow",
+    "tf_data": "tf.data",
     "torch": "PyTorch eager",
     "torch_compile": "torch.compile",
 }
@@ -109,7 +111,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             axis.legend()
         axis.set(xlabel=label, ylabel="seconds a training step", xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.3)
-    bars = [r for r in rows if r["work"] != "block" and r["subject"] not in ("ours", "remat")]
+    bars = [
+        r
+        for r in rows
+        if r["work"] not in ("block", "input") and r["subject"] not in ("ours", "remat")
+    ]
     names = [f"{r['case']}, {LABELS[r['subject']]}" for r in bars]
     ratios = [float(r["ratio"]) for r in bars]
     axes[2].barh(names, ratios, color=["C1" if "flax" in r["subject"] else "C0" for r in bars])

@@ -29,10 +29,12 @@ NAMES = {
     "grouped": "the configuration with conv_form=grouped",
     "shifted": "the configuration with conv_form=shifted",
     "remat": "the configuration with remat",
+    "pillow": "Pillow: decode whole, crop, resize (work: input)",
+    "tf_data": "tf.data: decode the crop, resize, one thread (work: input)",
     "torch": "PyTorch, channels last, eager",
     "torch_compile": "PyTorch, channels last, torch.compile",
 }
-WORK = ("train", "evaluate", "block")
+WORK = ("train", "evaluate", "block", "input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Spec:
     Attributes:
       subject: of `NAMES`.
       work: "train", a whole update; "evaluate", uint8 pictures to logits; "block", one block or the
-        stem or the head in training, forward and backward.
+        stem or the head in training, forward and backward; "input", JPEG files to random crops.
       batch_size: pictures a step.
       num_classes: of the classifier.
       block: "stem", "head" or a block's name ("blocks_1_0") for the work "block".
@@ -114,6 +116,10 @@ def prepare(config: Config, spec: Spec) -> Subject:
       ImportError: PyTorch is not installed.
       ValueError: a configuration that PyTorch's network here has no equal for.
     """
+    if spec.work == "input":
+        from mobilenet.benchmark import input_subjects
+
+        return input_subjects.prepare(config, spec)
     if spec.subject.startswith("torch"):
         from mobilenet.benchmark import torch_subjects  # PyTorch is an extra
 

@@ -162,12 +162,11 @@ def _workers(case: Case, subjects: Sequence[str]) -> Iterator[list[Worker]]:
 
 
 def available(subjects: Sequence[str]) -> list[str]:
-    """Those that are installed: PyTorch is an extra."""
+    """Those that are installed: PyTorch and TensorFlow are extras."""
     import importlib.util
 
-    if importlib.util.find_spec("torch"):
-        return list(subjects)
-    return [subject for subject in subjects if not subject.startswith("torch")]
+    needs = {"torch": "torch", "torch_compile": "torch", "tf_data": "tensorflow"}
+    return [s for s in subjects if s not in needs or importlib.util.find_spec(needs[s])]
 
 
 def measure(

@@ -4,6 +4,9 @@ Written as its users write it: `nn` modules, channels-last memory, in-place acti
 an extra (`pip install .[benchmark]`) that only this module and the benchmark's workers import.
 """
 
+# PyTorch is an extra; types are not checked against it.
+# pyright: reportMissingImports=false
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,6 +5,9 @@ autocast on a GPU, `inference_mode`, `zero_grad(set_to_none=True)`, the optimise
 form (its default).
 """
 
+# PyTorch is an extra; types are not checked against it.
+# pyright: reportMissingImports=false
+
 import os
 from typing import Any
 

@@ -9,6 +9,7 @@ evaluating. PyTorch takes part when it is installed (`pip install .[benchmark]`)
 WORKDIR/benchmark.csv, .json and .png; cases that are in there already are not measured again.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -79,6 +80,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             workdir / "benchmark.csv",
             rounds=common.flag(values, "rounds"),
             environment=records.environment(),
+            say=functools.partial(print, flush=True),
         )
     except suite.BenchmarkError as error:
         raise common.Failure(str(error)) from error

@@ -2,20 +2,23 @@
 
     mobilenet report --table=baselines --row=digits --config_file=experiments/baselines/digits.py \
         runs/digits_s0 runs/digits_s1 runs/digits_s2
+    mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report                # the README's tables again, from the rows
 """
 
+import shutil
 from pathlib import Path
 
 from absl import flags
 
-from mobilenet.analysis import results
+from mobilenet.analysis import benchmarks, results
 from mobilenet.cli import common
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
+    flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
     flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
     flags.DEFINE_string("row", "", "name of the row", flag_values=values)
     flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
@@ -47,8 +50,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
+        if common.flag(values, "benchmark"):
+            measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
+            shutil.copyfile(measured, directory / "benchmark.csv")
+            benchmarks.plot(results.read_rows(measured), directory / "figures" / "benchmark.svg")
         tables = {
-            path.stem: results.markdown(results.read_rows(path))
+            path.stem: (benchmarks if path.stem == "benchmark" else results).markdown(
+                results.read_rows(path)
+            )
             for path in sorted(directory.glob("*.csv"))
         }
         readme = root / "README.md"

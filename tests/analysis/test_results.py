@@ -14,7 +14,7 @@ from mobilenet.config import flatten
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-TABLES = sorted(RESULTS.glob("*.csv"))
+TABLES = sorted(path for path in RESULTS.glob("*.csv") if path.stem != "benchmark")
 ROWS = [(path.stem, row) for path in TABLES for row in results.read_rows(path)]
 
 

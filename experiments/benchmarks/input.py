@@ -1,0 +1,27 @@
+"""Photographs a second and core: JPEG files to random resized crops of 224 pixels.
+
+Run:    mobilenet benchmark --config=experiments/benchmarks/input.py --workdir=runs/input \
+            --config.data.data_dir=FOLDER_OF_PHOTOGRAPHS
+Result: experiments/results/benchmark.csv
+"""
+
+from mobilenet import config as base
+
+
+def get_config(arg=""):
+    config = base.get_config("smoke" if arg == "smoke" else "")
+    config.data.image_size = 224
+    return base.shrink(config) if arg == "smoke" else config
+
+
+def cases():
+    return [
+        {
+            "name": "input_224",
+            "work": "input",
+            "model": "photographs to crops, one thread",
+            "batch_size": 100,
+            "subjects": ("ours", "pillow", "tf_data"),
+            "memory": "system",
+        }
+    ]

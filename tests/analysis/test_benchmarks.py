@@ -1,0 +1,44 @@
+"""Committed benchmark rows: complete, agreeing, shown as they are; tables and plots from rows."""
+
+from pathlib import Path
+
+import pytest
+
+from mobilenet.analysis import benchmarks, results
+
+ROOT = Path(__file__).parents[2]
+ROWS = results.read_rows(ROOT / "experiments" / "results" / "benchmark.csv")
+CASES = sorted({row["case"] for row in ROWS})
+
+
+def test_the_readme_shows_the_rows():
+    readme = (ROOT / "README.md").read_text()
+    table = benchmarks.markdown(ROWS)
+    assert results.render(readme, {"benchmark": table}) == readme, "run `mobilenet report`"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_say_where_they_come_from_and_computed_the_same(case: str):
+    rows = [row for row in ROWS if row["case"] == case]
+    assert rows[0]["subject"] == "ours" and float(rows[0]["ratio"]) == 1
+    for row in rows:
+        assert row["device"] and row["processor"] and "jax=" in row["versions"]
+        assert row["commit"] != "unknown" and not row["commit"].endswith("-dirty")
+        assert int(row["rounds"]) >= 3
+        assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+        assert float(row["check"]) == pytest.approx(float(rows[0]["check"]), rel=2e-3)
+
+
+def test_depthwise_docstrings_claim_holds_in_the_committed_rows():
+    """`resolve_form`: a training step about 10 times as fast."""
+    ratios = [float(r["ratio"]) for r in ROWS if r["subject"] == "flax" and r["work"] == "train"]
+    assert ratios and min(ratios) >= 10
+
+
+def test_table_and_plot_of_rows(tmp_path: Path):
+    rows = [row for row in ROWS if row["case"] in ("train_224", "evaluate_224_1")]
+    table = benchmarks.markdown(rows)
+    assert "| train, 224 px | 1.0 | 16 |" in table and "| plain Flax |" in table
+    benchmarks.plot(ROWS, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    benchmarks.plot([], tmp_path / "empty.png")

@@ -1,0 +1,71 @@
+"""What is set before the backend starts, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROBE = """
+import ctypes, json, pathlib, sys
+from mobilenet import runtime
+kept = runtime.keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def resident():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(l for l in lines if l.startswith("VmRSS")).split()[1]) / 1024
+before = resident()
+block = libc.malloc(200 << 20)
+libc.memset(block, 1, 200 << 20)
+libc.free(block)
+print(json.dumps([kept, resident() - before]))
+"""
+
+CACHE = """
+import json, jax
+from mobilenet import runtime
+directory = runtime.cache_compilations()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x * 3 + 1)(1.0)
+print(json.dumps(str(directory) if directory else None))
+"""
+
+
+def run(code: str, **environment: str) -> object:
+    names = ("MALLOC_", "GLIBC_", "LD_PRELOAD", "JAX_COMPILATION", "JAX_ENABLE_COMP")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(names)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_freed_memory_stays_unless_the_user_chose():
+    kept, grown = run(PROBE)  # type: ignore[misc]
+    assert kept and grown > 190
+    kept, grown = run(PROBE, MALLOC_ARENA_MAX="2")  # type: ignore[misc]
+    assert not kept and grown < 50
+
+
+def test_compilations_are_kept_where_the_user_says(tmp_path: Path):
+    used = run(CACHE, XDG_CACHE_HOME=str(tmp_path))
+    assert isinstance(used, str) and Path(used).parent == tmp_path / "mobilenet" / "xla"
+    entries = sorted(path.name for path in Path(used).iterdir())
+    assert entries
+    assert run(CACHE, XDG_CACHE_HOME=str(tmp_path)) == used
+    assert sorted(path.name for path in Path(used).iterdir()) == entries  # nothing new: a hit
+    own = tmp_path / "own"
+    assert run(CACHE, JAX_COMPILATION_CACHE_DIR=str(own)) == str(own) and list(own.iterdir())
+    assert run(CACHE, JAX_ENABLE_COMPILATION_CACHE="false") is None
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert run(CACHE, XDG_CACHE_HOME=str(blocked)) is None

@@ -12,8 +12,6 @@ import platform
 import sys
 from pathlib import Path
 
-import jax
-
 # Of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # Address space set aside with huge pages; pages are taken from the system when they are written.
@@ -26,8 +24,10 @@ def keep_memory(reserve: int = _RESERVED) -> bool:
     XLA allocates the temporary memory of a step, a gigabyte or more, when the step starts, and
     frees it when it ends. By default that goes to the system and back: at every step each page is
     mapped and zeroed again. Kept, it is written over; in huge pages, it is also found faster. The
-    process then holds its peak memory until it ends. It must be called before the backend starts
-    its threads; a second call changes nothing more.
+    process then holds its peak memory until it ends.
+
+    It must be called before NumPy and JAX are imported: their threads would have arenas of malloc's
+    of their own by then, which cannot grow, and XLA would be given one of those.
 
     Left alone are processes whose user has chosen (an environment variable MALLOC_*, GLIBC_TUNABLES
     or LD_PRELOAD), and other systems.
@@ -81,6 +81,8 @@ def cache_compilations(directory: Path | None = None) -> Path | None:
     Returns:
       The directory in use, or None if the cache is off or the directory cannot be made.
     """
+    import jax
+
     if not jax.config.jax_enable_compilation_cache:
         return None
     if jax.config.jax_compilation_cache_dir:

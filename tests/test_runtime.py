@@ -14,7 +14,8 @@ from mobilenet import runtime
 kept = runtime.keep_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 def resident():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(l for l in lines if l.startswith("VmRSS")).split()[1]) / 1024

@@ -25,6 +25,12 @@ def _by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return cases
 
 
+def _memory(row: Row) -> str:
+    """Peak of the process, and what the compiler sets aside for one step."""
+    temporary = f" ({int(row['temp_mb']):,} a step)" if row["temp_mb"] else ""
+    return f"{int(row['peak_mb']):,}{temporary}"
+
+
 def _milliseconds(row: Row) -> str:
     return f"{1e3 * float(row['seconds']):,.4g} ms"
 
@@ -33,7 +39,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """README tables: steps against their peers, memory for time, and block by block."""
     lines = [
         "| step | model | batch | this project | images/s | peer | peer's time | ratio (range) "
-        "| first step, ours / peer | peak memory, ours / peer |",
+        "| first step, ours / peer | peak MB, ours / peer |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     blocks: list[str] = []
@@ -57,7 +63,7 @@ def markdown(rows: Sequence[Row]) -> str:
                 f"**{float(peer['ratio']):.2f}** ({float(peer['ratio_low']):.2f}–"
                 f"{float(peer['ratio_high']):.2f}) | {float(ours['first_step_seconds']):.1f} / "
                 f"{float(peer['first_step_seconds']):.1f} s | "
-                f"{int(ours['peak_mb']):,} / {int(peer['peak_mb']):,} MB |"
+                f"{_memory(ours)} / {_memory(peer)} |"
             )
     if blocks:
         lines += [

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 
+from mobilenet import runtime
+
 STARTED = time.time()  # the program's start, before the heavy imports below a verb
 
 # What it does, in the order of a user's day.
@@ -39,11 +41,14 @@ def main(argv: list[str] | None = None) -> int:
       0 done; 1 the run failed; 2 the command, the configuration or the data cannot be used; 3 the
       training diverged; 128 + n interrupted by signal n after saving.
     """
+    program = argv is None  # not a call from Python, whose process is not ours to change
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0 if argv else USAGE
     verb, rest = argv[0], argv[1:]
+    if program:
+        runtime.keep_memory()  # the verbs import NumPy and JAX
     if verb not in VERBS:
         print(
             f"mobilenet: {verb!r} is not a verb; choose from {', '.join(VERBS)}.", file=sys.stderr

@@ -46,7 +46,6 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import build, runtime
     from mobilenet.train import loop, records
 
-    runtime.keep_memory()
     runtime.cache_compilations()
     with common.devices(values):
         import jax

@@ -139,7 +139,7 @@ def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str,
     config.model.conv_form = form
     config.data.image_size = 16
     model = build.build_model(config, 5)
-    step = build.build_train_step(
+    step: Any = build.build_train_step(
         config, model, build.build_augment(config, (0.5,) * 3, (1.0,) * 3)
     )
     batch = {

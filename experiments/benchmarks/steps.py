@@ -31,52 +31,54 @@ def get_config(arg=""):
     return base.shrink(config) if arg == "smoke" else config
 
 
-def case(name, work, model, batch_size, subjects, overrides=None, **more):
+def case(name, work, model, subjects, overrides=(), **more):
+    label, batch_size = model
     return {
         "name": name,
         "work": work,
-        "model": model,
+        "model": label,
         "batch_size": batch_size,
         "subjects": subjects,
-        "overrides": overrides or {},
+        "overrides": dict(overrides),
         **more,
     }
 
 
 def cases():
     """Pairs, so that a turn and its peer's lie seconds apart; what matters most comes first."""
-    small = {"num_classes": 10}
+    paper = ("1.0", 16)
     shapes = [
-        ("train_224", ("1.0", 16), {}, {}),
-        ("train_32", ("1.0, CIFAR form", 128), CIFAR, small),
+        ("train_224", paper, {}, {}),
+        ("train_32", ("1.0, CIFAR form", 128), CIFAR, {"num_classes": 10}),
     ]
-    paper = [
+    variants = [
         *((f"train_224_w{w}", (str(w), 16), {"model.width_multiplier": w}) for w in (0.35, 1.4)),
         ("train_224_se", ("1.0 with SE 1/4", 16), {"model.se_ratio": 0.25}),
     ]
+    compiled = ("ours", "torch", "torch_compile")
     return [
-        *(case(n, "train", *m, ("ours", "torch"), o, **k) for n, m, o, k in shapes),
-        case("evaluate_224_1", "evaluate", "1.0", 1, ("ours", "torch", "torch_compile")),
-        case("evaluate_224_16", "evaluate", "1.0", 16, ("ours", "torch", "torch_compile")),
-        *(case(f"{n}_plain", "train", *m, ("ours", "flax"), o, **k) for n, m, o, k in shapes),
+        *(case(n, "train", m, ("ours", "torch"), o, **k) for n, m, o, k in shapes),
+        case("evaluate_224_1", "evaluate", ("1.0", 1), compiled),
+        case("evaluate_224_16", "evaluate", paper, compiled),
+        *(case(f"{n}_plain", "train", m, ("ours", "flax"), o, **k) for n, m, o, k in shapes),
         *(
-            case(f"{n}_system", "train", *m, ("ours", "torch"), o, memory="system", **k)
+            case(f"{n}_system", "train", m, ("ours", "torch"), o, memory="system", **k)
             for n, m, o, k in shapes
         ),
-        case("train_224_remat", "train", "1.0", 16, ("ours", "remat")),
-        *(case(n, "train", *m, ("ours", "torch"), o) for n, m, o in paper),
+        case("train_224_remat", "train", paper, ("ours", "remat")),
+        *(case(n, "train", m, ("ours", "torch"), o) for n, m, o in variants),
         *(
-            case(f"block_224_{name}", "block", f"1.0: {name}", 16, ("ours", "torch"), block=name)
+            case(f"block_224_{name}", "block", (f"1.0: {name}", 16), ("ours", "torch"), block=name)
             for name in BLOCKS
         ),
-        *(case(f"train_224_batch{n}", "train", "1.0", n, ("ours",)) for n in (4, 8, 32)),
+        *(case(f"train_224_batch{n}", "train", ("1.0", n), ("ours",)) for n in (4, 8, 32)),
         *(
-            case(f"train_224_w{w}", "train", str(w), 16, ("ours",), {"model.width_multiplier": w})
+            case(f"train_224_w{w}", "train", (str(w), 16), ("ours",), {"model.width_multiplier": w})
             for w in (0.5, 0.75)
         ),
-        *(case(f"{n}_plain", "train", *m, ("ours", "flax"), o) for n, m, o in paper),
+        *(case(f"{n}_plain", "train", m, ("ours", "flax"), o) for n, m, o in variants),
         *(
-            case(f"{n}_compile", "train", *m, ("ours", "torch_compile"), o, **k)
+            case(f"{n}_compile", "train", m, ("ours", "torch_compile"), o, **k)
             for n, m, o, k in shapes
         ),
     ]

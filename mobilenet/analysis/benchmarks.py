@@ -32,7 +32,8 @@ def _memory(row: Row) -> str:
 
 
 def _milliseconds(row: Row) -> str:
-    return f"{1e3 * float(row['seconds']):,.4g} ms"
+    value = 1e3 * float(row["seconds"])
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def markdown(rows: Sequence[Row]) -> str:

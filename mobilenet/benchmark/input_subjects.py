@@ -1,7 +1,7 @@
 """The host's share of training: JPEG files to random resized crops, on one thread."""
 
 # tensorflow is an extra; types are not checked against it.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 
 import io
 import itertools

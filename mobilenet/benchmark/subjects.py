@@ -175,7 +175,7 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
 
 def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
     augment = build.build_augment(config, MEAN, STD)
-    update = build.build_train_step(config, model, augment)
+    update: Any = build.build_train_step(config, model, augment)
     state: Any = steps.place(build.init_state(config, spec.num_classes))
     batch = steps.shard(pictures(config, spec))
     hyper = build.hyperparameters(config, config.optimizer.learning_rate)

@@ -1,5 +1,7 @@
 """The peers compute what the project computes, from the same variables."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +53,10 @@ def test_pytorch_is_the_same_network():
     variables = build.init_variables(config, 5)
     peer = torch_peer.MobileNetV2(build.plan(config.model), config.model, 3, 5)
     torch_peer.load(peer, variables)
-    logits, updated = build.build_model(config, 5).apply(
+    result: Any = build.build_model(config, 5).apply(
         variables, images(), True, mutable=["batch_stats"]
     )
+    logits, updated = result
     theirs = peer.train()(torch.from_numpy(images()).permute(0, 3, 1, 2))
     np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=2e-5)
     mean = peer.stem.bn.running_mean.numpy()

@@ -78,6 +78,14 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _points(rows: Sequence[Row], key: str, scale: float) -> dict[float, Row]:
+    """One row a shape: the first case that measured it."""
+    points: dict[float, Row] = {}
+    for row in rows:
+        points.setdefault(scale * float(row[key]), row)
+    return points
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Time of a training step against the batch and against MACs, and ratios to the peers.
 
@@ -87,8 +95,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
     train = [
         r
         for r in rows
@@ -99,35 +105,43 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     ]
     plain = [r for r in train if r["model"] == "1.0"]
     widths = [r for r in train if r["batch_size"] in ("16", 16) and "SE" not in r["model"]]
-    for axis, chosen, key, scale, label in (
-        (axes[0], plain, "batch_size", 1.0, "batch size (width 1.0)"),
-        (axes[1], widths, "macs", 1e-6, "million MACs an image (batch 16)"),
-    ):
-        # One point a shape: the first case that measured it.
-        seen: dict[float, Row] = {}
-        for row in chosen:
-            seen.setdefault(scale * float(row[key]), row)
-        xs = sorted(seen)
-        middle = [float(seen[x]["seconds"]) for x in xs]
-        low = [float(seen[x]["seconds"]) - float(seen[x]["seconds_low"]) for x in xs]
-        high = [float(seen[x]["seconds_high"]) - float(seen[x]["seconds"]) for x in xs]
-        if xs:
-            axis.errorbar(xs, middle, (low, high), marker="o", capsize=3, color="C0")
-            top = xs[-1]
-            axis.plot([0, top], [0, middle[-1]], "--", color="0.6", label="proportional")
-            axis.legend()
-        axis.set(xlabel=label, ylabel="seconds a training step", xlim=(0, None), ylim=(0, None))
-        axis.grid(alpha=0.3)
     bars = [
         r
         for r in rows
         if r["work"] not in ("block", "input") and r["subject"] not in ("ours", "remat")
     ]
-    names = [f"{r['case']}, {LABELS[r['subject']]}" for r in bars]
-    ratios = [float(r["ratio"]) for r in bars]
-    axes[2].barh(names, ratios, color=["C1" if "flax" in r["subject"] else "C0" for r in bars])
-    axes[2].axvline(1, color="0.3")
-    axes[2].set(xscale="log", xlabel="peer's time / ours")
-    axes[2].invert_yaxis()
-    axes[2].tick_params(axis="y", labelsize=6)
+    # What two shapes or more were measured of: one point shows no proportion.
+    lines = [
+        (points, label)
+        for points, label in (
+            (_points(plain, "batch_size", 1.0), "batch size (width 1.0)"),
+            (_points(widths, "macs", 1e-6), "million MACs an image (batch 16)"),
+        )
+        if len(points) > 1
+    ]
+    columns = len(lines) + bool(bars)
+    figure = Figure(figsize=(max(1, columns) * 4.2, 3.8), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0]) if columns else []
+    for axis, (points, label) in zip(axes, lines, strict=False):
+        xs = sorted(points)
+        middle, low, high = (
+            [float(points[x][key]) for x in xs]
+            for key in ("seconds", "seconds_low", "seconds_high")
+        )
+        below = [m - v for m, v in zip(middle, low, strict=True)]
+        above = [v - m for m, v in zip(middle, high, strict=True)]
+        axis.errorbar(xs, middle, (below, above), marker="o", capsize=3, color="C0")
+        axis.plot([0, xs[-1]], [0, middle[-1]], "--", color="0.6", label="proportional")
+        axis.legend()
+        axis.set(xlabel=label, ylabel="seconds a training step", xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    if bars:
+        axis = axes[-1]
+        names = [f"{r['case']}, {LABELS[r['subject']]}" for r in bars]
+        ratios = [float(r["ratio"]) for r in bars]
+        axis.barh(names, ratios, color=["C1" if "flax" in r["subject"] else "C0" for r in bars])
+        axis.axvline(1, color="0.3")
+        axis.set(xscale="log", xlim=(0.5, None), xlabel="peer's time / ours")
+        axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize=6)
     figure.savefig(path, dpi=130)

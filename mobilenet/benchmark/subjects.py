@@ -76,6 +76,11 @@ class Subject:
     analyse: Callable[[], dict[str, float]]
 
 
+def normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    return MEAN[: config.data.channels], STD[: config.data.channels]
+
+
 def pictures(config: Config, spec: Spec) -> dict[str, np.ndarray]:
     """A batch of uint8 noise pictures [B, S, S, C] and labels, the same for every subject."""
     rng = np.random.default_rng(0)
@@ -174,7 +179,7 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
 
 
 def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
-    augment = build.build_augment(config, MEAN, STD)
+    augment = build.build_augment(config, *normalization(config))
     update: Any = build.build_train_step(config, model, augment)
     state: Any = steps.place(build.init_state(config, spec.num_classes))
     batch = steps.shard(pictures(config, spec))
@@ -196,7 +201,7 @@ def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
 
 def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
     variables = jax.device_put(build.init_variables(config, spec.num_classes))
-    preprocess, images = build.preprocess(MEAN, STD), pictures(config, spec)["image"]
+    preprocess, images = build.preprocess(*normalization(config)), pictures(config, spec)["image"]
     apply = jax.jit(lambda variables, x: model.apply(variables, preprocess(x), False))
     return Subject(
         lambda: apply(variables, images),

@@ -112,8 +112,11 @@ class Worker:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.turns: list[float] = []
-        self.started = self._answer()
+        try:
+            self.started = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None and self._process.stderr is not None

@@ -54,9 +54,9 @@ def _wait(result: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _normalise(images: torch.Tensor) -> torch.Tensor:
+def _normalise(config: Config, images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, C] to float [B, C, H, W] whose memory is channels last already."""
-    mean, std = (torch.tensor(v, device=images.device) for v in (subjects.MEAN, subjects.STD))
+    mean, std = (torch.tensor(v, device=images.device) for v in subjects.normalization(config))
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
@@ -74,7 +74,7 @@ def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with autocast:
-            logits = network(_normalise(images))
+            logits = network(_normalise(config, images))
         return functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
     forward = _compiled(spec, loss_of)
@@ -97,7 +97,7 @@ def _evaluate(config: Config, spec: Spec, network: Any, device: Any, autocast: A
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         with autocast:
-            return network(_normalise(images))
+            return network(_normalise(config, images))
 
     forward = _compiled(spec, logits_of)
 

@@ -48,7 +48,7 @@ def test_rows_hold_what_was_measured(work: str, tmp_path: Path):
         assert int(row["peak_mb"]) >= 0 and 0 < float(row["bandwidth_share"])
     assert float(rows[0]["ratio"]) == 1
     assert float(rows[0]["check"]) == pytest.approx(float(rows[1]["check"]), rel=1e-4)
-    stored = list(csv.DictReader(path.open()))
+    stored = list(csv.DictReader(path.read_text().splitlines()))
     assert stored == [{k: str(v) for k, v in row.items()} for row in rows]
     assert len(json.loads(path.with_suffix(".json").read_text())) == 2
     again = suite.run(cases, path, rounds=2, environment=ENVIRONMENT, say=said.append)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mobilenet import config as config_lib
+from mobilenet import rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.data import datasets, images, memory, pipeline, transforms
 from mobilenet.data.batches import Batches as HostBatches
 from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
-from mobilenet.train import loop, optim, records, state, steps
+from mobilenet.train import loop, optim, state, steps
 from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
 from mobilenet.train.loop import Batches, Parts
 from mobilenet.train.metrics import Evaluation
@@ -129,6 +130,30 @@ def open_dataset(config: Config) -> datasets.Dataset:
     )
 
 
+class Together:
+    """Batches of several lanes, stacked along a leading axis."""
+
+    def __init__(self, lanes: Sequence[Batches]) -> None:
+        self._lanes = lanes
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        return {index: why for lane in self._lanes for index, why in lane.unreadable.items()}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for batches in zip(*self._lanes, strict=True):
+            yield {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+
+def open_shared(config: Config, shared: "Shared") -> datasets.Dataset:
+    """The configured data set, opened once for runs that have the same; nothing is decoded."""
+    return shared.open(_reduced(config, ("data.",)))[0]
+
+
 class Ahead:
     """Batches prepared in a background thread, a few ahead of their use."""
 
@@ -218,21 +243,19 @@ class Data:
         }
 
 
-def build_data(config: Config, workdir: Path | None = None) -> Data:
-    """Opens the data set and settles how pictures are normalised.
+def _reduced(config: Config, keys: Sequence[str]) -> str:
+    """The configuration as JSON with every key but those that start so at its default."""
+    base = config_lib.get_config()
+    config_lib.update(
+        base, {k: v for k, v in config_lib.flatten(config) if k.startswith(tuple(keys))}
+    )
+    return config_lib.to_json(base)
 
-    Statistics of the data set are computed from its train part once and stored in the run directory
-    with the class names; later calls read them there.
 
-    Args:
-      config: complete configuration.
-      workdir: the run directory; None stores nothing.
-
-    Raises:
-      DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
-    """
-    dataset = open_dataset(config)
-    data = config.data
+def _open(reduced: str) -> tuple[datasets.Dataset, Callable[[str], Any]]:
+    """The data set, and a function that decodes a split once, or hands its source through."""
+    config = config_lib.from_json(reduced)
+    dataset, data = open_dataset(config), config.data
     in_memory = data.in_memory == "always" or (
         data.in_memory == "auto"
         and memory.fits_in_memory(dataset, image_size=data.image_size, channels=data.channels)
@@ -251,6 +274,38 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
             on_error=data.on_error,
         )
 
+    return dataset, load
+
+
+class Shared:
+    """What runs of one process share: decoded data, and steps that are compiled once.
+
+    Runs whose configurations differ in numbers that are arguments of the step (ARGUMENTS) have the
+    same step. Of each kind the newest few are kept.
+    """
+
+    def __init__(self) -> None:
+        self.open = functools.lru_cache(maxsize=1)(_open)
+        self.steps = functools.lru_cache(maxsize=4)(_make_steps)
+        self.initializer = functools.lru_cache(maxsize=4)(_make_initializer)
+
+
+def build_data(config: Config, workdir: Path | None = None, shared: Shared | None = None) -> Data:
+    """Opens the data set and settles how pictures are normalised.
+
+    Statistics of the data set are computed from its train part once and stored in the run directory
+    with the class names; later calls read them there.
+
+    Args:
+      config: complete configuration.
+      workdir: the run directory; None stores nothing.
+      shared: of the runs in this process; None shares nothing.
+
+    Raises:
+      DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
+    """
+    dataset, load = (shared or Shared()).open(_reduced(config, ("data.",)))
+    data = config.data
     stored = read_stored(workdir) if workdir is not None else None
     if stored is not None:
         if tuple(stored["class_names"]) != dataset.class_names:
@@ -271,7 +326,7 @@ def build_data(config: Config, workdir: Path | None = None) -> Data:
         mean, std = transforms.normalization(data.normalization, data.channels)
     built = Data(config, dataset, mean, std, load)
     if workdir is not None and stored is None and jax.process_index() == 0:
-        records.write_atomically(workdir / DATA_FILE, json.dumps(built.stored(), indent=2) + "\n")
+        rundir.write_json(workdir / DATA_FILE, built.stored())
     return built
 
 
@@ -308,9 +363,16 @@ def build_augment(
 
 
 def build_train_step(
-    config: Config, model: MobileNetV2, augment: Callable[..., Any]
+    config: Config, model: MobileNetV2, augment: Callable[..., Any], *, lanes: bool = False
 ) -> Callable[..., Any]:
-    """The training step of a network, mapped over all devices; the state is donated."""
+    """The training step of a network, mapped over all devices; the state is donated.
+
+    Args:
+      config: complete configuration.
+      model: from `build_model`, for all devices.
+      augment: from `build_augment`.
+      lanes: of several runs at once (`steps.map_train_step`).
+    """
     step = steps.make_train_step(
         model.apply,
         build_optimizer(config),
@@ -321,7 +383,7 @@ def build_train_step(
         average_batch_stats=config.model.bn_statistics != "sync",
         ema=config.train.ema_decay > 0,
     )
-    return steps.map_train_step(step)
+    return steps.map_train_step(step, lanes=lanes)
 
 
 def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generic]:
@@ -336,11 +398,15 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generi
 
 
 def build_eval_step(
-    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]
+    model: MobileNetV2,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    lanes: bool = False,
 ) -> Callable[..., Any]:
-    """The evaluation step, mapped over all devices."""
+    """The evaluation step, mapped over all devices; with lanes, of several runs at once."""
     step = steps.make_eval_step(model.apply, preprocess(mean, std), num_classes=model.num_classes)
-    return steps.map_eval_step(step)
+    return steps.map_eval_step(step, lanes=lanes)
 
 
 def build_optimizer(config: Config) -> Any:
@@ -373,37 +439,90 @@ def build_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> 
     )
 
 
-def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
-    """Initial variables from the run's seed, the same on every process and backend."""
+# Numbers that are arguments of the compiled step, or of the host alone: runs that differ in them
+# share their step, and can be lanes of one program.
+ARGUMENTS = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "train.label_smoothing",
+    "train.ema_decay",
+    "schedule.",
+)
+# What the steps are made of, besides the data's statistics and classes.
+_STEP_KEYS = ("model.", "augment.", "train.accumulation_steps", "optimizer.", "train.ema_decay")
+
+
+def lane_key(config: Config) -> str:
+    """A hash that is equal for configurations whose runs can be lanes of one program."""
+    averaged = "averaged" if config.train.ema_decay else "plain"
+    return f"{config_lib.fingerprint(config, without=ARGUMENTS)}-{averaged}"
+
+
+def _step_config(config: Config) -> str:
+    """What of a configuration the compiled steps depend on, as JSON."""
+    config = config.copy_and_resolve_references()
+    default = config_lib.get_config()
+    for key in ("learning_rate", "weight_decay"):
+        config.optimizer[key] = default.optimizer[key]
+    config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
+    return _reduced(config, _STEP_KEYS)
+
+
+def _make_steps(
+    reduced: str,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    streamed: bool,
+    lanes: bool,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    config = config_lib.from_json(reduced)
+    model = build_model(config, num_classes, devices=jax.device_count())
+    augment = build_augment(config, mean, std, streamed=streamed)
+    return (
+        build_train_step(config, model, augment, lanes=lanes),
+        build_eval_step(model, mean, std, lanes=lanes),
+    )
+
+
+def _make_initializer(reduced: str, num_classes: int) -> Callable[[jax.Array], Any]:
+    config = config_lib.from_json(reduced)
     model = build_model(config, num_classes)
     image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
-
-    def init(key: jax.Array) -> Any:
-        return model.lazy_init(key, image)
-
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return jax.jit(init)(key)
+    return jax.jit(lambda key: model.lazy_init(key, image))
 
 
-def init_state(config: Config, num_classes: int) -> state.TrainState:
+def init_variables(
+    config: Config, num_classes: int, shared: Shared | None = None
+) -> dict[str, Any]:
+    """Initial variables from the run's seed, the same on every process and backend."""
+    keys = ("model.", "data.image_size", "data.channels")
+    init = (shared or Shared()).initializer(_reduced(config, keys), num_classes)
+    return init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
+
+
+def init_state(config: Config, num_classes: int, shared: Shared | None = None) -> state.TrainState:
     """The training state at step 0."""
-    variables = init_variables(config, num_classes)
+    variables = init_variables(config, num_classes, shared)
     return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
 
 
-def build(config: Config, workdir: Path) -> Parts:
+def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Parts:
     """The parts of a run.
 
     Args:
       config: complete configuration.
       workdir: the run directory, which receives the data set's statistics.
+      shared: of the runs in this process; None shares nothing.
 
     Raises:
       ConfigError, DatasetError: what cannot run, before anything is compiled.
     """
+    shared = shared or Shared()
     devices = jax.device_count()
     config_lib.validate(config, devices=devices, processes=jax.process_count())
-    data = build_data(config, workdir)
+    data = build_data(config, workdir, shared)
     num_classes = resolve_classes(config, data.dataset.num_classes)
     if num_classes == 0:
         raise ConfigError(
@@ -416,18 +535,18 @@ def build(config: Config, workdir: Path) -> Parts:
             f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
             f"has {examples} examples; it must be at most that."
         )
-    steps_per_epoch = examples / batch_size
-    total_steps = max(1, round(config.train.num_epochs * steps_per_epoch))
+    steps_per_epoch, total_steps = count_steps(config, examples)
     schedule = build_schedule(config, steps_per_epoch, total_steps)
-    model = build_model(config, num_classes, devices=devices)
     streamed = not isinstance(data.load("train"), memory.Arrays)
-    augment = build_augment(config, data.mean, data.std, streamed=streamed)
+    train_step, eval_step = shared.steps(
+        _step_config(config), num_classes, data.mean, data.std, streamed, False
+    )
     costs = cost.totals(layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
-        init=lambda: init_state(config, num_classes),
-        train_step=build_train_step(config, model, augment),
-        eval_step=build_eval_step(model, data.mean, data.std),
+        init=lambda: init_state(config, num_classes, shared),
+        train_step=train_step,
+        eval_step=eval_step,
         train_batches=data.train_batches,
         eval_batches=data.eval_batches,
         hyper=lambda step: hyperparameters(config, schedule(step)),
@@ -442,12 +561,71 @@ def build(config: Config, workdir: Path) -> Parts:
         tensorboard=config.log.tensorboard,
         num_classes=num_classes,
         splits=data.splits,
-        facts={
-            "params": costs.params,
-            "macs": costs.macs,
-            "examples": {name: len(source) for name, source in data.dataset.splits.items()},
-            "seed": config.seed,
-        },
+        facts=(
+            {
+                "params": costs.params,
+                "macs": costs.macs,
+                "examples": {name: len(source) for name, source in data.dataset.splits.items()},
+                "seed": config.seed,
+            },
+        ),
+    )
+
+
+def count_steps(config: Config, examples: int) -> tuple[float, int]:
+    """(steps an epoch, steps of the run) with `examples` in the train part."""
+    steps_per_epoch = examples / config.train.global_batch_size
+    return steps_per_epoch, max(1, round(config.train.num_epochs * steps_per_epoch))
+
+
+def build_lanes(
+    configs: Sequence[Config], workdirs: Sequence[Path], *, shared: Shared | None = None
+) -> Parts:
+    """The parts of several runs of one shape that one program trains together.
+
+    Args:
+      configs: complete configurations that differ in ARGUMENTS alone, such as seeds.
+      workdirs: their run directories.
+      shared: of the runs in this process; None shares nothing.
+
+    Raises:
+      ConfigError: as `build`, or configurations of different shapes.
+    """
+    shared = shared or Shared()
+    differing = {
+        key
+        for config in configs[1:]
+        if lane_key(config) != lane_key(configs[0])
+        for key in config_lib.differences(configs[0], config)
+        if not key.startswith(ARGUMENTS) or key == "train.ema_decay"
+    }
+    if differing:
+        raise ConfigError(
+            f"Lanes differ in {', '.join(sorted(differing))}; runs of one program may differ in "
+            f"{', '.join(ARGUMENTS)} alone (train.ema_decay not between on and off)."
+        )
+    runs = [build(c, w, shared=shared) for c, w in zip(configs, workdirs, strict=True)]
+    first, data = runs[0], build_data(configs[0], workdirs[0], shared)
+    streamed = not isinstance(data.load("train"), memory.Arrays)
+    train_step, eval_step = shared.steps(
+        _step_config(configs[0]), first.num_classes, data.mean, data.std, streamed, True
+    )
+
+    def stack(*leaves: Any) -> np.ndarray:
+        return np.stack([np.asarray(leaf) for leaf in leaves])
+
+    def batches(start_step: int, num_steps: int) -> Batches:
+        return Together([run.train_batches(start_step, num_steps) for run in runs])
+
+    return dataclasses.replace(
+        first,
+        init=lambda: jax.tree.map(stack, *(run.init() for run in runs)),
+        train_step=train_step,
+        eval_step=eval_step,
+        train_batches=batches,
+        hyper=lambda step: jax.tree.map(stack, *(run.hyper(step) for run in runs)),
+        facts=tuple({**run.facts[0], "lanes": len(runs)} for run in runs),
+        lanes=len(runs),
     )
 
 

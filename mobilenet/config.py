@@ -6,9 +6,10 @@ unchanged: `to_json` and `from_json` are inverses.
 """
 
 import difflib
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -257,6 +258,33 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
         for key in sorted(before | after)
         if before.get(key) != after.get(key) and not key.startswith(RUNTIME_KEYS)
     }
+
+
+def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
+    """A hash of what a run computes: equal for configurations that compute the same.
+
+    Keys that change how a run is carried out (RUNTIME_KEYS) do not count, and a number counts by
+    its value: 6 and 6.0 are one.
+
+    Args:
+      config: complete configuration.
+      without: further keys to leave out; ("seed",) groups the replicates of an experiment.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    left_out = (*RUNTIME_KEYS, *without)
+    computed = {
+        key: _plain(value) for key, value in flatten(config) if not key.startswith(left_out)
+    }
+    text = json.dumps(computed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check(ok: bool, key: str, value: Any, allowed: str) -> None:

@@ -40,7 +40,7 @@ def test_numbers_are_derived_from_inputs(tmp_path: Path):
     # 0.32 per 256 pictures at 16 pictures; the warm-up's 16th update is the first at the peak.
     assert parts.hyper(15)["learning_rate"] == np.float32(0.02)
     assert parts.hyper(7)["learning_rate"] == np.float32(0.01)
-    assert parts.facts["examples"] == {"train": 256, "validation": 143, "test": 360}
+    assert parts.facts[0]["examples"] == {"train": 256, "validation": 143, "test": 360}
 
 
 def test_statistics_are_stored_and_read_back(tmp_path: Path):

@@ -7,7 +7,6 @@ Nothing is typed into a table: `add` makes a row from run directories, `render` 
 from rows, and a test recomputes both from the logs.
 """
 
-import csv
 import json
 import math
 import re
@@ -16,6 +15,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mobilenet import rows as table_rows
 
 FIELDS = (
     "row",
@@ -45,14 +46,6 @@ LOGGED = ("config.json", "summary.json", "metrics.jsonl", "data.json")
 
 class ResultError(ValueError):
     """Runs that do not make a row; the message says which and why."""
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a results file; none if it does not exist."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _one(name: str, values: list[Any]) -> Any:
@@ -156,13 +149,10 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
         config["data"]["data_dir"] = ""
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     rows: list[dict[str, Any]] = [
-        *(r for r in read_rows(results / f"{table}.csv") if r["row"] != name),
+        *(r for r in table_rows.read(results / f"{table}.csv") if r["row"] != name),
         row,
     ]
-    with open(results / f"{table}.csv", "w", newline="") as file:
-        writer: Any = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda r: r["row"]))
+    table_rows.write(results / f"{table}.csv", FIELDS, sorted(rows, key=lambda r: r["row"]))
     return row
 
 

@@ -5,8 +5,8 @@ other: each round gives every subject one turn, and ratios are taken within a ro
 """
 
 import contextlib
-import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mobilenet import build
+from mobilenet import build, rundir
 from mobilenet import config as config_lib
+from mobilenet import rows as table
 from mobilenet.config import Config
 from mobilenet.models import cost
 
@@ -166,8 +167,6 @@ def _workers(case: Case, subjects: Sequence[str]) -> Iterator[list[Worker]]:
 
 def available(subjects: Sequence[str]) -> list[str]:
     """Those that are installed: PyTorch and TensorFlow are extras."""
-    import importlib.util
-
     needs = {"torch": "torch", "torch_compile": "torch", "tf_data": "tensorflow"}
     return [s for s in subjects if s not in needs or importlib.util.find_spec(needs[s])]
 
@@ -268,36 +267,6 @@ def _row(
     return row
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows that are there already."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All rows, in their order, atomically, as CSV and as JSON beside it."""
-    for target, dump in ((path, _csv), (path.with_suffix(".json"), _json)):
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(dump(rows))
-        temporary.replace(target)
-
-
-def _json(rows: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps(list(rows), indent=1) + "\n"
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    import io
-
-    text = io.StringIO()
-    writer: Any = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def run(
     cases: Sequence[Case],
     path: Path,
@@ -311,7 +280,7 @@ def run(
     Returns:
       All rows of `path`.
     """
-    rows: list[dict[str, Any]] = list(read(path))
+    rows: list[dict[str, Any]] = list(table.read(path))
     done = {row["case"] for row in rows}
     for case in cases:
         if case.name in done:
@@ -320,7 +289,8 @@ def run(
         say(f"{case.name}:")
         new = measure(case, rounds, environment, say)
         rows += new
-        write(path, rows)
+        table.write(path, FIELDS, rows)
+        rundir.write_json(path.with_suffix(".json"), rows)
         for row in new:
             say(describe(row))
     return rows

@@ -60,9 +60,9 @@ def _expected(error: Exception) -> int | None:
     """The exit code of errors that explain themselves; None for bugs: they keep their traceback."""
     from mobilenet.data.datasets import DatasetError
     from mobilenet.data.images import UnreadableImage
+    from mobilenet.rundir import RunDirectoryError
     from mobilenet.train.checkpoints import CheckpointError
     from mobilenet.train.loop import Diverged, EmptySplitError, Interrupted
-    from mobilenet.train.records import RunDirectoryError
 
     if isinstance(error, Interrupted):
         return 128 + error.signum
@@ -194,24 +194,6 @@ def load_config(path: str, overrides: dict[str, str]) -> Config:
 def override(config: Config, overrides: dict[str, str]) -> None:
     """Applies the command line's `--config.KEY=VALUE` in place; ConfigError as `convert`."""
     config_lib.update(config, {k: convert(config, k, v) for k, v in overrides.items()})
-
-
-def run_config(workdir: Path) -> Config:
-    """The configuration that a run directory was made with.
-
-    Raises:
-      UsageError: not a run directory.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UsageError(
-            f"--workdir is {str(workdir)!r}, which has no config.json; give the directory of a run "
-            "that `mobilenet train` made."
-        )
-    try:
-        return config_lib.from_json(path.read_text())
-    except ConfigError as error:
-        raise ConfigError(f"{path} was written by another version: {error}") from error
 
 
 def flag(values: flags.FlagValues, name: str) -> Any:

@@ -7,7 +7,6 @@ The full result is written to evaluation_SPLIT.json in the run directory, and on
 (index, label, five best classes, loss) to evaluation_SPLIT.npz.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from mobilenet import config as config_lib
+from mobilenet import rundir
 from mobilenet.cli import common
 from mobilenet.train.metrics import Evaluation
 
@@ -33,9 +33,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if split not in ("train", "validation", "test"):
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
-    config = common.run_config(workdir)
+    config = rundir.read_config(workdir)
     common.override(config, overrides)
-    changed = config_lib.differences(common.run_config(workdir), config)
+    changed = config_lib.differences(rundir.read_config(workdir), config)
     if changed:
         raise config_lib.ConfigError(
             f"{', '.join(changed)} would change what the run computes; evaluate takes overrides of "
@@ -58,7 +58,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             report = full_report(evaluation, data.dataset.class_names)
             report |= {"split": split, "step": restored.step, **records.environment()}
             path = workdir / f"evaluation_{split}.json"
-            records.write_atomically(path, json.dumps(report, indent=2) + "\n")
+            rundir.write_json(path, report)
             np.savez_compressed(
                 path.with_suffix(".npz"),
                 index=evaluation.index,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from mobilenet import rundir
 from mobilenet.cli import common
 
 
@@ -27,7 +28,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if not rest:
         raise common.UsageError("No picture was given; write mobilenet predict ... photo.jpg.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
-    config = common.run_config(workdir)
+    config = rundir.read_config(workdir)
 
     from mobilenet import build, runtime
     from mobilenet.data import images

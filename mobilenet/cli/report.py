@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from mobilenet import rows
 from mobilenet.analysis import benchmarks, results
 from mobilenet.cli import common
 
@@ -53,10 +54,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")
-            benchmarks.plot(results.read_rows(measured), directory / "figures" / "benchmark.svg")
+            benchmarks.plot(rows.read(measured), directory / "figures" / "benchmark.svg")
         tables = {
             path.stem: (benchmarks if path.stem == "benchmark" else results).markdown(
-                results.read_rows(path)
+                rows.read(path)
             )
             for path in sorted(directory.glob("*.csv"))
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import config as config_lib
+from mobilenet import rundir
 from mobilenet.cli import common
 from mobilenet.cli.main import STARTED
 
@@ -33,7 +34,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if common.flag(values, "config"):
         config = common.load_config(common.flag(values, "config"), overrides)
     elif (workdir / "config.json").exists():
-        config = common.run_config(workdir)
+        config = rundir.read_config(workdir)
         common.override(config, overrides)
     else:
         raise common.UsageError(
@@ -44,7 +45,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.apply_cpu_devices(values)
 
     from mobilenet import build, runtime
-    from mobilenet.train import loop, records
+    from mobilenet.train import loop
 
     runtime.cache_compilations()
     with common.devices(values):
@@ -52,37 +53,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 
         is_main = jax.process_index() == 0
         # Process 0 holds the lock for all.
-        with records.locked(workdir) if is_main else contextlib.nullcontext():
-            settle_config(workdir, config, write=is_main)
+        with rundir.locked(workdir) if is_main else contextlib.nullcontext():
+            rundir.settle_config(workdir, config, write=is_main)
             parts = build.build(config, workdir)
             summary = loop.train(parts, workdir, began=STARTED)
         if is_main:
             print(describe(summary, workdir))
     return 0
-
-
-def settle_config(workdir: Path, config: config_lib.Config, *, write: bool) -> None:
-    """Writes `config.json`, or checks that the directory's run computes the same.
-
-    Raises:
-      ConfigError: the directory holds a run with other values; shows the keys.
-    """
-    from mobilenet.train import records
-
-    path = workdir / "config.json"
-    if path.exists():
-        differing = config_lib.differences(common.run_config(workdir), config)
-        if differing:
-            shown = "; ".join(
-                f"{key} is {old!r} there and {new!r} now" for key, (old, new) in differing.items()
-            )
-            raise config_lib.ConfigError(
-                f"{workdir} holds a run with another configuration: {shown}. Give another "
-                "--workdir, or the values of the run."
-            )
-    text = config_lib.to_json(config)
-    if write and not (path.exists() and path.read_text() == text):
-        records.write_atomically(path, text)
 
 
 def describe(summary: dict, workdir: Path) -> str:

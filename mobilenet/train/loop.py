@@ -1,7 +1,8 @@
 """The one train loop: it is handed its parts and knows none of them.
 
 Pruning, distillation, quantisation-aware training and fine-tuning are other parts, never another
-loop. Read `train` from top to bottom.
+loop. Several runs of one shape can share it as lanes: their states, batches and scalars then have a
+leading lane axis, while each keeps its own directory. Read `train_lanes` from top to bottom.
 """
 
 import contextlib
@@ -13,16 +14,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mobilenet import rundir
 from mobilenet.train import metrics, records, steps
 from mobilenet.train.checkpoints import Checkpoints, restore_state
 from mobilenet.train.metrics import Evaluation
-from mobilenet.train.state import TrainState
+from mobilenet.train.state import TrainState, to_host
 
 log = logging.getLogger("mobilenet")
 
@@ -43,19 +45,22 @@ class Parts:
     """What a run consists of; `mobilenet.build` makes them from a configuration.
 
     Attributes:
-      init: () -> state at step 0.
+      init: () -> state at step 0; with lanes every leaf has a leading lane axis.
       train_step, eval_step: mapped over devices (`mobilenet.train.steps`).
-      train_batches: (start_step, num_steps) -> this process's share of each global batch.
+      train_batches: (start_step, num_steps) -> this process's share of each global batch, arrays
+        [b, ...], or [lanes, b, ...].
       eval_batches: split -> this process's share, every example once, padded and masked.
-      hyper: step -> the scalars of `steps.make_train_step`.
-      batch_size: pictures of a global batch.
+      hyper: step -> the scalars of `steps.make_train_step`, [lanes] each with lanes.
+      batch_size: pictures of a global batch, of one lane.
       total_steps, steps_per_epoch: of the run.
       eval_every_steps: validate after multiples of it, and at the end; 0 is only at the end.
       checkpoint_every_steps, keep_newest, keep_best: of checkpoints.
       log_every_steps, tensorboard: of metrics.
       num_classes: of the data.
       splits: that have examples, of "train", "validation", "test".
-      facts: for the summary: parameters, MACs, sizes of splits.
+      facts: for the summary of each lane: parameters, MACs, sizes of splits.
+      lanes: how many runs are trained together; None for one whose arrays have no lane axis.
+      watch: told (step, validation metrics) after each validation; may raise Pruned.
     """
 
     init: Callable[[], TrainState]
@@ -75,19 +80,35 @@ class Parts:
     tensorboard: bool
     num_classes: int
     splits: tuple[str, ...]
-    facts: dict[str, Any]
+    facts: Sequence[Mapping[str, Any]]
+    lanes: int | None = None
+    watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
 class EmptySplitError(ValueError):
     """A split without examples; the message lists those that have some."""
 
 
-class Diverged(RuntimeError):
-    """The loss or the gradient stopped being a number at `step`."""
+class Stopped(RuntimeError):
+    """A run that has said all it can before its last step, at `step`."""
+
+    status = "stopped"
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
         self.step = step
+
+
+class Diverged(Stopped):
+    """The loss or the gradient stopped being a number at `step`."""
+
+    status = "diverged"
+
+
+class Pruned(Stopped):
+    """A search gave the run up at `step`."""
+
+    status = "pruned"
 
 
 class Interrupted(RuntimeError):
@@ -144,100 +165,193 @@ def evaluate(
     Returns:
       One row an example, the same for any batch size and number of devices and processes.
     """
+    rows, unreadable = _evaluation_rows(eval_step, eval_batches, variables, split, splits)
+    return metrics.gather(rows, num_classes, unreadable)
+
+
+def _evaluation_rows(
+    eval_step: Callable[..., Any],
+    eval_batches: Callable[[str], Batches],
+    variables: Any,
+    split: str,
+    splits: Sequence[str],
+) -> tuple[list[Any], dict[int, str]]:
     if split not in splits:
         raise EmptySplitError(
             f"The split {split!r} has no examples; this data has {', '.join(splits)}."
         )
     with contextlib.closing(eval_batches(split)) as batches:
         rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
-        return metrics.gather(rows, num_classes, dict(batches.unreadable))
+        return rows, dict(batches.unreadable)
 
 
-def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[str, Any]:
-    """Trains to the end, from the newest whole checkpoint in `workdir` if there is one.
+class _Lane:
+    """One of the runs that are trained together: its directory, and what is written there.
+
+    Attributes:
+      index: along the lane axis; None when the arrays have none.
+      stopped: why the run ended before its last step, if it did.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        workdir: Path,
+        parts: Parts,
+        facts: Mapping[str, Any],
+        began: float,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.index = index
+        self.workdir = workdir
+        self.checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir / "checkpoints", keep_newest=parts.keep_newest, keep_best=parts.keep_best
+            )
+        )
+        self.stopped: Stopped | None = None
+        self.summary: dict[str, Any] = {
+            "status": "running",
+            **facts,
+            **records.environment(),
+            "total_steps": parts.total_steps,
+        }
+        self._began = began
+        self._seconds_before = 0.0
+        self._main = jax.process_index() == 0
+        self._writer: records.MetricsWriter | None = None
+
+    def begin(self, start: int, parts: Parts, stack: contextlib.ExitStack) -> None:
+        """Opens the files of a run that continues at `start`."""
+        self.checkpoints.discard_after(start)
+        self._seconds_before = _seconds_before(self.workdir, start)
+        if self._main:
+            self._writer = records.MetricsWriter(
+                self.workdir, resume_step=start, tensorboard=parts.tensorboard
+            )
+            stack.callback(self._writer.close)
+        self.conclude("running", start)
+
+    def of(self, tree: Any) -> Any:
+        """This lane's part of arrays of all lanes."""
+        if self.index is None:
+            return tree
+        return jax.tree.map(lambda leaf: leaf[self.index], tree)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Records a row of metrics."""
+        if self._writer is not None:
+            self._writer.write(row)
+
+    def conclude(self, status: str, step: int, **more: Any) -> dict[str, Any]:
+        """Writes the summary with this status; returns it."""
+        seconds = self._seconds_before + time.time() - self._began
+        self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
+        if self._main:
+            rundir.write_json(self.workdir / "summary.json", self.summary)
+        return self.summary
+
+    def stop(self, reason: Stopped) -> None:
+        """Ends this run alone."""
+        self.stopped = reason
+        self.checkpoints.wait()
+        self.conclude(reason.status, reason.step, error=str(reason))
+
+
+def train(
+    parts: Parts, workdir: Path, *, began: float | None = None, stream: TextIO | None = None
+) -> dict[str, Any]:
+    """Trains one run to the end, from the newest whole checkpoint in `workdir` if there is one.
 
     Args:
       parts: of the run.
       workdir: the run directory; the caller has written `config.json` and holds its lock.
       began: `time.time()` at the program's start, for the wall time; None is now.
+      stream: where progress is told; None is stderr.
 
     Returns:
       The summary, as written to `summary.json`; its `status` is "done".
 
     Raises:
       Diverged: a loss or gradient was not finite; names the step and the last good checkpoint.
+      Pruned: by `parts.watch`.
       Interrupted: by a signal, after saving. The same command continues.
       CheckpointError, RunDirectoryError: something could not be read or written.
     """
+    (summary,) = train_lanes(parts, [workdir], began=began, stream=stream)
+    return summary
+
+
+def train_lanes(
+    parts: Parts,
+    workdirs: Sequence[Path],
+    *,
+    began: float | None = None,
+    stream: TextIO | None = None,
+) -> list[dict[str, Any]]:
+    """Trains runs of one shape together; each leaves its own directory, as `train` does.
+
+    A lane that diverges or is pruned ends alone, and the others go on.
+
+    Args:
+      parts: of the runs, with `lanes` = len(workdirs), or None for one run without a lane axis.
+      workdirs: the run directories, locked by the caller.
+      began, stream: as for `train`.
+
+    Returns:
+      The summaries, in order; `status` is "done", "diverged" or "pruned".
+
+    Raises:
+      Diverged, Pruned: every lane ended so; the first one's.
+      Others as `train`.
+    """
     began = began or time.time()
-    main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints", keep_newest=parts.keep_newest, keep_best=parts.keep_best
-            )
-        )
-        state = parts.init()
-        restored = checkpoints.read_newest()
-        if restored is not None:
-            state = restore_state(restored, state)
-            checkpoints.discard_after(restored.step)
-        start = int(state.step)
+        lanes = [
+            _Lane(index if parts.lanes else None, workdir, parts, facts, began, stack)
+            for index, (workdir, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
+        ]
+        state, start = _restore(parts.init(), lanes)
         state = steps.place(state)
         if start == parts.total_steps:
-            finished = _finished(workdir)
-            if finished is not None:
-                log.info("%s is complete: all %d steps are done.", workdir, start)
-                return finished
-        seconds_before = _seconds_before(workdir, start)
-
-        writer = None
-        if main:
-            writer = records.MetricsWriter(
-                workdir, resume_step=start, tensorboard=parts.tensorboard
-            )
-            stack.callback(writer.close)
-        summary: dict[str, Any] = {
-            "status": "running",
-            **parts.facts,
-            **records.environment(),
-            "total_steps": parts.total_steps,
-        }
+            finished = [_finished(lane.workdir) for lane in lanes]
+            if all(finished):
+                log.info("%s: complete, all %d steps are done.", _names(workdirs), start)
+                return [summary for summary in finished if summary]
+        for lane in lanes:
+            lane.begin(start, parts, stack)
         unreadable: dict[int, str] = {}
-
-        def conclude(status: str, step: int, **more: Any) -> dict[str, Any]:
-            seconds = seconds_before + time.time() - began
-            summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
-            if unreadable:
-                summary["unreadable"] = {str(k): v for k, v in sorted(unreadable.items())}
-            if main:
-                records.write_atomically(workdir / "summary.json", _json(summary))
-            return summary
-
-        conclude("running", start)
-        progress = records.Progress(parts.total_steps, start)
+        progress = records.Progress(parts.total_steps, start, stream=stream)
         stack.callback(progress.close)
         if start:
-            progress.line(f"Resuming {workdir} at step {start} of {parts.total_steps}.")
+            progress.line(f"Resuming {_names(workdirs)} at step {start} of {parts.total_steps}.")
 
         signals = stack.enter_context(_Signals())
         batches = stack.enter_context(
             contextlib.closing(parts.train_batches(start, parts.total_steps - start))
         )
-        stream = iter(batches)
+        batch_stream = iter(batches)
         pending: list[tuple[int, Any]] = []
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
 
-        def measure(split: str) -> Evaluation:
-            return evaluate(
-                parts.eval_step,
-                parts.eval_batches,
-                state.eval_variables,
-                split,
-                parts.num_classes,
-                parts.splits,
+        def alive() -> list[_Lane]:
+            """Lanes that still train; raises when the last one has stopped."""
+            left = [lane for lane in lanes if lane.stopped is None]
+            if not left:
+                raise next(lane.stopped for lane in lanes if lane.stopped is not None)
+            return left
+
+        def measure(split: str, step: int) -> list[tuple[_Lane, dict[str, Any]]]:
+            rows, skipped = _evaluation_rows(
+                parts.eval_step, parts.eval_batches, state.eval_variables, split, parts.splits
             )
+            found = []
+            for lane in alive():
+                evaluation = metrics.gather(map(lane.of, rows), parts.num_classes, skipped)
+                progress.line(_describe(split, step, evaluation, lane.index))
+                found.append((lane, evaluation.summary()))
+            return found
 
         def flush(step: int) -> None:
             """Fetches what the steps since the last flush returned, checks it and records it."""
@@ -246,37 +360,53 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
                 return
             fetched = [(at, jax.device_get(values)) for at, values in pending]
             pending.clear()
-            _check_finite(fetched, checkpoints, workdir)
             seconds = max(time.monotonic() - window_began, 1e-9)
-            row = {
-                "step": step,
-                "epoch": step / parts.steps_per_epoch,
-                "split": "train",
-                **metrics.mean(values for _, values in fetched),
-                "learning_rate": float(parts.hyper(step - 1)["learning_rate"]),
-                "images_per_second": len(fetched) * parts.batch_size / seconds,
-                "data_wait": min(1.0, waited / seconds),
-            }
-            if writer is not None:
-                writer.write(row)
-            progress.numbers(row)
+            hyper = parts.hyper(step - 1)
+            shown = None
+            for lane in alive():
+                own = [(at, lane.of(values)) for at, values in fetched]
+                diverged = _diverged(own, lane.checkpoints, lane.workdir)
+                if diverged is not None:
+                    lane.stop(diverged)
+                    continue
+                row = {
+                    "step": step,
+                    "epoch": step / parts.steps_per_epoch,
+                    "split": "train",
+                    **metrics.mean(values for _, values in own),
+                    "learning_rate": float(lane.of(hyper)["learning_rate"]),
+                    "images_per_second": len(own) * parts.batch_size / seconds,
+                    "data_wait": min(1.0, waited / seconds),
+                }
+                lane.write(row)
+                shown = shown or row
+            alive()
+            if shown is not None:
+                progress.numbers(shown)
             window_began, waited = time.monotonic(), 0.0
 
         try:
             for step in range(start + 1, parts.total_steps + 1):
                 asked = time.monotonic()
-                batch = next(stream)
+                batch = next(batch_stream)
                 waited += time.monotonic() - asked
-                state, values = parts.train_step(state, steps.shard(batch), parts.hyper(step - 1))
+                sharded = steps.shard(batch, lanes=parts.lanes is not None)
+                state, values = parts.train_step(state, sharded, parts.hyper(step - 1))
                 pending.append((step, values))
                 if compiled_at is None:
                     jax.block_until_ready(values)
                     compiled_at = time.time()
-                    summary["first_step_seconds"] = round(compiled_at - began, 3)
+                    for lane in lanes:
+                        lane.summary["first_step_seconds"] = round(compiled_at - began, 3)
                     # The first step's compilation is not the pipeline's speed.
                     window_began, waited = time.monotonic(), 0.0
                 progress.advance(step)
-                unreadable.update(batches.unreadable)
+                if len(batches.unreadable) > len(unreadable):
+                    unreadable.update(batches.unreadable)
+                    for lane in lanes:
+                        lane.summary["unreadable"] = {
+                            str(k): v for k, v in sorted(unreadable.items())
+                        }
 
                 last = step == parts.total_steps
                 every = parts.eval_every_steps
@@ -287,57 +417,97 @@ def train(parts: Parts, workdir: Path, *, began: float | None = None) -> dict[st
                 save = validate or last or stop or step % parts.checkpoint_every_steps == 0
                 if save or step % parts.log_every_steps == 0:
                     flush(step)
-                validation = None
+                scores: dict[int | None, dict[str, Any]] = {}
                 if validate:
-                    evaluation = measure("validation")
-                    validation = evaluation.summary()
-                    row = {"step": step, "epoch": step / parts.steps_per_epoch}
-                    row |= {"split": "validation", **validation}
-                    if writer is not None:
-                        writer.write(row)
-                    progress.line(_describe("validation", step, evaluation))
+                    for lane, validation in measure("validation", step):
+                        row = {"step": step, "epoch": step / parts.steps_per_epoch}
+                        lane.write(row | {"split": "validation", **validation})
+                        lane.summary["validation"] = validation
+                        scores[lane.index] = {"top1": validation["top1"]}
                 if save:
-                    scores = None if validation is None else {"top1": validation["top1"]}
-                    checkpoints.save(state, scores)
-                if validation is not None:
-                    summary["validation"] = validation
+                    host = to_host(state) if parts.lanes else state
+                    for lane in alive():
+                        lane.checkpoints.save(lane.of(host), scores.get(lane.index))
+                if validate:
+                    if parts.watch is not None and not last:
+                        for lane in alive():
+                            _ask(parts.watch, lane, step)
+                        alive()
                     window_began, waited = time.monotonic(), 0.0
                 if stop and not last:
-                    checkpoints.wait()
-                    conclude("interrupted", step)
+                    for lane in alive():
+                        lane.checkpoints.wait()
+                        lane.conclude("interrupted", step)
                     number = signals.received or signal.SIGTERM
                     raise Interrupted(
                         number,
                         f"Interrupted by {signal.Signals(number).name}; step {step} of "
                         f"{parts.total_steps} is saved. The same command continues from there.",
                     )
-            checkpoints.wait()
-        except Interrupted:
+            for lane in alive():
+                lane.checkpoints.wait()
+        except (Interrupted, Stopped):
             raise
         except Exception as error:
-            with contextlib.suppress(Exception):
-                checkpoints.wait()
-            with contextlib.suppress(Exception):
-                done = error.step if isinstance(error, Diverged) else int(state.step)
-                status = "diverged" if isinstance(error, Diverged) else "failed"
-                conclude(status, done, error=str(error))
+            for lane in (lane for lane in lanes if lane.stopped is None):
+                with contextlib.suppress(Exception):
+                    lane.checkpoints.wait()
+                with contextlib.suppress(Exception):
+                    at = int(np.min(jax.device_get(state.step)))
+                    lane.conclude("failed", at, error=str(error))
             raise
-        best = checkpoints.best_step()
-        if best is not None:
-            summary["best_checkpoint"] = best
-        if "validation" in parts.splits and "validation" not in summary:
+        total = parts.total_steps
+        if "validation" in parts.splits and any("validation" not in x.summary for x in alive()):
             # Killed between the last checkpoint and the summary: nothing was left to train.
-            summary["validation"] = measure("validation").summary()
+            for lane, validation in measure("validation", total):
+                lane.summary["validation"] = validation
         if "test" in parts.splits:
             # Measured once, on the final weights: nothing selects on it.
-            test = measure("test")
-            progress.line(_describe("test", parts.total_steps, test))
-            summary["test"] = test.summary()
-        return conclude("done", parts.total_steps)
+            for lane, test in measure("test", total):
+                lane.summary["test"] = test
+        for lane in alive():
+            best = lane.checkpoints.best_step()
+            if best is not None:
+                lane.summary["best_checkpoint"] = best
+            lane.conclude("done", total)
+        return [lane.summary for lane in lanes]
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+def _names(workdirs: Sequence[Path]) -> str:
+    more = f" and {len(workdirs) - 1} more" if len(workdirs) > 1 else ""
+    return f"{workdirs[0]}{more}"
+
+
+def _restore(state: TrainState, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
+    """The newest state that every lane has a whole checkpoint of, and its step.
+
+    Lanes save one after the other, so that a kill can leave some a checkpoint ahead: those go back
+    to the step of the others, or all to the start if one of them keeps none of that step.
+    """
+    found = [lane.checkpoints.read_newest() for lane in lanes]
+    if any(restored is None for restored in found):
+        return state, 0
+    common = min(restored.step for restored in found if restored is not None)
+    restored = []
+    for lane, newest in zip(lanes, found, strict=True):
+        if newest is not None and newest.step == common:
+            restored.append(newest)
+        elif common in lane.checkpoints.steps():
+            restored.append(lane.checkpoints.read(common))
+        else:
+            log.warning("%s keeps no checkpoint of step %d; starting again.", lane.workdir, common)
+            return state, 0
+    states = [restore_state(r, lane.of(state)) for r, lane in zip(restored, lanes, strict=True)]
+    if lanes[0].index is None:
+        return states[0], common
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), common
+
+
+def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int) -> None:
+    try:
+        watch(step, lane.summary["validation"])
+    except Pruned as pruned:
+        lane.stop(pruned)
 
 
 def _finished(workdir: Path) -> dict[str, Any] | None:
@@ -356,16 +526,19 @@ def _seconds_before(workdir: Path, start: int) -> float:
     return 0.0
 
 
-def _describe(split: str, step: int, evaluation: Evaluation) -> str:
+def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
+    which = "" if lane is None else f" of lane {lane}"
     return (
-        f"{split} at step {step}: top-1 {100 * evaluation.top1:.2f} %, top-5 "
+        f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %, top-5 "
         f"{100 * evaluation.top5:.2f} %, loss {evaluation.mean_loss:.4f}, "
         f"{len(evaluation.label)} images{skipped}"
     )
 
 
-def _check_finite(fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path) -> None:
+def _diverged(
+    fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
+) -> Diverged | None:
     for step, values in fetched:
         for name, (total, _) in values.items():
             if not math.isfinite(float(total)):
@@ -375,12 +548,13 @@ def _check_finite(fetched: list[tuple[int, Any]], checkpoints: Checkpoints, work
                     if good
                     else "there is no checkpoint before it"
                 )
-                raise Diverged(
+                return Diverged(
                     step,
                     f"The {name.replace('_', ' ')} became {float(total)} at step {step}; {where}. "
                     "Lower optimizer.learning_rate, lengthen schedule.warmup_epochs or set "
                     "optimizer.clip_norm, in a new run directory.",
                 )
+    return None
 
 
 def _agree_to_stop(signals: _Signals, at_boundary: bool) -> bool:

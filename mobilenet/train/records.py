@@ -7,8 +7,6 @@ summary.json    final metrics, counts, versions, device, commit, wall time, stat
 """
 
 import contextlib
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,65 +14,16 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
 
+from mobilenet.rundir import full_disk_is_clear, write_atomically
+
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
-
-
-class RunDirectoryError(RuntimeError):
-    """A run directory that cannot be used; the message says why and what to do."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with full_disk_is_clear(path):
-        temporary.write_text(text)
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def full_disk_is_clear(path: Path) -> Iterator[None]:
-    """Turns ENOSPC while writing `path` into a RunDirectoryError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunDirectoryError(
-            f"The disk is full: {path} could not be written. Free some space and start the same "
-            "command again; it resumes from the newest complete checkpoint."
-        ) from error
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds the run directory for one process; the system frees it when the process ends.
-
-    Raises:
-      RunDirectoryError: another process is training in it.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise RunDirectoryError(
-            f"The run directory {workdir} cannot be used: {error.strerror}. Give --workdir a "
-            "directory that can be written."
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunDirectoryError(
-                f"Another process is training in {workdir}; wait for it, or give another --workdir."
-            ) from None
-        yield
 
 
 def environment() -> dict[str, Any]:

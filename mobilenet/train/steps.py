@@ -179,13 +179,23 @@ def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(flat)))
 
 
-def map_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps a training step over all devices; the state is donated."""
+def map_train_step(step: Callable[..., Any], *, lanes: bool = False) -> Callable[..., Any]:
+    """Maps a training step over all devices; the state is donated.
+
+    Args:
+      step: from `make_train_step`.
+      lanes: train several runs at once: state, batch and scalars have a leading lane axis, behind
+        the batch's axis of devices.
+    """
+    if lanes:
+        step = jax.vmap(step)
     return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
 
 
-def map_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps an evaluation step over all devices."""
+def map_eval_step(step: Callable[..., Any], *, lanes: bool = False) -> Callable[..., Any]:
+    """Maps an evaluation step over all devices; with lanes each one sees the same batch."""
+    if lanes:
+        step = jax.vmap(step, in_axes=(0, None))
     return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None)
 
 
@@ -199,10 +209,19 @@ def place(tree: Any) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def shard(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Splits a process's batch [b, ...] into [local devices, b / devices, ...]."""
+def shard(batch: Mapping[str, Any], *, lanes: bool = False) -> dict[str, Any]:
+    """Splits a process's batch [b, ...] into [local devices, b / devices, ...].
+
+    With lanes, [lanes, b, ...] becomes [local devices, lanes, b / devices, ...].
+    """
     devices = jax.local_device_count()
-    return {name: value.reshape(devices, -1, *value.shape[1:]) for name, value in batch.items()}
+
+    def split(value: Any) -> Any:
+        if not lanes:
+            return value.reshape(devices, -1, *value.shape[1:])
+        return value.reshape(value.shape[0], devices, -1, *value.shape[2:]).swapaxes(0, 1)
+
+    return {name: split(value) for name, value in batch.items()}
 
 
 def bn_groups(devices: int, statistics: str, group_size: int) -> tuple[str | None, Any]:

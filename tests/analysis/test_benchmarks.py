@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from mobilenet import rows
 from mobilenet.analysis import benchmarks, results
 
 ROOT = Path(__file__).parents[2]
-ROWS = results.read_rows(ROOT / "experiments" / "results" / "benchmark.csv")
+ROWS = rows.read(ROOT / "experiments" / "results" / "benchmark.csv")
 CASES = sorted({row["case"] for row in ROWS})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mobilenet import rows
 from mobilenet.analysis import results
 from mobilenet.cli import common
 from mobilenet.cli.main import main
@@ -15,7 +16,7 @@ from mobilenet.config import flatten
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 TABLES = sorted(path for path in RESULTS.glob("*.csv") if path.stem != "benchmark")
-ROWS = [(path.stem, row) for path in TABLES for row in results.read_rows(path)]
+ROWS = [(path.stem, row) for path in TABLES for row in rows.read(path)]
 
 
 def ids(value: Any) -> str:
@@ -66,7 +67,7 @@ def test_logs_end_where_the_row_says(table: str, row: dict[str, str]):
 
 def test_the_readme_shows_the_rows():
     readme = (ROOT / "README.md").read_text()
-    tables = {path.stem: results.markdown(results.read_rows(path)) for path in TABLES}
+    tables = {path.stem: results.markdown(rows.read(path)) for path in TABLES}
     assert results.render(readme, tables) == readme, "run `mobilenet report`"
 
 
@@ -99,7 +100,7 @@ def test_report_makes_a_row_and_the_table(
     common_flags = [f"--root={checkout}", "--table=t", "--row=mine", f"--config_file={config}"]
     assert main(["report", *common_flags, *map(str, runs)]) == 0
     assert "mine: top-1" in capsys.readouterr().out
-    row = results.read_rows(checkout / "experiments/results/t.csv")[0]
+    row = rows.read(checkout / "experiments/results/t.csv")[0]
     assert f"{row['top1_mean']} ± {row['top1_std']}, 3" in (checkout / "README.md").read_text()
     assert (checkout / "experiments/results" / row["logs"] / "seed0" / "metrics.jsonl").exists()
 

@@ -1,0 +1,75 @@
+"""Points as text: what a sweep would do, and what it has done."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mobilenet import build, rundir
+from mobilenet.models import cost
+from mobilenet.sweep.points import Point
+
+WIDTH = 100  # columns of a table that goes to a file
+
+
+def _render(table: Table) -> str:
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip()
+
+
+def table(points: Sequence[Point], workdir: Path) -> str:
+    """Every point with its cost and status, and totals: for `--dry_run`.
+
+    Args:
+      points: of the sweep.
+      workdir: of the sweep.
+
+    Raises:
+      ConfigError, DatasetError: the data cannot be opened; it tells classes and steps.
+    """
+    shown = Table(box=None, padding=(0, 1), show_edge=False)
+    shown.add_column("key", no_wrap=True)
+    shown.add_column("point")
+    for name in ("params", "MMACs", "steps", "status"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shared = build.Shared()
+    total_steps, shapes = 0, set()
+    for point in points:
+        dataset = build.open_shared(point.config, shared)
+        classes = build.resolve_classes(point.config, dataset.num_classes)
+        costs = cost.totals(build.layer_costs(point.config, classes))
+        _, steps = build.count_steps(point.config, len(dataset.splits["train"]))
+        status = rundir.status(point.directory(workdir))
+        total_steps += 0 if status in rundir.FINAL else steps
+        shapes.add(build.lane_key(point.config))
+        shown.add_row(
+            point.key[:8], point.label, f"{costs.params:,}", f"{costs.macs / 1e6:,.1f}",
+            f"{steps:,}", status,
+        )  # fmt: skip
+    done = sum(rundir.status(point.directory(workdir)) == "done" for point in points)
+    return (
+        f"{_render(shown)}\n\n{len(points)} points of {len(shapes)} shapes, {done} done; "
+        f"{total_steps:,} steps to train."
+    )
+
+
+def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:
+    """What a sweep has come to: counts, and why points failed."""
+    counts = {s: sum(v == s for v in statuses.values()) for s in rundir.STATUSES}
+    lines = [f"{len(points)} points: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
+    for point in points:
+        status = statuses[point.key]
+        if status in ("failed", "diverged", "damaged"):
+            directory = point.directory(workdir)
+            error = (rundir.read_json(directory / "point.json") or {}).get("error")
+            error = error or (rundir.read_json(directory / "summary.json") or {}).get("error")
+            lines.append(f"  {status}: {point.label}: {error} ({directory}/log.txt)")
+    if counts["failed"]:
+        lines.append("Start again with --retry_failed when the cause is gone.")
+    if counts["running"]:
+        lines.append("Points that are running belong to another sweep in this directory.")
+    lines.append(f"sweep directory: {workdir}")
+    return "\n".join(lines)

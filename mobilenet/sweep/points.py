@@ -1,0 +1,114 @@
+"""Points of a sweep: each a complete configuration, known by a hash of what it computes."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mobilenet import config as config_lib
+from mobilenet import rundir
+from mobilenet.config import Config, ConfigError
+
+REPLICATE = ("seed",)  # what replicates of one experiment differ in
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+      key: hash of the configuration, which names the run directory.
+      group: the same without the seed: replicates have one group.
+      overrides: dotted keys that the sweep sets.
+      config: complete and validated.
+    """
+
+    key: str
+    group: str
+    overrides: Mapping[str, Any]
+    config: Config
+
+    def directory(self, workdir: Path) -> Path:
+        """The run directory in a sweep's directory."""
+        return workdir / "points" / self.key
+
+    @property
+    def label(self) -> str:
+        """The overrides in one line."""
+        return describe(self.overrides)
+
+
+def describe(overrides: Mapping[str, Any]) -> str:
+    """Overrides in one line: the last parts of the keys, and the values."""
+    shown = [
+        f"{key.split('.')[-1]}={f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in overrides.items()
+    ]
+    return ", ".join(shown) or "the configuration itself"
+
+
+def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
+    """A point from a configuration and what it changes in it.
+
+    Raises:
+      ConfigError: a key that does not exist, or values that cannot run.
+    """
+    config = base.copy_and_resolve_references()
+    try:
+        config_lib.update(config, overrides)
+        config_lib.validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
+    key = config_lib.fingerprint(config)
+    return Point(key, config_lib.fingerprint(config, without=REPLICATE), dict(overrides), config)
+
+
+def points_of(base: Config, overrides: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """All points of a sweep, validated before the first one starts.
+
+    Args:
+      base: the experiment's configuration; it is not changed.
+      overrides: of its `sweep()`.
+
+    Raises:
+      ConfigError: no points, one that cannot run, or two that compute the same.
+    """
+    points = [make_point(base, changes) for changes in overrides]
+    if not points:
+        raise ConfigError("The sweep has no points; its sweep() must return some overrides.")
+    seen: dict[str, Point] = {}
+    for point in points:
+        if point.key in seen:
+            raise ConfigError(
+                f"Two points compute the same: {seen[point.key].label}, and {point.label}; leave "
+                "one out."
+            )
+        seen[point.key] = point
+    return points
+
+
+def write_plan(points: Sequence[Point], workdir: Path) -> Path:
+    """Writes points for the processes that train them; the file's name is a hash of its content.
+
+    Two sweeps in one directory have two plans, and share the points that are in both.
+    """
+    plan = [
+        {"overrides": point.overrides, "config": json.loads(config_lib.to_json(point.config))}
+        for point in points
+    ]
+    name = hashlib.sha256(" ".join(point.key for point in points).encode()).hexdigest()[:16]
+    path = workdir / "plans" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rundir.write_json(path, plan)
+    return path
+
+
+def read_plan(path: Path) -> list[Point]:
+    """The points of `write_plan`."""
+    points = []
+    for entry in json.loads(path.read_text()):
+        config = config_lib.from_json(json.dumps(entry["config"]))
+        points.append(dataclasses.replace(make_point(config, {}), overrides=entry["overrides"]))
+    return points

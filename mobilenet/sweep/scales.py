@@ -1,0 +1,114 @@
+"""The sizes at which the papers' ablations are run: every one starts from the same configuration.
+
+    smoke       two steps on the embedded digits, seconds: whether everything works
+    cifar       a slice of CIFAR-10 and a narrow, short network: minutes a run on one CPU core
+    full        CIFAR-10 in 200 epochs, as experiments/baselines/cifar10.py: for a GPU
+    imagenet    ImageNet in 150 epochs, as experiments/baselines/imagenet_cosine.py
+
+One base a scale makes the baseline arms of all ablations the same configuration, so that a sweep
+trains them once. The recipe is fixed before anything is measured and the same for every arm.
+"""
+
+from mobilenet import config as config_lib
+from mobilenet.config import Config, ConfigError
+
+SCALES = ("smoke", "cifar", "full", "imagenet")
+
+# Rows of Table 2 at "cifar": at most two bottlenecks a stage, so that four stages have a shortcut
+# (Fig. 6b), and one in the two stages that work on the largest maps.
+CIFAR_REPEATS = (1, 1, 2, 2, 2, 2, 1)
+
+
+def name_of(arg: str) -> str:
+    """The scale that an experiment file's argument names: "" is "full".
+
+    Raises:
+      ConfigError: another argument.
+    """
+    if arg not in ("", *SCALES):
+        raise ConfigError(
+            f"The configuration argument is {arg!r}; allowed are none (full) and "
+            f"{', '.join(SCALES)}."
+        )
+    return arg or "full"
+
+
+def base(arg: str = "") -> Config:
+    """The configuration that all ablations of one scale share.
+
+    Args:
+      arg: of an experiment file: "" or "full", "cifar", "imagenet", "smoke".
+
+    Raises:
+      ConfigError: another argument.
+    """
+    scale = name_of(arg)
+    config = config_lib.get_config()
+    config.model.padding = "SYMMETRIC"
+    config.model.bn_momentum = 0.9
+    config.model.bn_epsilon = 1e-5
+    if scale == "imagenet":
+        _imagenet(config)
+        return config
+    _cifar10(config)
+    if scale == "cifar":
+        _slice(config)
+    return config_lib.shrink(config) if scale == "smoke" else config
+
+
+def seeds_at(arg: str = "") -> int:
+    """Seeds an arm: 3, as few as give an interval that means something; "smoke" has 2."""
+    return 2 if name_of(arg) == "smoke" else 3
+
+
+def _cifar10(config: Config) -> None:
+    """As experiments/baselines/cifar10.py."""
+    config.model.stem_strides = 1
+    config.model.stage_strides = (1, 1, 2, 2, 1, 2, 1)
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    config.augment.random_crop_padding = 4
+    config.augment.horizontal_flip = True
+    config.train.global_batch_size = 128
+    config.train.num_epochs = 200.0
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.eval.every_epochs = 5.0
+    config.log.every_steps = 100
+
+
+def _slice(config: Config) -> None:
+    """What one CPU core trains in a few minutes: the network and the data of `full`, thinned."""
+    config.model.blocks = tuple(
+        (t, c, n, s) for (t, c, _, s), n in zip(config.model.blocks, CIFAR_REPEATS, strict=True)
+    )
+    config.model.width_multiplier = 0.35
+    config.model.head_features = 320
+    config.data.image_size = 24
+    config.data.train_examples = 5000
+    config.train.global_batch_size = 64
+    config.train.num_epochs = 8.0
+    config.schedule.warmup_epochs = 0.5
+    config.eval.every_epochs = 0.0
+    config.log.every_steps = 50
+
+
+def _imagenet(config: Config) -> None:
+    """As experiments/baselines/imagenet_cosine.py."""
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.validation_fraction = 0.01
+    config.data.image_size = 224
+    config.data.crop_fraction = 0.875
+    config.data.normalization = "imagenet"
+    config.augment.random_resized_crop = True
+    config.augment.crop_scale = (0.2, 1.0)
+    config.augment.horizontal_flip = True
+    config.train.global_batch_size = 256
+    config.train.num_epochs = 150.0
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 4e-5
+    config.schedule.warmup_epochs = 1.0
+    config.checkpoint.every_steps = 5000

@@ -58,8 +58,12 @@ def full_disk_is_clear(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the run directory for one process; the system frees it when the process ends.
+
+    Args:
+      workdir: the run directory; made if absent.
+      wait: until another process lets go of it, rather than raise.
 
     Raises:
       RunDirectoryError: another process is training in it.
@@ -76,7 +80,7 @@ def locked(workdir: Path) -> Iterator[None]:
         # More than once: `is_locked` of another process holds the lock for a moment.
         for last in (False, False, True):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 break
             except BlockingIOError:
                 if last:

@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "runs" / "tiny.py"
+TINY_SWEEP = ROOT / "tests" / "runs" / "tiny_sweep.py"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

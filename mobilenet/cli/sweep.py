@@ -5,19 +5,23 @@
     mobilenet sweep ... --jobs=4                  # in four processes
     mobilenet sweep ... --lanes=8                 # eight points of one shape in one program
     mobilenet sweep ... --retry_failed --max_failures=3
+    mobilenet sweep ... --search=tpe --trials=20 --seed=0      # for a sweep() with ranges
 
 The same command continues after anything; done points are never trained again. A point is known by
 a hash of its configuration: a changed configuration is a new point. Overrides with --config.KEY
-change every point.
+change every point. A search draws a value for each range of the sweep (`mobilenet.sweep.space`),
+scores validation top-1, and prunes hopeless trials; several of the same command at once share it.
 """
 
 import inspect
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from mobilenet.cli import common
 from mobilenet.cli.main import DIVERGED, FAILED
+from mobilenet.config import Config
 
 
 def define(values: flags.FlagValues) -> None:
@@ -33,6 +37,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_failures", 0, "stop after so many failed points; 0 never", flag_values=values
     )
+    flags.DEFINE_string(
+        "search", "", "random or tpe, for a sweep() with ranges", flag_values=values
+    )
+    flags.DEFINE_integer("trials", 20, "of the search", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the search's draws", flag_values=values)
+    flags.DEFINE_boolean("prune", True, "stop trials below the median", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -41,7 +51,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     example = "experiments/ablations/expansion.py:cifar"
     path = common.require(values, "config", example)
     workdir = Path(common.require(values, "workdir", "runs/expansion"))
-    for name, least in (("jobs", 1), ("lanes", 1), ("max_failures", 0)):
+    for name, least in (("jobs", 1), ("lanes", 1), ("max_failures", 0), ("trials", 1), ("seed", 0)):
         if common.flag(values, name) < least:
             raise common.UsageError(
                 f"--{name} is {common.flag(values, name)}; it must be {least} or more."
@@ -50,6 +60,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import runtime
     from mobilenet.sweep import listing, points, runner
 
+    if common.flag(values, "search"):
+        return search(values, common.load_config(path, overrides), load_sweep(path), workdir)
     planned = points.points_of(common.load_config(path, overrides), load_sweep(path))
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir))
@@ -67,6 +79,39 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if outcome.failed:
         return FAILED
     return DIVERGED if outcome.having("diverged") else 0
+
+
+def search(values: flags.FlagValues, config: Config, overrides: list[dict], workdir: Path) -> int:
+    """Runs a search in this process and prints the best trials."""
+    for name in ("jobs", "lanes"):
+        if common.flag(values, name) > 1:
+            raise common.UsageError(
+                f"--search trains one point after the other; leave --{name} out, and start the "
+                "same command several times to search in parallel."
+            )
+
+    from mobilenet import runtime
+    from mobilenet.sweep import points
+    from mobilenet.sweep import search as search_lib
+
+    runtime.cache_compilations()
+    trials = search_lib.run(
+        config,
+        overrides,
+        workdir,
+        method=common.flag(values, "search"),
+        trials=common.flag(values, "trials"),
+        seed=common.flag(values, "seed"),
+        prune=common.flag(values, "prune"),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    counts = {s: sum(t.status == s for t in trials) for s in ("complete", "pruned", "fail")}
+    print(f"{len(trials)} trials: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
+    for trial in trials[:5]:
+        if trial.status == "complete" and trial.score is not None:
+            print(f"  validation top-1 {100 * trial.score:.2f} %: {points.describe(trial.values)}")
+    print(f"sweep directory: {workdir}")
+    return FAILED if counts["fail"] else 0
 
 
 def load_sweep(path: str) -> list[dict]:

@@ -10,6 +10,7 @@ from typing import Any
 from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.config import Config, ConfigError
+from mobilenet.sweep.space import Range
 
 REPLICATE = ("seed",)  # what replicates of one experiment differ in
 
@@ -56,6 +57,12 @@ def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
       ConfigError: a key that does not exist, or values that cannot run.
     """
     config = base.copy_and_resolve_references()
+    open_ranges = [key for key, value in overrides.items() if isinstance(value, Range)]
+    if open_ranges:
+        raise ConfigError(
+            f"{open_ranges[0]} is a range; a sweep with ranges needs --search=random or tpe, with "
+            "--trials."
+        )
     try:
         config_lib.update(config, overrides)
         config_lib.validate(config)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -183,13 +183,20 @@ def _take(
         yield point
 
 
-def train(points: Sequence[Point], workdir: Path, shared: build.Shared) -> None:
+def train(
+    points: Sequence[Point],
+    workdir: Path,
+    shared: build.Shared,
+    *,
+    watch: Callable[[int, Mapping[str, Any]], None] | None = None,
+) -> None:
     """Trains points together; what goes wrong is recorded with the points and not raised.
 
     Args:
       points: of one shape, registered and locked by the caller.
       workdir: of the sweep.
       shared: of the runs in this process.
+      watch: of `mobilenet.train.loop.Parts`; it may prune the runs.
 
     Raises:
       Interrupted, KeyboardInterrupt: by a signal.
@@ -206,10 +213,12 @@ def train(points: Sequence[Point], workdir: Path, shared: build.Shared) -> None:
                 configs = [point.config for point in points]
                 parts = build.build_lanes(configs, directories, shared=shared)
             stream: Any = _Tee(logs)
+            parts = dataclasses.replace(parts, watch=watch)
             loop.train_lanes(parts, directories, stream=stream)
-        except (loop.Interrupted, loop.Stopped) as ended:
-            if isinstance(ended, loop.Interrupted):
-                raise
+        except loop.Interrupted:
+            raise
+        except loop.Stopped:
+            pass  # every lane diverged or was pruned, as their summaries say
         except Exception as error:
             for point, directory, file in zip(points, directories, logs, strict=True):
                 traceback.print_exc(file=file)

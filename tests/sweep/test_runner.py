@@ -1,0 +1,211 @@
+"""Sweeps in one process: done points rest, failed ones are told, shapes compile once, lanes."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from mobilenet import build, rundir
+from mobilenet.sweep import points, runner
+from mobilenet.sweep.points import Point
+from mobilenet.train import loop, steps
+from mobilenet.train.checkpoints import Checkpoints
+
+
+def summaries(points_: list[Point], workdir: Path) -> list[dict[str, Any]]:
+    return [rundir.read_json(p.directory(workdir) / "summary.json") for p in points_]
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that a training step is traced, as every compilation does."""
+    seen: list[str] = []
+    make = steps.make_train_step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        step = make(*args, **kwargs)
+
+        def traced(*values: Any) -> Any:
+            seen.append("step")
+            return step(*values)
+
+        return traced
+
+    monkeypatch.setattr(steps, "make_train_step", counted)
+    return seen
+
+
+def test_points_of_one_shape_compile_once_and_done_ones_rest(
+    tiny_points: list[Point], sweep_directory: Path, traces: list[str]
+):
+    chosen = tiny_points[::4]  # three rates, three seeds
+    first = runner.run(chosen[:2], sweep_directory, progress=False)
+    assert first.done == [p.key for p in chosen[:2]] and not first.failed
+    assert len(traces) == 1
+    before = {p: p.stat().st_mtime_ns for p in sweep_directory.rglob("summary.json")}
+    second = runner.run(chosen, sweep_directory, progress=False)
+    assert len(second.done) == 3
+    after = {p: p.stat().st_mtime_ns for p in sweep_directory.rglob("summary.json")}
+    assert {p: after[p] for p in before} == before and len(after) == 3
+    assert [s["seed"] for s in summaries(chosen, sweep_directory)] == [
+        p.config.seed for p in chosen
+    ]
+
+
+def items(directory: Path) -> Any:
+    restored = Checkpoints(directory / "checkpoints", read_only=True).read_newest()
+    assert restored is not None
+    return restored.items
+
+
+def test_lanes_equal_runs_of_their_own_and_compile_once(
+    tiny_points: list[Point], tmp_path: Path, traces: list[str]
+):
+    chosen = [tiny_points[i] for i in (0, 4, 8, 11)]  # rates and seeds differ
+    together, alone = tmp_path / "lanes", tmp_path / "alone"
+    outcome = runner.run(chosen, together, lanes=4, progress=False)
+    assert len(outcome.done) == 4 and len(traces) == 1
+    runner.run(chosen, alone, progress=False)
+    for point in chosen:
+        a, b = point.directory(together), point.directory(alone)
+        ours, own = (rundir.read_json(d / "summary.json") for d in (a, b))
+        assert ours["lanes"] == 4 and "lanes" not in own
+        assert ours["test"]["loss"] == pytest.approx(own["test"]["loss"], rel=1e-5)
+        assert ours["validation"]["top1"] == own["validation"]["top1"]
+        # Batched matrix products add in another order: float32 rounding, over 16 steps.
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
+            items(a)["params"], items(b)["params"],
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (a / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (b / "metrics.jsonl").read_text().splitlines()]
+        assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in lines]
+        assert all(
+            x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+            and x.get("learning_rate") == y.get("learning_rate")
+            for x, y in zip(rows, lines, strict=True)
+        )
+
+
+def test_lanes_continue_where_the_slowest_saved(tiny_points: list[Point], tmp_path: Path):
+    chosen = [tiny_points[0], tiny_points[4]]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    runner.run(chosen, whole, lanes=2, progress=False)
+    runner.run(chosen, broken, lanes=2, progress=False)
+    # As a kill between the two lanes' last saves leaves them: one at step 16, one at 12.
+    for index, point in enumerate(chosen):
+        directory = point.directory(broken)
+        summary = rundir.read_json(directory / "summary.json")
+        rundir.write_json(directory / "summary.json", summary | {"status": "running"})
+        with Checkpoints(directory / "checkpoints") as checkpoints:
+            checkpoints.discard_after(12 if index else 16)
+    assert list(runner.statuses(chosen, broken).values()) == ["killed", "killed"]
+    runner.run(chosen, broken, lanes=2, progress=False)
+    for point in chosen:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            items(point.directory(broken)), items(point.directory(whole)),
+        )  # fmt: skip
+    assert [s["test"] for s in summaries(chosen, broken)] == [
+        s["test"] for s in summaries(chosen, whole)
+    ]
+
+
+def test_a_lane_that_diverges_ends_alone(tiny_points: list[Point], sweep_directory: Path):
+    good = tiny_points[0]
+    wild = points.make_point(good.config, {"optimizer.learning_rate": 1e30})
+    outcome = runner.run([good, wild], sweep_directory, lanes=2, progress=False)
+    assert outcome.statuses == {good.key: "done", wild.key: "diverged"}
+    ours, theirs = summaries([good, wild], sweep_directory)
+    assert math.isfinite(ours["test"]["loss"]) and "test" not in theirs
+    assert "learning_rate" in theirs["error"]
+
+
+def test_lanes_of_different_shapes_are_refused(tiny_points: list[Point], tmp_path: Path):
+    other = points.make_point(tiny_points[0].config, {"model.stem_features": 16})
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(build.ConfigError, match="model.stem_features"):
+        build.build_lanes([tiny_points[0].config, other.config], [tmp_path / "a", tmp_path / "b"])
+
+
+def test_failed_points_are_recorded_and_the_others_go_on(
+    tiny_points: list[Point], sweep_directory: Path
+):
+    good = tiny_points[0]
+    broken = [
+        points.make_point(good.config, {"data.name": "folder", "data.data_dir": "none", "seed": s})
+        for s in (1, 2)
+    ]
+    outcome = runner.run([*broken, good], sweep_directory, progress=False)
+    assert outcome.failed == [p.key for p in broken] and outcome.done == [good.key]
+    error = rundir.read_json(broken[0].directory(sweep_directory) / "point.json")["error"]
+    assert "DatasetError" in error and "none" in error
+    assert "Traceback" in (broken[0].directory(sweep_directory) / "log.txt").read_text()
+    # Left alone, until asked.
+    again = (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns
+    runner.run([*broken, good], sweep_directory, progress=False)
+    assert (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns == again
+    runner.run(broken, sweep_directory, retry_failed=True, max_failures=1, progress=False)
+    logs = [(p.directory(sweep_directory) / "log.txt").read_text() for p in broken]
+    assert logs[1].count("DatasetError: ") < 2 <= logs[0].count("DatasetError: ")
+    assert runner.statuses(broken, sweep_directory) == {
+        broken[0].key: "failed", broken[1].key: "pending",
+    }  # fmt: skip
+
+
+def test_points_that_another_sweep_trains_are_left_to_it(
+    tiny_points: list[Point], sweep_directory: Path
+):
+    mine, theirs = tiny_points[:2]
+    runner.register([mine, theirs], sweep_directory)
+    with rundir.locked(theirs.directory(sweep_directory)):
+        outcome = runner.run([mine, theirs], sweep_directory, progress=False)
+        assert outcome.statuses == {mine.key: "done", theirs.key: "running"}
+    assert runner.run([mine, theirs], sweep_directory, progress=False).done == [
+        mine.key, theirs.key,
+    ]  # fmt: skip
+
+
+def test_a_changed_configuration_is_a_new_point(tiny_points: list[Point], sweep_directory: Path):
+    point = tiny_points[0]
+    changed = points.make_point(point.config, {"train.num_epochs": 1.0})
+    runner.run([point], sweep_directory, progress=False)
+    outcome = runner.run([point, changed], sweep_directory, progress=False)
+    assert len(outcome.done) == 2
+    assert [s["step"] for s in summaries([point, changed], sweep_directory)] == [16, 8]
+
+
+def test_pruned_runs_end_with_their_reason(tiny_points: list[Point], tmp_path: Path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    parts = build.build(tiny_points[0].config, workdir)
+    seen: list[int] = []
+
+    def watch(step: int, validation: Any) -> None:
+        seen.append(step)
+        assert 0 <= validation["top1"] <= 1
+        raise loop.Pruned(step, "hopeless")
+
+    with pytest.raises(loop.Pruned):
+        loop.train(dataclasses.replace(parts, watch=watch), workdir)
+    assert seen == [8] and rundir.status(workdir) == "pruned"
+    assert rundir.read_json(workdir / "summary.json")["error"] == "hopeless"
+
+
+def test_workers_share_cores_and_accelerators():
+    available = runner.cores(0, 1)
+    assert set().union(*(runner.cores(i, 2) for i in range(2))) == available
+    assert all(len(runner.cores(i, 64)) == 1 for i in range(64))
+    shares = [runner.accelerator_share(i, 5, ["0", "1"]) for i in range(5)]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in shares] == ["0", "1", "0", "1", "0"]
+    for name, sharing in (("0", 3), ("1", 2)):
+        parts = [float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) for s in shares
+                 if s["CUDA_VISIBLE_DEVICES"] == name]  # fmt: skip
+        assert len(parts) == sharing and sum(parts) <= 0.901
+    assert runner.accelerator_share(0, 2, []) == {}

@@ -123,6 +123,8 @@ def status(workdir: Path, *, held: bool = False) -> str:
         point = read_json(workdir / "point.json")
     except ValueError:
         return "damaged"
+    if not all(isinstance(value, dict | None) for value in (summary, point)):
+        return "damaged"
     found = (summary or {}).get("status")
     if found in FINAL:
         return found

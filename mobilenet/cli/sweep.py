@@ -5,6 +5,7 @@
     mobilenet sweep ... --jobs=4                  # in four processes
     mobilenet sweep ... --lanes=8                 # eight points of one shape in one program
     mobilenet sweep ... --retry_failed --max_failures=3
+    mobilenet sweep ... --launcher=slurm --slurm=partition=gpu,gpus=1,time=600    # as Slurm jobs
     mobilenet sweep ... --search=tpe --trials=20 --seed=0      # for a sweep() with ranges
 
 The same command continues after anything; done points are never trained again. A point is known by
@@ -16,12 +17,17 @@ scores validation top-1, and prunes hopeless trials; several of the same command
 import inspect
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from mobilenet.cli import common
 from mobilenet.cli.main import DIVERGED, FAILED
 from mobilenet.config import Config
+
+if TYPE_CHECKING:  # they import JAX, which flags need not wait for
+    from mobilenet.sweep.points import Point
+    from mobilenet.sweep.runner import Outcome
 
 
 def define(values: flags.FlagValues) -> None:
@@ -37,6 +43,14 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_failures", 0, "stop after so many failed points; 0 never", flag_values=values
     )
+    flags.DEFINE_enum(
+        "launcher", "local", ["local", "slurm"], "who trains the points", flag_values=values
+    )
+    flags.DEFINE_list(
+        "slurm", [], "of the jobs: partition, time (minutes), cpus, gpus, mem (GB), parallel, "
+        "account, qos, constraint, as KEY=VALUE", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_boolean("wait", True, "for the Slurm jobs to end", flag_values=values)
     flags.DEFINE_string(
         "search", "", "random or tpe, for a sweep() with ranges", flag_values=values
     )
@@ -66,6 +80,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir))
         return 0
+    if common.flag(values, "launcher") == "slurm":
+        return report(planned, submit(values, planned, workdir), workdir)
+    if common.flag(values, "slurm"):
+        raise common.UsageError("--slurm is given without --launcher=slurm.")
     runtime.cache_compilations()
     outcome = runner.run(
         planned,
@@ -75,10 +93,38 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         retry_failed=common.flag(values, "retry_failed"),
         max_failures=common.flag(values, "max_failures"),
     )
+    return report(planned, outcome, workdir)
+
+
+def report(planned: "list[Point]", outcome: "Outcome", workdir: Path) -> int:
+    """Prints what the sweep has come to; returns the exit code."""
+    from mobilenet.sweep import listing
+
     print(listing.summary(planned, outcome.statuses, workdir))
     if outcome.failed:
         return FAILED
     return DIVERGED if outcome.having("diverged") else 0
+
+
+def submit(values: flags.FlagValues, planned: "list[Point]", workdir: Path) -> "Outcome":
+    """Runs the points as Slurm jobs."""
+    if common.flag(values, "jobs") > 1:
+        raise common.UsageError(
+            "--jobs is of this machine; with --launcher=slurm every point is a job, and "
+            "--slurm=parallel=N limits how many run at once."
+        )
+    if common.flag(values, "max_failures"):
+        raise common.UsageError("--max_failures has no meaning with --launcher=slurm; drop it.")
+    from mobilenet.sweep import slurm
+
+    return slurm.run(
+        planned,
+        workdir,
+        settings=slurm.parse(common.flag(values, "slurm")),
+        lanes=common.flag(values, "lanes"),
+        retry_failed=common.flag(values, "retry_failed"),
+        wait=common.flag(values, "wait"),
+    )
 
 
 def search(values: flags.FlagValues, config: Config, overrides: list[dict], workdir: Path) -> int:
@@ -92,7 +138,13 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
 
     from mobilenet import runtime
     from mobilenet.sweep import points
-    from mobilenet.sweep import search as search_lib
+
+    try:
+        from mobilenet.sweep import search as search_lib
+    except ImportError as error:
+        raise common.UsageError(
+            "--search needs Optuna; `pip install mobilenet[sweep]` brings it."
+        ) from error
 
     runtime.cache_compilations()
     trials = search_lib.run(

@@ -112,15 +112,19 @@ class Pruned(Stopped):
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM arrived; `signum` says which. The state was saved."""
+    """One of SIGNALS arrived; `signum` says which. The state was saved."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
 
 
+# SIGUSR2 is what Slurm is asked to send before it preempts a job or its time is over.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
 class _Signals:
-    """Notes the first SIGINT or SIGTERM; a second SIGINT raises KeyboardInterrupt as usual."""
+    """Notes the first of SIGNALS; a second SIGINT raises KeyboardInterrupt as usual."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -129,7 +133,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
         # Handlers belong to the main thread; a loop in a notebook's worker thread goes without.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -316,7 +320,8 @@ def train_lanes(
         if start == parts.total_steps:
             finished = [_finished(lane.workdir) for lane in lanes]
             if all(finished):
-                log.info("%s: complete, all %d steps are done.", _names(workdirs), start)
+                for lane in lanes:
+                    log.info("%s is complete: all %d steps are done.", lane.workdir, start)
                 return [summary for summary in finished if summary]
         for lane in lanes:
             lane.begin(start, parts, stack)

@@ -1,0 +1,194 @@
+"""Points of a sweep as jobs of a Slurm cluster, through submitit.
+
+    WORKDIR/slurm/            scripts, logs and results of the jobs, as submitit keeps them
+    WORKDIR/points/KEY/slurm.json    the job that has the point
+
+A job trains its points as a local worker does, so done points, locks and errors mean the same. A
+job that is preempted, or reaches its time limit, saves, is queued again, and continues.
+"""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mobilenet import build, rundir, runtime
+from mobilenet.config import ConfigError
+from mobilenet.sweep import points as points_lib
+from mobilenet.sweep import runner
+from mobilenet.sweep.points import Point
+from mobilenet.sweep.progress import Progress
+from mobilenet.train.loop import Interrupted
+
+# --slurm=KEY=VALUE: what it is called there and by submitit, and its type.
+SETTINGS = {
+    "partition": ("slurm_partition", str),
+    "time": ("timeout_min", int),  # minutes
+    "cpus": ("cpus_per_task", int),
+    "gpus": ("gpus_per_node", int),
+    "mem": ("mem_gb", float),
+    "parallel": ("slurm_array_parallelism", int),
+    "account": ("slurm_account", str),
+    "qos": ("slurm_qos", str),
+    "constraint": ("slurm_constraint", str),
+}
+# How often the cluster may end a job at its time limit before it is given up.
+MAX_TIMEOUTS = 100
+GRACE_SECONDS = 20.0  # below Slurm's KillWait of 30
+POLL_SECONDS = 5.0  # between two looks at the queue
+
+
+class Job:
+    """What a Slurm job runs; submitit pickles it."""
+
+    def __call__(self, plan: str, workdir: str, keys: Sequence[str], lanes: int) -> dict[str, str]:
+        """Trains points; returns their statuses."""
+        # submitit's own handler, which queues the job again. The train loop takes the signal in
+        # between, to save first.
+        requeue: Any = signal.getsignal(signal.SIGUSR2)
+        runtime.cache_compilations()
+        planned = [p for p in points_lib.read_plan(Path(plan)) if p.key in keys]
+        try:
+            runner.work(planned, Path(workdir), lanes=lanes)
+        except Interrupted as interrupted:
+            if interrupted.signum == signal.SIGUSR2 and callable(requeue):
+                requeue(signal.SIGUSR2, None)
+            # Preemption sends SIGTERM first, and SIGUSR2 after it, for which submitit's handler is
+            # in place again. A job that the user has cancelled gets no second signal.
+            time.sleep(GRACE_SECONDS)
+            raise
+        return runner.statuses(planned, Path(workdir))
+
+    def checkpoint(self, plan: str, workdir: str, keys: Sequence[str], lanes: int) -> Any:
+        """What submitit queues again: the same, which continues from the checkpoints."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, plan, workdir, keys, lanes)
+
+
+def parse(settings: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as submitit's parameters.
+
+    Raises:
+      ConfigError: an unknown key or a value of another type.
+    """
+    parsed: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if key not in SETTINGS or not equals:
+            raise ConfigError(
+                f"--slurm has {text!r}; give KEY=VALUE with one of {', '.join(SETTINGS)}."
+            )
+        name, kind = SETTINGS[key]
+        try:
+            parsed[name] = kind(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"--slurm has {text!r}; {key} must be a number, such as {key}=4."
+            ) from error
+    return parsed
+
+
+def run(
+    points: Sequence[Point],
+    workdir: Path,
+    *,
+    settings: Mapping[str, Any],
+    lanes: int = 1,
+    retry_failed: bool = False,
+    wait: bool = True,
+    progress: bool = True,
+) -> runner.Outcome:
+    """Submits every point that is not done and in no job's hands, and waits for all jobs.
+
+    Args:
+      points: of the sweep.
+      workdir: of the sweep, on a file system that the nodes share.
+      settings: of `parse`.
+      lanes: points of one shape that one job trains together.
+      retry_failed: submit points again that failed before.
+      wait: until no job of these points is queued or running. Ending this process ends no job.
+      progress: show it on stderr.
+
+    Raises:
+      ConfigError: submitit or Slurm is not there.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError(
+            "--launcher=slurm needs submitit; `pip install mobilenet[sweep]` brings it."
+        ) from error
+    runner.register(points, workdir, retry_failed=retry_failed)
+    queued = _queue()
+    waiting = [p for p in points if _job_of(p, workdir) in queued]
+    statuses = runner.statuses(points, workdir)
+    open_points = [p for p in points if p not in waiting and statuses[p.key] in runner.OPEN]
+    if open_points:
+        plan = points_lib.write_plan(points, workdir)
+        executor = submitit.AutoExecutor(
+            folder=workdir / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
+        )
+        executor.update_parameters(name="mobilenet", **settings)
+        chunks = _chunks(open_points, lanes)
+        job = Job()
+        with executor.batch():
+            jobs = [
+                executor.submit(
+                    job, str(plan.absolute()), str(workdir.absolute()), [p.key for p in c], lanes
+                )
+                for c in chunks
+            ]
+        for submitted, chunk in zip(jobs, chunks, strict=True):
+            for point in chunk:
+                rundir.write_json(
+                    point.directory(workdir) / "slurm.json", {"job": submitted.job_id}
+                )
+    if wait:
+        with Progress(points, workdir, len(points), show=progress):
+            while any(_job_of(point, workdir) in queued for point in points) or open_points:
+                open_points = []
+                time.sleep(POLL_SECONDS)
+                queued = _queue()
+    return runner.Outcome(runner.statuses(points, workdir))
+
+
+def _chunks(points: Sequence[Point], size: int) -> list[list[Point]]:
+    """Points of one shape together, at most `size` a job."""
+    shapes: dict[str, list[Point]] = {}
+    for point in points:
+        shapes.setdefault(build.lane_key(point.config), []).append(point)
+    return [
+        group[start : start + size]
+        for group in shapes.values()
+        for start in range(0, len(group), size)
+    ]
+
+
+def _job_of(point: Point, workdir: Path) -> str | None:
+    """The job that was last given the point."""
+    with contextlib.suppress(ValueError):
+        found = rundir.read_json(point.directory(workdir) / "slurm.json")
+        return found["job"] if found else None
+    return None
+
+
+def _queue() -> set[str]:
+    """Jobs that are queued or running, arrays job by job.
+
+    Raises:
+      ConfigError: Slurm does not answer.
+    """
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        raise ConfigError(
+            f"--launcher=slurm: squeue does not answer ({str(reason).strip()}); run it where jobs "
+            "can be submitted."
+        ) from error
+    return set(found.stdout.split())

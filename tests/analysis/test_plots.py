@@ -1,0 +1,300 @@
+"""Plots: what the artists hold equals the frames; files are the same bytes again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from mobilenet.analysis import plots, stats
+from mobilenet.analysis.runs import load_runs
+
+LOGS = Path(__file__).parents[2] / "experiments" / "results" / "logs"
+
+SUMMARY = pd.DataFrame(
+    {
+        "width": [1.0, 0.5, 0.75, 0.25],
+        "macs": [90e6, 30e6, 60e6, 10e6],
+        "mean": [0.76, 0.71, 0.70, 0.60],
+        "low": [0.75, 0.68, 0.68, np.nan],
+        "high": [0.77, 0.73, 0.72, np.nan],
+    }
+)
+REFERENCE = pd.DataFrame({"width": [0.5], "macs": [28e6], "mean": [0.73]})
+BITS = pd.DataFrame(
+    {
+        "bits": [8, 4, 2, 8, 4],
+        "method": ["QAT", "QAT", "QAT", "PTQ", "PTQ"],
+        "mean": [0.71, 0.69, 0.50, 0.70, 0.55],
+        "low": [0.70, 0.68, np.nan, 0.69, 0.54],
+        "high": [0.72, 0.70, np.nan, 0.71, 0.56],
+    }
+)
+PUBLISHED = pd.DataFrame(
+    {
+        "width": [1.0, 1.0, 0.5],
+        "resolution": [224, 96, 224],
+        "macs_m": [300, 56, 97],
+        "top1": [71.8, 60.3, 65.4],
+    }
+)
+OURS = pd.DataFrame(
+    {
+        "width": [1.4, 1.0],
+        "resolution": [224, 224],
+        "macs_m": [582.0, 300.8],
+        "top1": [74.0, 71.0],
+        "low": [73.5, 70.0],
+        "high": [74.5, 72.0],
+    }
+)
+ARMS = pd.DataFrame(
+    {
+        "arm": ["identity", "relu6", "none"],
+        "mean": [0.71, 0.69, 0.66],
+        "low": [0.70, 0.67, np.nan],
+        "high": [0.72, 0.71, np.nan],
+        "n": [3, 3, 1],
+        "baseline": [True, False, False],
+    }
+)
+COUNTS = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+
+
+def curves() -> Figure:
+    runs = load_runs(LOGS)
+    return plots.learning_curves(runs.metrics, runs.frame, "data.name")
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "pareto": lambda: plots.pareto(SUMMARY, "macs", label="width", published=REFERENCE),
+    "learning_curves": curves,
+    "accuracy_against_bits": lambda: plots.accuracy_against_bits(BITS),
+    "sensitivity": lambda: plots.sensitivity(pd.DataFrame({"layer": ["stem"], "drop": [0.1]})),
+    "confusion_matrix": lambda: plots.confusion_matrix(COUNTS, ["cat", "dog", "bird"]),
+    "figure5": lambda: plots.figure5(PUBLISHED, OURS),
+    "intervals": lambda: plots.intervals(ARMS),
+}
+
+
+def axes_of(figure: Figure) -> Axes:
+    return figure.axes[0]
+
+
+def lines(axes: Axes) -> dict[str, np.ndarray]:
+    """Label -> points of every labelled line and every labelled row of error bars."""
+    found: dict[str, Any] = {str(line.get_label()): line.get_xydata() for line in axes.lines}
+    for container in axes.containers:
+        found[str(container.get_label())] = container[0].get_xydata()
+    return found
+
+
+def bars(axes: Axes) -> np.ndarray:
+    """Ends of all error bars, [bars, 2 ends, 2 coordinates], without those that are not drawn."""
+    segments: Any = [s for c in axes.collections for s in getattr(c, "get_segments", list)()]
+    return np.array([s for s in segments if len(s) == 2 and np.isfinite(s).all()])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_made_again_is_the_same_bytes(tmp_path: Path, name: str):
+    first, again = tmp_path / "new" / "1.svg", tmp_path / "new" / "2.svg"
+    plots.save(FIGURES[name](), first)
+    plots.save(FIGURES[name](), again)
+    content = first.read_bytes()
+    assert content == again.read_bytes() and len(content) > 5000
+    assert b"Matplotlib v" not in content and b"dc:date" not in content
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_a_figure_saved_again_is_the_same_bytes(tmp_path: Path, ending: str):
+    # Its legend beside the axes lets a layout engine move both a little with every drawing.
+    figure = FIGURES["pareto"]()
+    first, again = tmp_path / f"1.{ending}", tmp_path / f"2.{ending}"
+    plots.save(figure, first)
+    plots.save(figure, again)
+    content = first.read_bytes()
+    assert content == again.read_bytes() and b"Matplotlib" not in content
+
+
+def test_save_refuses_other_endings(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"'.pdf'; figures are written as .svg or .png"):
+        plots.save(Figure(), tmp_path / "a.pdf")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_legends_and_labels(name: str):
+    figure = FIGURES[name]()
+    axes = axes_of(figure)
+    figure.draw_without_rendering()
+    assert axes.get_xlabel()
+    legend = axes.get_legend()
+    if legend is not None:
+        # Beside the axes, and on the paper.
+        assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+        assert legend.get_window_extent().y0 >= 0
+
+
+def test_pareto():
+    axes = axes_of(plots.pareto(SUMMARY, "macs", label="width", published=REFERENCE))
+    drawn = lines(axes)
+    assert drawn["ours"] == pytest.approx(np.array([[90, 76], [30, 71], [60, 70], [10, 60]]))
+    assert drawn["front of ours"] == pytest.approx(np.array([[10, 60], [30, 71], [90, 76]]))
+    assert drawn["published"] == pytest.approx(np.array([[28, 73]]))
+    ends = bars(axes)[:, :, 1]
+    assert ends == pytest.approx(np.array([[75, 77], [68, 73], [68, 72]]))
+    assert [t.get_text() for t in axes.texts] == ["1", "0.5", "0.75", "0.25", "0.5"]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "multiply-adds an image, millions"
+    assert axes.get_ylabel() == "top-1, %"
+
+
+def test_pareto_takes_any_cost_and_refuses_what_a_log_axis_cannot_show():
+    renamed = SUMMARY.rename(columns={"macs": "latency_ms"})
+    axes = axes_of(plots.pareto(renamed, "latency_ms", label="width"))
+    assert axes.get_xlabel() == "latency_ms" and lines(axes)["ours"][0, 0] == 90e6
+    with pytest.raises(ValueError, match=r"rows \[1\] have no mean, or no positive macs"):
+        plots.pareto(SUMMARY.assign(macs=[1.0, 0.0, 2.0, 3.0]), "macs", label="width")
+    with pytest.raises(ValueError, match="no column energy; it has width"):
+        plots.pareto(SUMMARY, "energy", label="width")
+
+
+def recorded(values: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        (run, 10 * k, float(k), "validation", "top1", value)
+        for run, column in values.items()
+        for k, value in enumerate(column, 1)
+    ]
+    names = ["run", "step", "epoch", "split", "metric", "value"]
+    return pd.DataFrame(rows, columns=pd.Index(names))
+
+
+def test_learning_curves_are_means_and_intervals_over_seeds():
+    metrics = recorded({"a0": [0.5, 0.7], "a1": [0.6, 0.8], "b0": [0.2, 0.3], "other": [0.9, 0.9]})
+    frame = pd.DataFrame(
+        {"seed": [0, 1, 0], "model.se_ratio": [0.25, 0.25, None]},
+        index=pd.Index(["a0", "a1", "b0"]),
+    )
+    axes = axes_of(plots.learning_curves(metrics, frame, "model.se_ratio"))
+    drawn = lines(axes)
+    assert drawn.keys() == {"0.25 (n = 2)", "None (n = 1)"}
+    assert drawn["0.25 (n = 2)"] == pytest.approx(np.array([[1, 55], [2, 75]]))
+    assert drawn["None (n = 1)"] == pytest.approx(np.array([[1, 20], [2, 30]]))
+    # One band: a single seed has none.
+    (band,) = axes.collections
+    corners = np.asarray(band.get_paths()[0].vertices)
+    expected = stats.mean_interval([0.5, 0.6])
+    at_first = corners[corners[:, 0] == 1][:, 1]
+    assert at_first.min() == pytest.approx(100 * expected.low)
+    assert at_first.max() == pytest.approx(100 * expected.high)
+    assert axes.get_ylabel() == "validation top-1, %"
+
+
+def test_learning_curves_of_the_committed_logs():
+    runs = load_runs(LOGS)
+    digits = runs.frame[runs.frame["data.name"] == "digits"]
+    axes = axes_of(plots.learning_curves(runs.metrics, digits, "seed", "loss", "train"))
+    assert axes.get_ylabel() == "train cross-entropy, nats"
+    run = digits.index[0]
+    rows = [r for r in runs.metrics.itertuples(index=False) if r.run == run and r.split == "train"]
+    expected = [(r.epoch, r.value) for r in rows if r.metric == "loss"]
+    assert lines(axes)["0 (n = 1)"] == pytest.approx(np.array(expected))
+
+
+def test_learning_curves_refuse_mixed_runs_and_unknown_metrics():
+    metrics = recorded({"a0": [0.5], "b0": [0.6]})
+    frame = pd.DataFrame({"seed": [0, 0], "x": [1, 1]}, index=pd.Index(["a0", "b0"]))
+    with pytest.raises(ValueError, match="x=1 has a seed twice among a0, b0"):
+        plots.learning_curves(metrics, frame, "x")
+    with pytest.raises(ValueError, match="no train loss; they have validation top1"):
+        plots.learning_curves(metrics, frame, "seed", "loss", "train")
+    with pytest.raises(ValueError, match="no validation top1; they have no metrics"):
+        plots.learning_curves(metrics, frame.rename(index={"a0": "c0", "b0": "c1"}), "seed")
+
+
+def test_accuracy_against_bits():
+    axes = axes_of(plots.accuracy_against_bits(BITS))
+    drawn = lines(axes)
+    assert drawn["PTQ"] == pytest.approx(np.array([[4, 55], [8, 70]]))
+    assert drawn["QAT"] == pytest.approx(np.array([[2, 50], [4, 69], [8, 71]]))
+    assert sorted(bars(axes)[:, 0, 1]) == pytest.approx([54, 68, 69, 70])
+    assert list(axes.get_xticks()) == [2, 4, 8]
+
+
+def test_sensitivity_keeps_the_order_of_the_layers():
+    frame = pd.DataFrame({"layer": ["stem", "blocks_0_0", "head"], "drop": [0.1, -0.01, 0.03]})
+    axes = axes_of(plots.sensitivity(frame))
+    (container,) = axes.containers
+    assert [patch.get_width() for patch in container] == pytest.approx([10, -1, 3])
+    assert [label.get_text() for label in axes.get_yticklabels()] == frame["layer"].tolist()
+    assert axes.yaxis_inverted()
+
+
+def test_confusion_matrix_shows_shares_and_counts():
+    axes = axes_of(plots.confusion_matrix(COUNTS, ["cat", "dog", "bird"]))
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown == pytest.approx(np.array([[80, 20, 0], [10, 90, 0], [0, 0, 0]]))
+    texts = {t.get_position(): t.get_text() for t in axes.texts}
+    assert texts == {(0, 0): "8", (1, 0): "2", (0, 1): "1", (1, 1): "9"}
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["cat", "dog", "bird"]
+
+
+def test_confusion_matrix_of_many_classes_has_colours_alone():
+    axes = axes_of(plots.confusion_matrix(np.eye(21), [f"class {k}" for k in range(21)]))
+    assert not axes.texts and len(axes.get_xticks()) == 21
+    large = axes_of(plots.confusion_matrix(np.eye(100), [f"class {k}" for k in range(100)]))
+    assert len(large.get_xticks()) <= 40
+    with pytest.raises(ValueError, match=r"is \(3, 3\) and there are 2 class names"):
+        plots.confusion_matrix(COUNTS, ["cat", "dog"])
+
+
+def test_figure5():
+    axes = axes_of(plots.figure5(PUBLISHED, OURS))
+    drawn = lines(axes)
+    assert drawn["1.0"] == pytest.approx(np.array([[56, 60.3], [300, 71.8]]))
+    assert drawn["0.5"] == pytest.approx(np.array([[97, 65.4]]))
+    ours = [c[0].get_xydata().tolist() for c in axes.containers if len(c[0].get_xydata())]
+    assert ours == [[[300.8, 71.0]], [[582.0, 74.0]]]
+    assert bars(axes)[:, :, 1] == pytest.approx(np.array([[70, 72], [73.5, 74.5]]))
+    # A width has one colour, published or ours.
+    line = next(line for line in axes.lines if line.get_label() == "1.0")
+    mine = next(c for c in axes.containers if c[0].get_xydata().tolist() == [[300.8, 71.0]])
+    assert np.array_equal(line.get_color(), mine[0].get_color())
+    assert axes.get_xscale() == "log" and "96, 224 pixels" in axes.get_title(loc="left")
+    alone = axes_of(plots.figure5(PUBLISHED))
+    assert lines(alone).keys() == {"0.5", "1.0"}
+
+
+def test_figure5_refuses_fractions_and_missing_columns():
+    with pytest.raises(ValueError, match="takes percent"):
+        plots.figure5(PUBLISHED.assign(top1=PUBLISHED["top1"] / 100))
+    with pytest.raises(ValueError, match="no column width; it has resolution"):
+        plots.figure5(PUBLISHED, OURS.drop(columns="width"))
+
+
+def test_intervals_mark_the_baseline():
+    axes = axes_of(plots.intervals(ARMS, label="top-1 on test, %"))
+    others, baseline = (container[0] for container in axes.containers)
+    assert others.get_xydata() == pytest.approx(np.array([[69, 1], [66, 2]]))
+    assert baseline.get_xydata() == pytest.approx(np.array([[71, 0]]))
+    faces = [to_hex(line.get_markerfacecolor()) for line in (others, baseline)]
+    assert faces[1] == "#ffffff" != faces[0]
+    dashed = next(line for line in axes.lines if line.get_linestyle() == "--")
+    assert np.asarray(dashed.get_xdata()).tolist() == [71.0, 71.0]
+    assert bars(axes)[:, :, 0] == pytest.approx(np.array([[67, 71], [70, 72]]))
+    ticks = [label.get_text() for label in axes.get_yticklabels()]
+    assert ticks == ["identity (n = 3)", "relu6 (n = 3)", "none (n = 1)"]
+    assert axes.get_xlabel() == "top-1 on test, %" and axes.yaxis_inverted()
+    plain = axes_of(plots.intervals(ARMS[["arm", "mean", "low", "high"]]))
+    assert not any(line.get_linestyle() == "--" for line in plain.lines)
+
+
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_colours_differ_in_a_grey_print(n: int):
+    luminance = np.array(plots._colours(n))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert np.all(np.diff(luminance) > 0.05) and luminance.max() < 0.8

@@ -46,6 +46,10 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         return _fail(verb, str(error), USAGE)
     except Failure as error:
         return _fail(verb, str(error), FAILED)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nothing can be printed, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _fail(verb, "Interrupted.", 130)
     except Exception as error:

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "measure a run on a split: top-1, top-5, per-class table, confusion matrix",
     "predict": "classify picture files with a run",
     "sweep": "train every point of an experiment's sweep() that is not done yet",
+    "reproduce": "the papers' claims, what our runs say about them, and the verdict",
     "cost": "parameters, MACs and activation memory of a configuration, layer by layer",
     "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
     "report": "turn finished runs into committed rows, and rows into the README's tables",

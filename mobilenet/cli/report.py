@@ -3,6 +3,7 @@
     mobilenet report --table=baselines --row=digits --config_file=experiments/baselines/digits.py \
         runs/digits_s0 runs/digits_s1 runs/digits_s2
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
+    mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report                # the README's tables again, from the rows
 """
 
@@ -12,14 +13,19 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import rows
-from mobilenet.analysis import benchmarks, results
-from mobilenet.cli import common
+from mobilenet.analysis import benchmarks, claims, results
+from mobilenet.cli import common, reproduce
+
+# Who makes the README's table of a results file; experiments' rows are the usual ones.
+TABLES = {"benchmark": benchmarks, claims.TABLE: claims}
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
     flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
+    flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
+    flags.DEFINE_string("scale", "cifar", "of the claims' runs to commit", flag_values=values)
     flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
     flags.DEFINE_string("row", "", "name of the row", flag_values=values)
     flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
@@ -51,14 +57,16 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
+        if common.flag(values, "claims"):
+            scale = common.flag(values, "scale")
+            runs = Path(common.flag(values, "claims")) / scale
+            reproduce.add(root, runs, scale, common.flag(values, "remarks"))
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")
             benchmarks.plot(rows.read(measured), directory / "figures" / "benchmark.svg")
         tables = {
-            path.stem: (benchmarks if path.stem == "benchmark" else results).markdown(
-                rows.read(path)
-            )
+            path.stem: TABLES.get(path.stem, results).markdown(rows.read(path))
             for path in sorted(directory.glob("*.csv"))
         }
         readme = root / "README.md"

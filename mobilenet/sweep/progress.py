@@ -27,7 +27,6 @@ class Progress:
     Args:
       points: of the sweep.
       workdir: of the sweep.
-      together: points that train at the same time, for the time that is left.
       show: whether anything is shown.
       stream: where; None is stderr.
     """
@@ -36,14 +35,12 @@ class Progress:
         self,
         points: Sequence[Point],
         workdir: Path,
-        together: int,
         *,
         show: bool = True,
         stream: TextIO | None = None,
     ) -> None:
         self._points = {point.key: point for point in points}
         self._workdir = workdir
-        self._together = max(1, together)
         self._show = show
         self._stream = stream or sys.stderr
         self._summaries: dict[str, dict[str, Any]] = {}  # of points that have ended

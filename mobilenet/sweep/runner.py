@@ -84,7 +84,9 @@ def run(
       Interrupted: by SIGINT or SIGTERM, after points in progress were saved.
     """
     register(points, workdir, retry_failed=retry_failed)
-    with Progress(points, workdir, jobs * lanes, show=progress):
+    left = sum(status in OPEN for status in statuses(points, workdir).values())
+    jobs = max(1, min(jobs, left))
+    with Progress(points, workdir, show=progress):
         if jobs == 1:
             work(points, workdir, lanes=lanes, max_failures=max_failures)
         else:

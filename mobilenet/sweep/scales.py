@@ -14,8 +14,8 @@ from mobilenet.config import Config, ConfigError
 
 SCALES = ("smoke", "cifar", "full", "imagenet")
 
-# Rows of Table 2 at "cifar": at most two bottlenecks a stage, so that four stages have a shortcut
-# (Fig. 6b), and one in the two stages that work on the largest maps.
+# Rows of Table 2 at "cifar": two bottlenecks in most stages, so that there are five shortcuts of
+# either kind (Fig. 6b), and one in the two stages that work on the largest maps.
 CIFAR_REPEATS = (1, 1, 2, 2, 2, 2, 1)
 
 

@@ -148,7 +148,7 @@ def run(
                     point.directory(workdir) / "slurm.json", {"job": submitted.job_id}
                 )
     if wait:
-        with Progress(points, workdir, len(points), show=progress):
+        with Progress(points, workdir, show=progress):
             while any(_job_of(point, workdir) in queued for point in points) or open_points:
                 open_points = []
                 time.sleep(POLL_SECONDS)

@@ -9,13 +9,13 @@ import pytest
 
 from mobilenet import rows
 from mobilenet.analysis import results
-from mobilenet.cli import common
+from mobilenet.cli import common, report
 from mobilenet.cli.main import main
 from mobilenet.config import flatten
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-TABLES = sorted(path for path in RESULTS.glob("*.csv") if path.stem != "benchmark")
+TABLES = sorted(path for path in RESULTS.glob("*.csv") if path.stem not in report.TABLES)
 ROWS = [(path.stem, row) for path in TABLES for row in rows.read(path)]
 
 

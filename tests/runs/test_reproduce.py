@@ -72,7 +72,7 @@ def test_the_list_judges_every_claim(mobilenet: Command, reproduced: tuple[Path,
         assert "  published  " in block and "  ours       " in block and "  verdict    " in block
         assert ("mobilenet reproduce" in block) == bool(claim.experiment)
     assert "2 seeds" in blocks["fig6a"]
-    assert "an arm has no finished run" in blocks["se"]
+    assert "inconclusive: not run" in blocks["se"]  # though one of its arms is Fig. 6a's
     assert "inconclusive: not run" in blocks["fig6b_none"]
     assert "recalled, not read" in blocks["fig6b_none"]
     assert "10 confirmed, 4 contradicted" in listed
@@ -92,6 +92,7 @@ def test_runs_become_rows(reproduced: tuple[Path, str], tmp_path: Path):
     results.mkdir()
     made = reproduce.add(tmp_path, workdir / "smoke", "smoke", "two steps")
     assert rows.read(results / "ablations.csv") == made
+    assert [row["claim"] for row in made] == ["fig6a", "fig6a"]  # the others were not run
     linear = next(row for row in made if row["claim"] == "fig6a")
     assert (linear["arm"], linear["seeds"], linear["epochs"]) == ("linear", "0 1", "0.5")
     assert len(list((results / claims.logs_of("smoke")).glob("*/metrics.jsonl"))) == 4
@@ -119,15 +120,26 @@ def test_other_recipes_are_marked(reproduced: tuple[Path, str]):
     assert trials[1].points[0].config.data.data_dir == str(workdir)
 
 
-def test_runs_that_cannot_train_fail_the_command(mobilenet: Command, tmp_path: Path):
+def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path: Path):
+    override = "--config.train.label_smoothing=0.1"
+    points = tmp_path / "smoke" / "points"
+    experiment = next(claim.experiment for claim in claims.CLAIMS if claim.name == "se")
+    trial = reproduce.load_trial(
+        ROOT, experiment, "smoke", points, {"train.label_smoothing": "0.1"}
+    )
+    for arm in trial.arms.values():
+        for run in arm.runs.values():
+            run.mkdir(parents=True)
+            rundir.write_json(run / "summary.json", {"status": "diverged", "error": "at step 1"})
     failed = mobilenet(
-        "reproduce", "se", "--scale=smoke", f"--workdir={tmp_path}",
-        "--config.optimizer.learning_rate=1e30", ok=False,
-    )  # fmt: skip
-    assert failed.returncode == 1
-    assert "diverged" in failed.stdout
-    assert "inconclusive: an arm has no finished run: SE, seed 0: diverged" in failed.stdout
-    assert "with optimizer.learning_rate=1e30" in failed.stdout
+        "reproduce", "se", "--scale=smoke", f"--workdir={tmp_path}", override, ok=False
+    )
+    assert failed.returncode == 1, failed.stderr
+    shown = " ".join(failed.stdout.split())
+    assert "4 points: 4 diverged" in shown and "not finished: SE, seeds 0 1: diverged" in shown
+    assert "inconclusive: an arm has no finished run: SE, seeds 0 1: diverged" in shown
+    # It is not the scale's own recipe, and says so.
+    assert "with train.label_smoothing=0.1" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from support import ROOT, TINY_SWEEP
 
 from mobilenet import rundir
@@ -37,7 +38,7 @@ def test_a_search_continues_with_the_draws_of_an_undisturbed_one(method: str, tm
     study = optuna.load_study(
         study_name="search",
         storage=optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / "parts/search.journal"))
+            JournalFileBackend(str(tmp_path / "parts/search.journal"))
         ),
     )
     wanted = sorted(whole, key=lambda trial: trial.number)[2].values[RATE]

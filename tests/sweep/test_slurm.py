@@ -117,7 +117,7 @@ def test_a_sweep_of_four_points_with_one_requeued(
     cluster: Path, tiny_points: list[Point], tmp_path: Path
 ):
     # The first is long enough to be caught in the middle, and saves only when it is told to stop.
-    long = {"train.num_epochs": 1500.0, "checkpoint.every_steps": 1000000, "eval.every_epochs": 0.0}
+    long = {"train.num_epochs": 400.0, "checkpoint.every_steps": 1000000, "eval.every_epochs": 0.0}
     chosen = [_with(tiny_points[0], long), *tiny_points[1:4]]
     caught = chosen[0]
     settings = slurm.parse(["cpus=1", "time=60"])
@@ -132,8 +132,12 @@ def test_a_sweep_of_four_points_with_one_requeued(
     wait_for(lambda: metrics.exists() and metrics.read_text(), 180, "a step of the first point")
     job = slurm._job_of(caught, tmp_path)
     assert job is not None
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    # It signals again while the job that is queued again cannot be signalled, and then complains.
+    scancel = subprocess.Popen(["scancel", "--signal=USR2", job], stderr=subprocess.DEVNULL)
     wait_for(lambda: "Restarts=1" in control("show", "job", job), 120, "requeueing")
+    scancel.kill()
+    scancel.wait()
+    assert rundir.status(caught.directory(tmp_path)) == "interrupted"
     # Slurm holds a job that is queued again for two minutes.
     outcome = slurm.run(chosen, tmp_path, settings=settings, progress=False)
     assert outcome.done == [p.key for p in chosen]

@@ -1,0 +1,40 @@
+"""The last 1x1 convolution. Asks: is it worth keeping wide in a narrow network?
+
+Sandler et al. 2018, arXiv 1801.04381, section 4: a width multiplier below 1 is applied to all
+layers but the last convolution, which keeps its 1280 channels; this improves small networks.
+
+Claims: head
+Run:    mobilenet sweep --config=experiments/ablations/head.py --workdir=runs/head
+        mobilenet reproduce head --scale=full --workdir=runs/reproduce
+Result: experiments/results/ablations.csv
+"""
+
+from mobilenet.sweep import scales
+from mobilenet.sweep.space import product, seeds
+
+
+def get_config(arg=""):
+    return scales.base(arg)
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    widths = (0.25,) if scales.name_of(arg) == "smoke" else (0.35, 0.5)
+    return {
+        f"width {width}, head {word}": {
+            "model.width_multiplier": width,
+            "model.shrink_head": word == "thinned",
+        }
+        for width in widths
+        for word in ("kept", "thinned")
+    }
+
+
+def contrasts(arg=""):
+    """Claim -> the arm that it says is better, and the arm that it is compared with."""
+    kept, thinned = list(arms(arg))[:2]  # of the narrowest network
+    return {"head": (kept, thinned)}
+
+
+def sweep(arg=""):
+    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

@@ -30,6 +30,10 @@ class RunDirectoryError(RuntimeError):
     """A run directory that cannot be used; the message says why and what to do."""
 
 
+class InUseError(RunDirectoryError):
+    """Another process holds the run directory."""
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -66,7 +70,8 @@ def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
       wait: until another process lets go of it, rather than raise.
 
     Raises:
-      RunDirectoryError: another process is training in it.
+      InUseError: another process is training in it.
+      RunDirectoryError: it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,7 @@ def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if last:
-                    raise RunDirectoryError(
+                    raise InUseError(
                         f"Another process is training in {workdir}; wait for it, or give another "
                         "--workdir."
                     ) from None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mobilenet import build, rundir
-from mobilenet.rundir import RunDirectoryError
+from mobilenet.rundir import InUseError, RunDirectoryError
 from mobilenet.sweep.points import Point, write_plan
 from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop
@@ -103,7 +103,7 @@ def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = Fal
         if not (directory / "point.json").exists():
             _record(point, directory, None)
         elif retry_failed and rundir.status(directory) == "failed":
-            with contextlib.suppress(RunDirectoryError), rundir.locked(directory):
+            with contextlib.suppress(InUseError), rundir.locked(directory):
                 _record(point, directory, None)
                 (directory / "summary.json").unlink(missing_ok=True)
 
@@ -147,42 +147,46 @@ def work(
     groups = list(shapes.values())
     first = int(offset * len(groups))
     groups = groups[first:] + groups[:first]
-    failed_before = sum(status == "failed" for status in statuses(points, workdir).values())
+
+    def failed() -> int:
+        return sum(status == "failed" for status in statuses(points, workdir).values())
+
+    failed_before = failed() if max_failures else 0
     shared = build.Shared()
     for group in groups:
+        candidates = iter(group)
         while True:
-            failed = sum(status == "failed" for status in statuses(points, workdir).values())
-            if max_failures and failed - failed_before >= max_failures:
+            if max_failures and failed() - failed_before >= max_failures:
                 return
             with contextlib.ExitStack() as stack:
-                taken = list(_take(group, workdir, lanes, stack))
+                taken = list(_take(candidates, workdir, lanes, stack))
                 if not taken:
                     break
                 train(taken, workdir, shared)
 
 
 def _take(
-    group: Sequence[Point], workdir: Path, count: int, stack: contextlib.ExitStack
+    candidates: Iterator[Point], workdir: Path, count: int, stack: contextlib.ExitStack
 ) -> Iterator[Point]:
-    """Locks up to `count` open points until the stack is left."""
-    for point in group:
-        if count == 0:
-            return
+    """Locks the next open points, at most `count`, until the stack is left."""
+    for point in candidates:
         directory = point.directory(workdir)
         if rundir.status(directory) not in OPEN:
             continue
         lock = contextlib.ExitStack()
         try:
             lock.enter_context(rundir.locked(directory))
-        except RunDirectoryError:
+        except InUseError:
             continue  # another worker was faster
         # Asked before the lock was held: it may have been finished in between.
         if rundir.status(directory, held=True) not in OPEN:
             lock.close()
             continue
         stack.enter_context(lock)
-        count -= 1
         yield point
+        count -= 1
+        if count == 0:
+            return
 
 
 def train(

@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 
 from mobilenet import build, rundir
 from mobilenet.config import Config, ConfigError
-from mobilenet.rundir import RunDirectoryError
+from mobilenet.rundir import InUseError
 from mobilenet.sweep import points as points_lib
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
@@ -240,7 +240,7 @@ def _next(
         with _alone(workdir):
             for left in study.get_trials(states=(TrialState.RUNNING,)):
                 with (
-                    contextlib.suppress(RunDirectoryError),
+                    contextlib.suppress(InUseError),
                     rundir.locked(_hold(workdir, left.number)),
                 ):
                     # Nobody trains it any more. The same values again find the same run

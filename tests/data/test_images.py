@@ -2,6 +2,8 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,13 +277,157 @@ def test_views_of_other_formats_are_exact(encode):
     np.testing.assert_array_equal(images.load_eval_view_or_same(encode(square), size=32), square)
 
 
+def _pillow(data: bytes, channels: int = 3, scale: int = 1) -> np.ndarray:
+    """What Pillow alone makes of a file."""
+    with Image.open(io.BytesIO(data)) as image:
+        if scale > 1:
+            image.draft(image.mode, (image.width // scale, image.height // scale))
+        array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def _photograph(grey: bool = False) -> np.ndarray:
+    """A scene with the noise of a sensor: every coefficient of its JPEG is in use."""
+    noise = np.random.default_rng(1).normal(0, 12, (201, 307, 3))
+    photo = (_photo(201, 307) + noise).clip(0, 255).astype(np.uint8)
+    return photo[:, :, 0] if grey else photo
+
+
+_JPEGS = {
+    "4:2:0": {},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "rgb": {"keep_rgb": True},
+    "restarts": {"restart_marker_blocks": 4},
+    "grey": {},
+}
+
+
+@pytest.mark.parametrize("kind", _JPEGS)
+def test_plain_jpegs_have_pillows_pixels(encode, kind):
+    data = encode(_photograph(kind == "grey"), "JPEG", quality=85, **_JPEGS[kind])
+    for channels in (1, 3):
+        np.testing.assert_array_equal(images.decode_image(data, channels), _pillow(data, channels))
+        for scale in (2, 4, 8):
+            reduced = images._decode(data, channels, lambda width, height, by=scale: by)
+            assert (reduced.full_width, reduced.full_height, reduced.factor) == (307, 201, scale)
+            np.testing.assert_array_equal(reduced.picture, _pillow(data, channels, scale))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert images._decode_plain_jpeg(data, opened, 3) is not None
+
+
+def test_other_jpegs_are_left_to_pillow(encode):
+    cmyk = encode(Image.fromarray(_photograph()).convert("CMYK"), "JPEG")
+    for data, channels in ((cmyk, 3), (cmyk, 1), (encode(_photograph(), "JPEG"), 1)):
+        with Image.open(io.BytesIO(data)) as opened:
+            assert images._decode_plain_jpeg(data, opened, channels) is None
+        np.testing.assert_array_equal(images.decode_image(data, channels), _pillow(data, channels))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_jpegs_are_unreadable(encode, progressive):
+    data = encode(_photograph(), "JPEG", quality=85, progressive=progressive)
+    for kept in (0.3, 0.6, 0.9, 0.99):
+        part = data[: int(len(data) * kept)]
+        with pytest.raises(images.UnreadableImage, match="truncated"):
+            images.decode_image(part)
+        with pytest.raises(images.UnreadableImage, match="truncated"):
+            images.load_train_view(part, size=16, rng=np.random.default_rng(0))
+
+
+def test_damaged_jpegs_are_what_pillow_makes_of_them(encode, capfd):
+    data = encode(_photograph(), "JPEG", quality=85)
+    scan = data.index(b"\xff\xda") + 14
+    # The libjpeg of OpenCV makes grey of this, without an error: a marker that no JPEG has.
+    marker = data[: scan + 40] + b"\xff\xf9" + data[scan + 42 :]
+    with pytest.raises(images.UnreadableImage, match="broken data stream"):
+        images.decode_image(marker)
+    for damaged in (
+        data[: scan + 3000] + bytes(500) + data[scan + 3500 :],
+        data[: scan + 3000] + data[scan + 3500 :],
+        data + b"\0" * 100,
+    ):
+        np.testing.assert_array_equal(images.decode_image(damaged), _pillow(damaged))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((7, 3, 37, 33), 48),  # grows
+        ((7, 3, 79, 63), 56),  # shrinks a little: interpolated
+        ((11, 2, 121, 112), 24),  # shrinks much: averaged
+        ((0, 5, 125, 20), 32),  # shrinks in width, grows in height
+        ((9, 0, 25, 120), 32),  # the other way round
+        ((20, 30, 52, 62), 32),  # neither
+    ],
+)
+def test_training_resize_has_half_pixel_centres(box, size):
+    y, x = np.mgrid[:128, :128]
+    ramps = np.stack([2 * x, 2 * y, 255 - 2 * x], -1).astype(np.uint8)
+    got = images._resize_box(ramps, box, size)
+
+    def centres(first: int, end: int) -> np.ndarray:
+        inside = first + (np.arange(size) + 0.5) * (end - first) / size - 0.5
+        return inside.clip(first, end - 1)  # beyond the last centre its value is repeated
+
+    across, down = np.meshgrid(centres(box[0], box[2]), centres(box[1], box[3]))
+    expected = np.stack([2 * across, 2 * down, 255 - 2 * across], -1)
+    np.testing.assert_allclose(got, expected, atol=1)  # OpenCV interpolates in fixed point
+
+
+def test_training_resize_averages_when_it_shrinks():
+    stripes = np.zeros((50, 900, 1), np.uint8)
+    stripes[:, ::2] = 200
+    for image, box in ((stripes, (0, 0, 900, 50)), (stripes.transpose(1, 0, 2), (0, 0, 50, 900))):
+        got = images._resize_box(image, box, 100)  # one side shrinks to a ninth, one grows
+        assert got.shape == (100, 100, 1)
+        assert set(np.unique(got)) == {89, 111}  # four and five of nine pixels are 200
+
+
+def test_reduced_training_crops_lie_where_the_full_ones_do(encode):
+    x = np.arange(1600) * (255 / 1599)
+    ramp = np.repeat(np.tile(x, (1200, 1))[:, :, None], 3, axis=2).round().astype(np.uint8)
+    data = encode(ramp, "JPEG", quality=95)
+    for seed in range(6):
+        got = images.load_train_view(
+            data, size=40, rng=np.random.default_rng(seed), scale=(0.05, 1.0)
+        )
+        box = images.random_box(1600, 1200, np.random.default_rng(seed), (0.05, 1.0))
+        pixel = (box[2] - box[0]) / 40
+        expected = (box[0] + (np.arange(40) + 0.5) * pixel - 0.5) * (255 / 1599)
+        np.testing.assert_allclose(got[1:-1, 1:-1, 1].mean(0), expected[1:-1], atol=1)
+
+
+def test_training_views_depend_on_the_generator_alone(encode):
+    files = [encode(_photograph(), "JPEG", quality=q) for q in range(60, 92, 2)]
+
+    def view(seed: int) -> np.ndarray:
+        return images.load_train_view(files[seed], size=96, rng=np.random.default_rng(seed))
+
+    alone = [view(seed) for seed in range(len(files))]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(view, range(len(files))), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_training_views_of_arrays_are_copies():
+    image = np.zeros((8, 8, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    view = images.load_train_view(image, size=8, rng=rng, scale=(1, 1), ratio=(1, 1))
+    view[:] = 9
+    assert not image.any()
+
+
 def test_real_photographs(flowers_dir):
     differences = []
-    for path in sorted((flowers_dir / "test" / "daisy").iterdir())[:10]:
+    flowers = sorted((flowers_dir / "test" / "daisy").iterdir())[:10]
+    others: list[Path] = sorted((flowers_dir.parent / "imagenet_samples").rglob("*.*p*g"))
+    for path in flowers + others:  # some of the others are grey or carry EXIF
         data = path.read_bytes()
         full = images.decode_image(data, 3)
-        with Image.open(io.BytesIO(data)) as opened:
-            np.testing.assert_array_equal(full, np.asarray(opened.convert("RGB")))
+        np.testing.assert_array_equal(full, _pillow(data), str(path))
         fast = images.load_eval_view(data, size=32).astype(int)
         differences.append(np.abs(fast - images.evaluation_view(full, 32)).mean())
     assert max(differences) < 2.0

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from support import TINY
 
-from mobilenet import build
+from mobilenet import build, experiment
 from mobilenet import config as config_lib
-from mobilenet.cli import common
 from mobilenet.config import ConfigError
 from mobilenet.train import loop
 
@@ -22,7 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def tiny(**overrides: Any) -> Any:
-    config = common.load_config(str(TINY), {})
+    config = experiment.load_config(str(TINY), {})
     config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
     return config
 
@@ -104,7 +103,8 @@ def test_initial_variables_follow_the_seed():
 
 def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    example = readme.split("```python\n")[1].split("```")[0]
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    (example,) = [block for block in blocks if "read_checkpoint" in block]
     workdir = tmp_path / "runs" / "c10"
     workdir.mkdir(parents=True)
     config = tiny(train__num_epochs=0.125)

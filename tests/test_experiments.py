@@ -5,10 +5,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from support import TINY, TINY_SWEEP
 
 from mobilenet import build
 from mobilenet import config as config_lib
-from mobilenet.cli import common
+from mobilenet.config import ConfigError
+from mobilenet.experiment import load_config, load_module, load_sweep
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS
 from mobilenet.train import loop
 
@@ -25,7 +27,7 @@ def test_there_are_experiments_and_the_base_table_is_the_papers():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_experiments_are_valid_and_documented(path: Path):
-    config = common.load_config(str(path), {})
+    config = load_config(str(path), {})
     config_lib.validate(config)
     config_lib.validate(config, devices=2)
     assert config_lib.to_json(config_lib.from_json(config_lib.to_json(config))) == (
@@ -38,13 +40,42 @@ def test_experiments_are_valid_and_documented(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_smoke_forms_train(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    config = common.load_config(f"{path}:smoke", {})
+    config = load_config(f"{path}:smoke", {})
     workdir = tmp_path / "run"
     workdir.mkdir()
     summary = loop.train(build.build(config, workdir), workdir)
     assert summary["status"] == "done" and summary["step"] == 2
     assert json.loads((workdir / "summary.json").read_text())["test"]["examples"] == 360
     jax.clear_caches()
+
+
+def test_sweeps_get_the_argument_behind_the_colon():
+    assert len(load_sweep(str(TINY_SWEEP))) == 12
+    (searched,) = load_sweep(f"{TINY_SWEEP}:search")
+    assert list(searched) == ["optimizer.learning_rate"]
+
+
+def test_overrides_are_text_that_takes_the_keys_type():
+    config = load_config(
+        f"{TINY}:smoke",
+        {"model.remat": "TRUE", "model.stage_strides": "[2, 1]", "data.name": "1", "seed": "7"},
+    )
+    assert (config.model.remat, config.model.stage_strides) == (True, (2, 1))
+    assert (config.data.name, config.seed) == ("1", 7)
+
+
+def test_files_that_are_no_experiments_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is 'no.py', which is not a file"):
+        load_module("no.py:smoke")
+    with pytest.raises(ConfigError, match=r"README.md is not Python: its name must end in .py"):
+        load_module(str(ROOT / "README.md"))
+    with pytest.raises(ConfigError, match=r"tiny.py has no sweep\(\); it must return a list"):
+        load_sweep(str(TINY))
+    broken = tmp_path / "broken.py"
+    for text, message in (("x = 1", "it needs get_config"), ("def (", "is not Python: invalid")):
+        broken.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_module(str(broken))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +86,12 @@ def test_smoke_forms_train(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_imagenet_baselines_are_the_papers_network(name: str, params: int, macs: int):
-    config = common.load_config(str(ROOT / f"experiments/baselines/{name}.py"), {})
+    config = load_config(str(ROOT / f"experiments/baselines/{name}.py"), {})
     totals = build.cost.totals(build.layer_costs(config, 1000))
     assert (totals.params, totals.macs) == (params, macs)
 
 
 def test_cifar10_baseline_is_the_published_network():
-    config = common.load_config(str(ROOT / "experiments/baselines/cifar10.py"), {})
+    config = load_config(str(ROOT / "experiments/baselines/cifar10.py"), {})
     totals = build.cost.totals(build.layer_costs(config, 10))
     assert (totals.params, totals.macs) == (2_236_682, 87_976_448)

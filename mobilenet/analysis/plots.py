@@ -131,7 +131,8 @@ def learning_curves(
     Args:
       metrics: of `load_runs`; only the runs of `runs_frame` are drawn.
       runs_frame: of `load_runs`, or `Runs.done`, or any part of it; needs `seed` and `by`.
-      by: column whose values are told apart.
+      by: column whose values are told apart; lines are ordered by them, those of a categorical
+        column as its categories are.
       metric, split: as in `metrics`, such as "loss" and "train".
 
     Returns:
@@ -156,7 +157,7 @@ def learning_curves(
     values = [None if stats.is_missing(v) else v for v in runs_frame[by].tolist()]
     name, scale = METRICS.get(metric, (metric, 1.0))
     figure, axes = _figure(6.0, 4.0)
-    levels = stats.levels(values)
+    levels = _levels(runs_frame[by], values)
     for level, colour, marker in zip(
         levels, _colours(len(levels)), _markers(len(levels)), strict=True
     ):
@@ -367,7 +368,7 @@ def intervals(table: Frame, *, label: str = TOP1) -> Figure:
       ValueError: a column that is missing.
     """
     stats.require(table, ["arm", "mean", "low", "high"])
-    figure, axes = _figure(5.6, 1.1 + 0.36 * len(table))
+    figure, axes = _rows(table["arm"], table.get("n"))
     dark = _colours(1)[0]
     places = np.arange(len(table))
     marked = np.zeros(len(table), dtype=bool)
@@ -380,14 +381,56 @@ def intervals(table: Frame, *, label: str = TOP1) -> Figure:
         axes.errorbar(
             100 * part["mean"], places[chosen], xerr=_bars(part), **{**_points(dark), **style}
         )
-    arms = [_text(arm) for arm in table["arm"]]
-    if "n" in table.columns:
-        arms = [f"{arm} (n = {n:g})" for arm, n in zip(arms, table["n"], strict=True)]
-    axes.set_yticks(places, arms)
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
     axes.set_xlabel(label)
     return figure
+
+
+def differences(table: Frame) -> Figure:
+    """Differences of accuracy with their intervals, one below the other, and a line at zero.
+
+    Args:
+      table: columns contrast ("A against B", its difference being A - B), mean, low, high
+        (fractions; NaN ends draw no bar), and optionally n (common seeds, written beside the
+        contrast) and margin (a fraction: accuracies that differ by less count as equal, a grey box
+        around zero; NaN draws none). Drawn in the table's order.
+
+    Raises:
+      ValueError: a column that is missing.
+    """
+    stats.require(table, ["contrast", "mean", "low", "high"])
+    figure, axes = _rows(table["contrast"], table.get("n"))
+    places = np.arange(len(table))
+    axes.axvline(0, color="0.2", linewidth=0.8, zorder=1)
+    if "margin" in table.columns:
+        known = table["margin"].notna().to_numpy()
+        margin = 100 * table["margin"][known]
+        axes.barh(places[known], 2 * margin, left=-margin, height=0.7, color="0.85", zorder=0)
+    axes.errorbar(100 * table["mean"], places, xerr=_bars(table), **_points(_colours(1)[0]))
+    axes.set_xlabel("difference of top-1, percentage points")
+    return figure
+
+
+def _rows(names: Column, seeds: Column | None) -> tuple[Figure, Axes]:
+    """A figure with a named row for each of `names`, from the top, and how many seeds it has."""
+    texts = [_text(name) for name in names]
+    if seeds is not None:
+        texts = [f"{text} (n = {n:g})" for text, n in zip(texts, seeds, strict=True)]
+    # Long names leave the axes their width.
+    width = max(5.6, 3.6 + 0.07 * max(map(len, texts), default=0))
+    figure, axes = _figure(width, 1.1 + 0.36 * len(names))
+    axes.set_yticks(np.arange(len(names)), texts)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return figure, axes
+
+
+def _levels(column: Column, values: Sequence[Any]) -> list[Any]:
+    """The distinct values of a column, in the order of its categories if it has any."""
+    levels = stats.levels(values)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        order = list(column.dtype.categories)
+        levels.sort(key=lambda level: len(order) if level is None else order.index(level))
+    return levels
 
 
 def _figure(
@@ -435,11 +478,16 @@ def _check_drawable(frame: Frame, cost: str) -> None:
 
 
 def _name_points(axes: Axes, costs: Column, frame: Frame, label: str, colour: Any) -> None:
-    for x, mean, name in zip(costs, frame["mean"], frame[label], strict=True):
+    """Names points below and right of them; left and above where another is close on the right."""
+    places = np.log(costs.to_numpy(dtype=np.float64))
+    near = 0.08 * np.ptp(places)
+    for x, place, mean, name in zip(costs, places, frame["mean"], frame[label], strict=True):
+        crowded = np.any((places > place) & (places < place + near))
         axes.annotate(
             _text(name),
             (x, 100 * mean),
-            xytext=(6, -10),
+            xytext=(-5, 4) if crowded else (6, -10),
+            ha="right" if crowded else "left",
             textcoords="offset points",
             fontsize=8,
             color=colour,

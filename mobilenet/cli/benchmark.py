@@ -16,6 +16,7 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet.cli import common
+from mobilenet.experiment import load_config, load_module
 
 
 def define(values: flags.FlagValues) -> None:
@@ -49,7 +50,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         raise common.UsageError(
             f"--subjects has {unknown[0]!r}; allowed are {', '.join(subjects.NAMES)}."
         )
-    described = getattr(common.load_module(path), "cases", None)
+    described = getattr(load_module(path), "cases", None)
     entries = (
         described()
         if described
@@ -61,7 +62,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     cases = []
     for entry in entries:
         entry = dict(entry)
-        config = common.load_config(path, overrides)
+        config = load_config(path, overrides)
         config_lib.update(config, entry.pop("overrides", {}))
         config_lib.validate(config)
         if chosen:

@@ -1,21 +1,19 @@
-"""What the verbs share: flags, configurations from files and run directories, errors."""
+"""What the verbs share: flags, overrides, errors and their exit codes."""
 
-import ast
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from mobilenet import config as config_lib
 from mobilenet.cli.main import DIVERGED, FAILED, USAGE
-from mobilenet.config import Config, ConfigError
+from mobilenet.config import ConfigError
+
+# Found here too: most verbs need no more of an experiment file.
 
 
 class UsageError(ValueError):
@@ -62,6 +60,7 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
 
 def _expected(error: Exception) -> int | None:
     """The exit code of errors that explain themselves; None for bugs: they keep their traceback."""
+    from mobilenet.analysis.results import ResultError
     from mobilenet.data.datasets import DatasetError
     from mobilenet.data.images import UnreadableImage
     from mobilenet.rundir import RunDirectoryError
@@ -72,7 +71,7 @@ def _expected(error: Exception) -> int | None:
         return 128 + error.signum
     if isinstance(error, Diverged):
         return DIVERGED
-    if isinstance(error, DatasetError | UnreadableImage | EmptySplitError):
+    if isinstance(error, DatasetError | UnreadableImage | EmptySplitError | ResultError):
         return USAGE
     if isinstance(error, CheckpointError | RunDirectoryError):
         return FAILED
@@ -126,78 +125,6 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             position += 1
         overrides[key] = value
     return rest, overrides
-
-
-def convert(config: Config, key: str, text: str) -> Any:
-    """An override's text as a value of the key's type.
-
-    Raises:
-      ConfigError: an unknown key, or text that is no value of its type.
-    """
-    known = dict(config_lib.flatten(config))
-    if key not in known:
-        raise ConfigError(config_lib.unknown_key(config, key))
-    current = known[key]
-    if isinstance(current, bool):
-        lowered = text.lower()
-        if lowered not in ("true", "false", "1", "0"):
-            raise ConfigError(f"{key} is {text!r}; it must be true or false.")
-        return lowered in ("true", "1")
-    if isinstance(current, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(current, tuple) and not isinstance(value, tuple | list):
-        raise ConfigError(f"{key} is {text!r}; it must be a tuple, such as (1, 2).")
-    return list(value) if isinstance(value, tuple | list) else value
-
-
-def load_module(path: str) -> types.ModuleType:
-    """Executes `file.py` or `file.py:arg`, an experiment.
-
-    Raises:
-      UsageError: no such file, or not one that defines an experiment.
-    """
-    file = path.partition(":")[0]
-    if not Path(file).is_file():
-        raise UsageError(f"--config is {file!r}, which is not a file; experiments/ has examples.")
-    spec = importlib.util.spec_from_file_location("experiment_config", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        _ = module.get_config
-    except AttributeError as error:
-        raise UsageError(f"--config={file}: {error}; it needs get_config(arg='').") from error
-    except SyntaxError as error:
-        raise UsageError(f"--config={file} is not Python: {error}.") from error
-    return module
-
-
-def load_config(path: str, overrides: dict[str, str]) -> Config:
-    """Executes `file.py` or `file.py:arg` and applies overrides.
-
-    Raises:
-      UsageError: as `load_module`.
-      ConfigError: what the file or an override sets cannot be.
-    """
-    module = load_module(path)
-    file, _, arg = path.partition(":")
-    try:
-        config = module.get_config(arg)
-    except (AttributeError, KeyError, TypeError) as error:
-        # A locked ConfigDict reports a misspelt key this way, with the nearest one in its text.
-        text = " ".join(str(error).strip("'\"").split())
-        raise ConfigError(f"{file}: {text}") from error
-    override(config, overrides)
-    return config
-
-
-def override(config: Config, overrides: dict[str, str]) -> None:
-    """Applies the command line's `--config.KEY=VALUE` in place; ConfigError as `convert`."""
-    config_lib.update(config, {k: convert(config, k, v) for k, v in overrides.items()})
 
 
 def flag(values: flags.FlagValues, name: str) -> Any:

@@ -10,6 +10,7 @@ import json
 from absl import flags
 
 from mobilenet import config as config_lib
+from mobilenet import experiment
 from mobilenet.cli import common
 from mobilenet.models import cost
 
@@ -24,7 +25,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     """Runs the verb."""
     common.refuse_arguments(rest)
     path = common.require(values, "config", "experiments/baselines/digits.py")
-    config = common.load_config(path, overrides)
+    config = experiment.load_config(path, overrides)
     config_lib.validate(config)
 
     from mobilenet import build

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
+from mobilenet import experiment, rundir
 from mobilenet.cli import common
 from mobilenet.train.metrics import Evaluation
 
@@ -34,7 +34,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = rundir.read_config(workdir)
-    common.override(config, overrides)
+    experiment.override(config, overrides)
     changed = config_lib.differences(rundir.read_config(workdir), config)
     if changed:
         raise config_lib.ConfigError(

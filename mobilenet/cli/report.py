@@ -14,7 +14,7 @@ from absl import flags
 
 from mobilenet import rows
 from mobilenet.analysis import benchmarks, claims, results
-from mobilenet.cli import common, reproduce
+from mobilenet.cli import common
 
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
 TABLES = {"benchmark": benchmarks, claims.TABLE: claims}
@@ -58,9 +58,11 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
         if common.flag(values, "claims"):
+            from mobilenet import reproduction  # with JAX, which tables need not wait for
+
             scale = common.flag(values, "scale")
             runs = Path(common.flag(values, "claims")) / scale
-            reproduce.add(root, runs, scale, common.flag(values, "remarks"))
+            reproduction.add(root, runs, scale, common.flag(values, "remarks"))
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")
@@ -71,7 +73,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         }
         readme = root / "README.md"
         readme.write_text(results.render(readme.read_text(), tables))
-    except (results.ResultError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise common.UsageError(str(error)) from error
     print(f"README tables: {', '.join(tables)}")
     return 0

@@ -14,7 +14,6 @@ change every point. A search draws a value for each range of the sweep (`mobilen
 scores validation top-1, and prunes hopeless trials; several of the same command at once share it.
 """
 
-import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from absl import flags
 from mobilenet.cli import common
 from mobilenet.cli.main import DIVERGED, FAILED
 from mobilenet.config import Config
+from mobilenet.experiment import load_config, load_sweep
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.points import Point
@@ -74,9 +74,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import runtime
     from mobilenet.sweep import listing, points, runner
 
+    config, changes = load_config(path, overrides), load_sweep(path)
     if common.flag(values, "search"):
-        return search(values, common.load_config(path, overrides), load_sweep(path), workdir)
-    planned = points.points_of(common.load_config(path, overrides), load_sweep(path))
+        return search(values, config, changes, workdir)
+    planned = points.points_of(config, changes)
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir))
         return 0
@@ -164,19 +165,3 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
             print(f"  validation top-1 {100 * trial.score:.2f} %: {points.describe(trial.values)}")
     print(f"sweep directory: {workdir}")
     return FAILED if counts["fail"] else 0
-
-
-def load_sweep(path: str) -> list[dict]:
-    """The overrides that an experiment file's `sweep()` returns.
-
-    Raises:
-      UsageError: it has none.
-    """
-    file, _, arg = path.partition(":")
-    sweep = getattr(common.load_module(path), "sweep", None)
-    if sweep is None:
-        raise common.UsageError(
-            f"--config={file} has no sweep(); it must return a list of overrides, as "
-            "experiments/ablations/expansion.py does."
-        )
-    return list(sweep(arg) if inspect.signature(sweep).parameters else sweep())

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
+from mobilenet import experiment, rundir
 from mobilenet.cli import common
 from mobilenet.cli.main import STARTED
 
@@ -32,10 +32,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if common.flag(values, "config"):
-        config = common.load_config(common.flag(values, "config"), overrides)
+        config = experiment.load_config(common.flag(values, "config"), overrides)
     elif (workdir / "config.json").exists():
         config = rundir.read_config(workdir)
-        common.override(config, overrides)
+        experiment.override(config, overrides)
     else:
         raise common.UsageError(
             "--config is missing; for example --config=experiments/baselines/digits.py (a run "

@@ -2,7 +2,8 @@
 
 Counting follows the released MobileNetV2 code: one MAC is one multiply-add of a convolution, dense
 or squeeze-and-excitation layer; batch normalisation, activations, pooling, gating and the shortcut
-addition are not counted. Golden values for every count are in `tests/models/reference/`.
+addition are not counted. Golden values for every count are in `tests/models/reference/` and
+`experiments/reference/`.
 """
 
 import dataclasses

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mobilenet import rows
+from mobilenet import reproduction, rows
 from mobilenet.analysis import analytic, claims, results
 from mobilenet.analysis.claims import Arm, Claim, judge
 from mobilenet.analysis.results import ResultError
-from mobilenet.cli import common, reproduce
+from mobilenet.experiment import load_module
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -150,7 +150,7 @@ def test_every_claim_can_be_checked():
         else:
             assert claim.check in ("higher", "equivalent")
             assert (claim.margin > 0) == (claim.check == "equivalent")
-            module = common.load_module(str(ROOT / claim.experiment))
+            module = load_module(str(ROOT / claim.experiment))
             assert claim.name in module.contrasts("cifar")
             assert f"{claim.name}" in (module.__doc__ or "")
     assert set(analytic.CHECKS) == {c.name for c in claims.CLAIMS if c.check == "analytic"}
@@ -182,7 +182,7 @@ def test_published_differences_are_those_of_the_reference():
 
 @pytest.fixture(scope="module")
 def findings() -> dict[str, analytic.Finding]:
-    return reproduce.findings(ROOT)
+    return reproduction.findings(ROOT)
 
 
 def test_arithmetic_confirms_the_paper_but_where_it_contradicts_itself(
@@ -202,7 +202,7 @@ class Changed:
     """The network with a mistake in it."""
 
     def __init__(self, **model: Any) -> None:
-        self._right, self._model = reproduce.Measure(), model
+        self._right, self._model = reproduction.Measure(), model
 
     def network(self, resolution: int = 224, **model: Any) -> analytic.Network:
         return self._right.network(resolution, **{**self._model, **model})
@@ -241,7 +241,7 @@ def test_arithmetic_sees_mistakes(name: str, mistake: dict[str, Any]):
 
 def test_missing_reference_files_are_named(tmp_path: Path):
     with pytest.raises(analytic.MissingReference, match="architecture.csv has no row with any"):
-        analytic.CHECKS["table2"](reproduce.Measure(), tmp_path)
+        analytic.CHECKS["table2"](reproduction.Measure(), tmp_path)
 
 
 # -------------------------------------------------------------------- runs, rows and the README
@@ -405,7 +405,7 @@ def test_committed_rows_follow_from_their_logs(scale: str):
     expected = [row for row in COMMITTED if row["scale"] == scale]
     again = [
         row
-        for claim, arms, contrast in reproduce.collect(
+        for claim, arms, contrast in reproduction.collect(
             ROOT, RESULTS / claims.logs_of(scale), scale
         )
         if claims.was_run(arms, contrast)

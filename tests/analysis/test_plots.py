@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mobilenet.analysis import plots, stats
 from mobilenet.analysis.runs import load_runs
 
-LOGS = Path(__file__).parents[2] / "experiments" / "results" / "logs"
+LOGS = Path(__file__).parents[2] / "experiments" / "results" / "logs" / "baselines"
 
 SUMMARY = pd.DataFrame(
     {
@@ -63,6 +63,16 @@ ARMS = pd.DataFrame(
         "baseline": [True, False, False],
     }
 )
+CONTRASTS = pd.DataFrame(
+    {
+        "contrast": ["linear against relu6", "t = 10 against t = 6", "SE against none"],
+        "mean": [0.05, -0.01, 0.02],
+        "low": [0.03, -0.015, np.nan],
+        "high": [0.07, -0.005, np.nan],
+        "margin": [np.nan, 0.01, np.nan],
+        "n": [3, 3, 1],
+    }
+)
 COUNTS = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
 
 
@@ -79,6 +89,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "confusion_matrix": lambda: plots.confusion_matrix(COUNTS, ["cat", "dog", "bird"]),
     "figure5": lambda: plots.figure5(PUBLISHED, OURS),
     "intervals": lambda: plots.intervals(ARMS),
+    "differences": lambda: plots.differences(CONTRASTS),
 }
 
 
@@ -154,6 +165,13 @@ def test_pareto():
     assert axes.get_ylabel() == "top-1, %"
 
 
+def test_pareto_names_close_points_on_either_side():
+    close = SUMMARY.assign(macs=[60.5e6, 30e6, 60e6, 10e6])
+    axes = axes_of(plots.pareto(close, "macs", label="width"))
+    sides = {text.get_text(): text.get_horizontalalignment() for text in axes.texts}
+    assert sides == {"1": "left", "0.75": "right", "0.5": "left", "0.25": "left"}
+
+
 def test_pareto_takes_any_cost_and_refuses_what_a_log_axis_cannot_show():
     renamed = SUMMARY.rename(columns={"macs": "latency_ms"})
     axes = axes_of(plots.pareto(renamed, "latency_ms", label="width"))
@@ -193,6 +211,19 @@ def test_learning_curves_are_means_and_intervals_over_seeds():
     assert at_first.min() == pytest.approx(100 * expected.low)
     assert at_first.max() == pytest.approx(100 * expected.high)
     assert axes.get_ylabel() == "validation top-1, %"
+
+
+def test_learning_curves_keep_the_order_of_categories():
+    metrics = recorded({"a": [0.5], "b": [0.6], "c": [0.7], "d": [0.8]})
+    arms = pd.Categorical(["t = 10", "t = 2", None, "t = 1"], ["t = 1", "t = 2", "t = 5", "t = 10"])
+    frame = pd.DataFrame({"seed": 0, "arm": arms}, index=pd.Index(["a", "b", "c", "d"]))
+    axes = axes_of(plots.learning_curves(metrics, frame, "arm"))
+    shown = ["t = 1 (n = 1)", "t = 2 (n = 1)", "t = 10 (n = 1)", "None (n = 1)"]
+    assert list(lines(axes)) == shown
+    assert lines(axes)["t = 10 (n = 1)"] == pytest.approx(np.array([[1, 50]]))
+    # Without categories texts are in the alphabet's order.
+    plain = axes_of(plots.learning_curves(metrics, frame.astype({"arm": object}), "arm"))
+    assert list(lines(plain)) == [shown[0], shown[2], shown[1], shown[3]]
 
 
 def test_learning_curves_of_the_committed_logs():
@@ -292,6 +323,41 @@ def test_intervals_mark_the_baseline():
     assert axes.get_xlabel() == "top-1 on test, %" and axes.yaxis_inverted()
     plain = axes_of(plots.intervals(ARMS[["arm", "mean", "low", "high"]]))
     assert not any(line.get_linestyle() == "--" for line in plain.lines)
+
+
+def test_differences_stand_beside_zero_and_their_margin():
+    axes = axes_of(plots.differences(CONTRASTS))
+    (container,) = [c for c in axes.containers if hasattr(c, "has_xerr")]
+    assert container[0].get_xydata() == pytest.approx(np.array([[5, 0], [-1, 1], [2, 2]]))
+    assert bars(axes)[:, :, 0] == pytest.approx(np.array([[3, 7], [-1.5, -0.5]]))
+    zero = axes.lines[0]
+    assert np.asarray(zero.get_xdata()).tolist() == [0, 0]
+    # One box, of the one contrast that has a margin, and behind the points.
+    (box,) = axes.patches
+    edges = box.get_window_extent().transformed(axes.transData.inverted())
+    assert [edges.x0, edges.x1] == pytest.approx([-1, 1])
+    assert round((edges.y0 + edges.y1) / 2) == 1 and box.get_zorder() < zero.get_zorder()
+    ticks = [label.get_text() for label in axes.get_yticklabels()]
+    assert ticks[0] == "linear against relu6 (n = 3)" and len(ticks) == 3
+    assert axes.yaxis_inverted() and "percentage points" in axes.get_xlabel()
+    columns = ["contrast", "mean", "low", "high"]
+    plain = axes_of(plots.differences(CONTRASTS[columns]))
+    assert not plain.patches and plain.get_yticklabels()[0].get_text() == "linear against relu6"
+    with pytest.raises(ValueError, match="no column low; it has contrast"):
+        plots.differences(CONTRASTS.drop(columns="low"))
+
+
+def test_long_names_leave_the_axes_their_width():
+    long = CONTRASTS.assign(contrast="between bottlenecks against between expansions")
+    widths = []
+    for table in (CONTRASTS, long):
+        figure = plots.differences(table)
+        figure.draw_without_rendering()
+        axes = axes_of(figure)
+        widths.append(axes.get_window_extent().width / figure.dpi)
+        label = axes.xaxis.get_label().get_window_extent()
+        assert label.x0 >= 0 and label.x1 <= figure.bbox.x1
+    assert min(widths) > 2.5
 
 
 @pytest.mark.parametrize("n", [2, 4, 6])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet import rows
+from mobilenet import experiment, rows
 from mobilenet.analysis import results
 from mobilenet.cli import common, report
 from mobilenet.cli.main import main
@@ -47,7 +47,7 @@ def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=ids)
 def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str, str]):
     _, overrides = common.split_overrides(row["overrides"].split())
-    expected = dict(flatten(common.load_config(str(ROOT / row["config"]), overrides)))
+    expected = dict(flatten(experiment.load_config(str(ROOT / row["config"]), overrides)))
     for seed in row["seeds"].split():
         logged = json.loads((RESULTS / row["logs"] / f"seed{seed}" / "config.json").read_text())
         got = dict(flatten(logged))

@@ -11,7 +11,8 @@ import pytest
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import MobileNetV2, plan_blocks
 
-REFERENCE = Path(__file__).parent / "reference"
+COUNTS = Path(__file__).parent / "reference" / "analytic_costs.csv"
+PEAKS = Path(__file__).parents[2] / "experiments" / "reference" / "peak_memory.csv"
 CIFAR = {"stem_strides": 1, "stage_strides": (1, 1, 2, 2, 1, 2, 1)}
 SE_RULES: dict[str, dict[str, Any]] = {
     "none": {},
@@ -23,8 +24,8 @@ SE_RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    with open(REFERENCE / name, newline="") as file:
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -61,12 +62,12 @@ def from_variables(plan: Any, shape: tuple[int, int, int], num_classes: int) -> 
 
 
 def test_reference_files_are_whole():
-    assert len(rows("analytic_costs.csv")) == 126
-    assert len(rows("peak_memory.csv")) == 254
+    assert len(rows(COUNTS)) == 126
+    assert len(rows(PEAKS)) == 254
 
 
 def test_counts_from_the_table_equal_every_reference_row():
-    for row in rows("analytic_costs.csv"):
+    for row in rows(COUNTS):
         layers = cost.layer_costs(plan_of(row), image(row), int(row["num_classes"]))
         total = cost.totals(layers)
         convs = [layer for layer in layers if layer.bn_channels]
@@ -106,7 +107,7 @@ TRACED = {
 
 def test_counts_from_real_variables_equal_the_reference():
     # Tracing a network takes a second or two: one row of each kind here, all in the slow test.
-    for row in (row for row in rows("analytic_costs.csv") if key_of(row) in TRACED):
+    for row in (row for row in rows(COUNTS) if key_of(row) in TRACED):
         total = from_variables(plan_of(row), image(row), int(row["num_classes"]))
         assert total.params == int(row["params_trainable"]), row
         assert total.params_weights == int(row["params_weights_only"]), row
@@ -117,14 +118,14 @@ def test_counts_from_real_variables_equal_the_reference():
 
 @pytest.mark.slow
 def test_counts_from_real_variables_equal_every_reference_row():
-    for row in rows("analytic_costs.csv"):
+    for row in rows(COUNTS):
         total = from_variables(plan_of(row), image(row), int(row["num_classes"]))
         assert total.params == int(row["params_trainable"]), row
         assert total.macs == int(row["macs_total"]), row
 
 
 def test_peak_memory_equals_every_reference_row():
-    for row in rows("peak_memory.csv"):
+    for row in rows(PEAKS):
         splits = int(row["split"]) if row["split"].isdigit() else None
         definition: Any = row["definition"]
         peak = cost.peak_activation(plan_of(row), image(row), 1000, definition, splits=splits)

@@ -1,26 +1,62 @@
 """`mobilenet reproduce`: lists claims, trains what is missing, judges, and commits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from support import ROOT, Command
 
-from mobilenet import rows, rundir
+from mobilenet import reproduction, rows, rundir
 from mobilenet.analysis import claims
-from mobilenet.cli import reproduce
+from mobilenet.cli.main import main
+from mobilenet.config import ConfigError
+
+# One block instead of seven, and no augmentation: compiling them is most of a smoke run's time.
+SMALLER = """
+
+def smaller(config):
+    config.model.blocks = ((2, 8, 1, 2),)
+    config.model.stage_strides = ()
+    config.model.head_features = 16
+    config.augment.random_crop_padding = 0
+    config.augment.horizontal_flip = False
+    config.log.tensorboard = False
+    return config
+"""
 
 
 @pytest.fixture(scope="module")
-def reproduced(mobilenet: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the claims' real experiments, on networks of one block."""
+    experiments = tmp_path_factory.mktemp("checkout") / "experiments"
+    shutil.copytree(ROOT / "experiments" / "ablations", experiments / "ablations")
+    (experiments / "reference").symlink_to(ROOT / "experiments" / "reference")
+    (experiments / "results" / "figures").mkdir(parents=True)
+    for path in (experiments / "ablations").glob("*.py"):
+        text = path.read_text()
+        assert text.count("return scales.base(arg)\n") == 1
+        text = text.replace("return scales.base(arg)\n", "return smaller(scales.base(arg))\n")
+        path.write_text(text + SMALLER)
+    return experiments.parent
+
+
+@pytest.fixture(scope="module")
+def reproduced(
+    mobilenet: Command, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """The workdir of one claim at the smallest scale, and what the command printed."""
     workdir = tmp_path_factory.mktemp("reproduce")
-    done = mobilenet("reproduce", "fig6a", "--scale=smoke", f"--workdir={workdir}")
+    done = mobilenet(*command(checkout, workdir, "fig6a"))
     return workdir, done.stdout
 
 
-def test_a_claim_is_trained_and_judged(reproduced: tuple[Path, str]):
-    workdir, out = reproduced
+def command(checkout: Path, workdir: Path, *claim: str) -> list[str]:
+    return ["reproduce", *claim, "--scale=smoke", f"--root={checkout}", f"--workdir={workdir}"]
+
+
+def assert_fig6a(workdir: Path, out: str) -> None:
+    """The runs are done, and what was printed is what they say."""
     runs = sorted((workdir / "smoke" / "points").iterdir())
     assert len(runs) == 4 and all(rundir.status(run) == "done" for run in runs)
     assert "4 points: 4 done" in out
@@ -37,17 +73,29 @@ def test_a_claim_is_trained_and_judged(reproduced: tuple[Path, str]):
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_done_runs_are_not_trained_again(mobilenet: Command, reproduced: tuple[Path, str]):
+def test_a_claim_is_trained_and_judged(reproduced: tuple[Path, str]):
+    assert_fig6a(*reproduced)
+
+
+@pytest.mark.slow
+def test_the_papers_blocks_are_trained_and_judged(mobilenet: Command, tmp_path: Path):
+    done = mobilenet(*command(ROOT, tmp_path, "fig6a"), "--lanes=2")
+    assert_fig6a(tmp_path, done.stdout)
+
+
+def test_done_runs_are_not_trained_again(
+    mobilenet: Command, checkout: Path, reproduced: tuple[Path, str]
+):
     workdir, out = reproduced
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("summary.json")}
-    again = mobilenet("reproduce", "fig6a", "--scale=smoke", f"--workdir={workdir}")
+    again = mobilenet(*command(checkout, workdir, "fig6a"))
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("summary.json")} == before
     assert again.stdout == out
 
 
-def test_claims_find_the_runs_that_they_share(reproduced: tuple[Path, str]):
+def test_claims_find_the_runs_that_they_share(checkout: Path, reproduced: tuple[Path, str]):
     workdir, _ = reproduced
-    found = reproduce.collect(ROOT, workdir / "smoke" / "points", "smoke")
+    found = reproduction.collect(checkout, workdir / "smoke" / "points", "smoke")
     finished = {
         (claim.name, name)
         for claim, arms, _ in found
@@ -62,9 +110,12 @@ def test_claims_find_the_runs_that_they_share(reproduced: tuple[Path, str]):
     }  # fmt: skip
 
 
-def test_the_list_judges_every_claim(mobilenet: Command, reproduced: tuple[Path, str]):
+def test_the_list_judges_every_claim(
+    checkout: Path, reproduced: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
     workdir, _ = reproduced
-    listed = mobilenet("reproduce", "--scale=smoke", f"--workdir={workdir}").stdout
+    assert main(command(checkout, workdir)) == 0
+    listed = capsys.readouterr().out
     assert max(map(len, listed.splitlines())) <= 100
     blocks = {block.split("\n")[0]: block for block in listed.split("\n\n")}
     for claim in claims.CLAIMS:
@@ -78,62 +129,76 @@ def test_the_list_judges_every_claim(mobilenet: Command, reproduced: tuple[Path,
     assert "10 confirmed, 4 contradicted" in listed
 
 
-def test_a_claim_by_arithmetic_needs_no_runs(mobilenet: Command):
-    shown = mobilenet("reproduce", "table2").stdout
+def test_a_claim_by_arithmetic_needs_no_runs(capsys: pytest.CaptureFixture[str]):
+    assert main(["reproduce", "table2", f"--root={ROOT}"]) == 0
+    shown = capsys.readouterr().out
     assert "confirmed: 11 of 11 values agree" in shown and "computed, commit" in shown
 
 
-def test_runs_become_rows(reproduced: tuple[Path, str], tmp_path: Path):
+def test_runs_become_rows_and_answers(
+    checkout: Path, reproduced: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+):
     workdir, _ = reproduced
-    for name in ("ablations", "reference"):
-        (tmp_path / "experiments").mkdir(exist_ok=True)
-        (tmp_path / "experiments" / name).symlink_to(ROOT / "experiments" / name)
-    results = tmp_path / "experiments" / "results"
-    results.mkdir()
-    made = reproduce.add(tmp_path, workdir / "smoke", "smoke", "two steps")
-    assert rows.read(results / "ablations.csv") == made
+    results = checkout / "experiments" / "results"
+    assert {*reproduction.committed(checkout)["fig6a"]} == {reproduction.NOT_RUN}
+    (checkout / "README.md").write_text("<!-- results:ablations -->\n<!-- end:ablations -->\n")
+    assert main([
+        "report", f"--root={checkout}", f"--claims={workdir}", "--scale=smoke",
+        "--remarks=two steps",
+    ]) == 0  # fmt: skip
+    assert "README tables: ablations" in capsys.readouterr().out
+    made = rows.read(results / "ablations.csv")
+    assert claims.markdown(made) in (checkout / "README.md").read_text()
     assert [row["claim"] for row in made] == ["fig6a", "fig6a"]  # the others were not run
-    linear = next(row for row in made if row["claim"] == "fig6a")
+    linear = made[0]
     assert (linear["arm"], linear["seeds"], linear["epochs"]) == ("linear", "0 1", "0.5")
     assert len(list((results / claims.logs_of("smoke")).glob("*/metrics.jsonl"))) == 4
     # The committed logs give what the run directories gave.
-    again = reproduce.collect(ROOT, results / claims.logs_of("smoke"), "smoke")
-    claim, arms, contrast = again[0]
     logs = claims.logs_of("smoke")
-    assert claims.make_rows(
-        claim, "smoke", arms, contrast, logs=logs, remarks="two steps"
-    ) == [row for row in made if row["claim"] == "fig6a"]  # fmt: skip
-    assert linear["difference"] in claims.markdown(made).replace("+", "")
+    claim, arms, contrast = reproduction.collect(checkout, results / logs, "smoke")[0]
+    assert made == claims.make_rows(claim, "smoke", arms, contrast, logs=logs, remarks="two steps")
+    # And the rows the same answer as the runs.
+    from_runs = reproduction.measured(checkout, workdir, "smoke", {})
+    for scale in ("", "smoke"):
+        assert reproduction.committed(checkout, scale)["fig6a"] == from_runs["fig6a"]
+    assert reproduction.committed(checkout, "cifar")["fig6a"] == [reproduction.NOT_RUN]
 
 
-def test_other_recipes_are_marked(reproduced: tuple[Path, str]):
-    workdir, _ = reproduced
+def test_reports_without_runs_are_refused(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["report", f"--root={checkout}", f"--claims={tmp_path}"]
+    assert main([*flags, "--scale=smoke"]) == 2
+    assert "No claim was run at scale smoke" in capsys.readouterr().err
+    assert main([*flags, "--scale="]) == 2
+    assert "--scale is ''; allowed are smoke, cifar, full" in capsys.readouterr().err
+
+
+def test_other_recipes_are_marked(checkout: Path, tmp_path: Path):
     # Where the data lies and how often is logged are not part of a point.
-    same = {"log.every_steps": "7", "data.data_dir": str(workdir)}
+    same = {"log.every_steps": "7", "data.data_dir": str(tmp_path)}
     other = {"train.label_smoothing": "0.1"}
     trials = [
-        reproduce.load_trial(ROOT, claims.CLAIMS[0].experiment, "smoke", workdir, overrides)
+        reproduction.load_trial(checkout, claims.CLAIMS[0].experiment, "smoke", tmp_path, overrides)
         for overrides in ({}, same, other)
     ]
     keys = [{point.key for point in trial.points} for trial in trials]
     assert keys[0] == keys[1] and not keys[0] & keys[2]
-    assert trials[1].points[0].config.data.data_dir == str(workdir)
+    assert trials[1].points[0].config.data.data_dir == str(tmp_path)
 
 
 def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path: Path):
-    override = "--config.train.label_smoothing=0.1"
     points = tmp_path / "smoke" / "points"
     experiment = next(claim.experiment for claim in claims.CLAIMS if claim.name == "se")
-    trial = reproduce.load_trial(
+    trial = reproduction.load_trial(
         ROOT, experiment, "smoke", points, {"train.label_smoothing": "0.1"}
     )
     for arm in trial.arms.values():
         for run in arm.runs.values():
             run.mkdir(parents=True)
             rundir.write_json(run / "summary.json", {"status": "diverged", "error": "at step 1"})
-    failed = mobilenet(
-        "reproduce", "se", "--scale=smoke", f"--workdir={tmp_path}", override, ok=False
-    )
+    changed = "--config.train.label_smoothing=0.1"
+    failed = mobilenet(*command(ROOT, tmp_path, "se"), changed, ok=False)
     assert failed.returncode == 1, failed.stderr
     shown = " ".join(failed.stdout.split())
     assert "4 points: 4 diverged" in shown and "not finished: SE, seeds 0 1: diverged" in shown
@@ -160,8 +225,36 @@ def test_commands_that_cannot_run_are_refused(
     args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    from mobilenet.cli import common
-
     monkeypatch.chdir(ROOT)
-    assert common.run("reproduce", reproduce, list(args)) == 2
+    assert main(["reproduce", *args]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_checkout_without_reference_values_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "experiments" / "reference").mkdir(parents=True)
+    for claim in ((), ("table2",)):
+        assert main(["reproduce", *claim, f"--root={tmp_path}"]) == 2
+        assert "architecture.csv has no row with any value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def arms(", "def arm(", r"bottleneck.py has no arms\(arg\); a claim's experiment needs"),
+        ("list(arms(arg).values())", '[{"model.dropout_rate": 0.5}]', "dropout_rate=0.5, seed=0 "
+         r"belongs to none of its arms \(linear, ReLU6\)"),
+        ('{"fig6a"', '{"fig6"', "'fig6' is no claim; there are fig6a"),
+    ],
+)  # fmt: skip
+def test_experiments_that_do_not_fit_their_claims_are_refused(
+    checkout: Path, tmp_path: Path, old: str, new: str, message: str
+):
+    shutil.copytree(checkout / "experiments" / "ablations", tmp_path / "experiments" / "ablations")
+    path = tmp_path / "experiments" / "ablations" / "bottleneck.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        reproduction.collect(tmp_path, tmp_path / "points", "smoke")

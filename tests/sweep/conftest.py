@@ -7,7 +7,7 @@ import jax
 import pytest
 from support import TINY_SWEEP
 
-from mobilenet.cli import common
+from mobilenet import experiment
 from mobilenet.sweep import points
 from mobilenet.sweep.points import Point
 
@@ -24,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def tiny_points() -> list[Point]:
-    module = common.load_module(str(TINY_SWEEP))
+    module = experiment.load_module(str(TINY_SWEEP))
     return points.points_of(module.get_config(), module.sweep())
 
 

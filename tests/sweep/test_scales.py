@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from mobilenet import build
+from mobilenet import build, experiment
 from mobilenet import config as config_lib
-from mobilenet.cli import common
 from mobilenet.config import ConfigError
 from mobilenet.models import cost
 from mobilenet.sweep import points, scales
@@ -17,7 +16,7 @@ FILES = sorted((ROOT / "experiments" / "ablations").glob("*.py"))
 
 
 def arm(file: str, name: str, scale: str) -> Any:
-    module = common.load_module(str(ROOT / "experiments" / "ablations" / f"{file}.py"))
+    module = experiment.load_module(str(ROOT / "experiments" / "ablations" / f"{file}.py"))
     return points.make_point(module.get_config(scale), module.arms(scale)[name]).config
 
 
@@ -33,14 +32,14 @@ def test_there_are_ablations():
 
 @pytest.mark.parametrize(("scale", "file"), [("full", "cifar10"), ("imagenet", "imagenet_cosine")])
 def test_large_scales_are_the_baselines(scale: str, file: str):
-    baseline = common.load_config(str(ROOT / f"experiments/baselines/{file}.py"), {})
+    baseline = experiment.load_config(str(ROOT / f"experiments/baselines/{file}.py"), {})
     assert config_lib.to_json(scales.base(scale)) == config_lib.to_json(baseline)
 
 
 @pytest.mark.parametrize("scale", scales.SCALES)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_sweep_can_run(path: Path, scale: str):
-    module = common.load_module(str(path))
+    module = experiment.load_module(str(path))
     planned = points.points_of(module.get_config(scale), module.sweep(scale))
     arms = module.arms(scale)
     assert len(planned) == len(arms) * scales.seeds_at(scale)
@@ -55,7 +54,7 @@ def test_every_sweep_can_run(path: Path, scale: str):
 def test_experiments_share_the_baseline(scale: str):
     baseline = config_lib.fingerprint(scales.base(scale))
     for path in FILES:
-        module = common.load_module(str(path))
+        module = experiment.load_module(str(path))
         keys = {p.key for p in points.points_of(module.get_config(scale), module.sweep(scale))}
         # The last convolution's question is about narrow networks alone.
         assert (baseline in keys) or (path.stem == "head" and scale in ("full", "imagenet"))

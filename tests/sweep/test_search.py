@@ -8,8 +8,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from support import ROOT, TINY_SWEEP
 
-from mobilenet import rundir
-from mobilenet.cli import common
+from mobilenet import experiment, rundir
 from mobilenet.config import ConfigError
 from mobilenet.sweep import points, runner, search, space
 
@@ -17,7 +16,7 @@ RATE = "optimizer.learning_rate"
 
 
 def tiny() -> Any:
-    return common.load_module(str(TINY_SWEEP)).get_config()
+    return experiment.load_module(str(TINY_SWEEP)).get_config()
 
 
 def run(workdir: Path, trials: int, overrides: Any = None, **settings: Any) -> list[search.Trial]:
@@ -129,7 +128,7 @@ def test_a_sweep_with_ranges_needs_a_search():
 
 @pytest.mark.slow
 def test_searches_find_a_learning_rate_like_the_grids_best(tmp_path: Path):
-    config = common.load_config(str(ROOT / "experiments/baselines/digits.py"), {})
+    config = experiment.load_config(str(ROOT / "experiments/baselines/digits.py"), {})
     config.train.num_epochs = 6.0
     config.eval.every_epochs = 2.0
     rates = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)

@@ -68,7 +68,14 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150, metadata=hidden[path.suffix])
 
 
-def pareto(summary: Frame, cost: str, *, label: str, published: Frame | None = None) -> Figure:
+def pareto(
+    summary: Frame,
+    cost: str,
+    *,
+    label: str,
+    published: Frame | None = None,
+    names: tuple[str, str] = ("ours", "published"),
+) -> Figure:
     """Accuracy against a cost, with the front of what nothing else dominates.
 
     Args:
@@ -79,9 +86,11 @@ def pareto(summary: Frame, cost: str, *, label: str, published: Frame | None = N
       label: column whose value is written at each point.
       published: points of others, with the columns `cost` and mean (a fraction), in hollow grey;
         with `label` too they are named.
+      names: of both in the legend, for points that are neither our runs nor what they are compared
+        with.
 
     Returns:
-      The figure. Our front is a line through our points alone; published ones do not count.
+      The figure. The front is a line through the points of `summary` alone.
 
     Raises:
       ValueError: a column that is missing, or a cost or mean that is missing or not positive.
@@ -93,10 +102,18 @@ def pareto(summary: Frame, cost: str, *, label: str, published: Frame | None = N
     dark, middle, _ = _colours(3)
     front = summary[stats.pareto(summary, cost, "mean")].sort_values(cost)
     axes.plot(
-        scale * front[cost], 100 * front["mean"], color=middle, label="front of ours", zorder=1
+        scale * front[cost],
+        100 * front["mean"],
+        color=middle,
+        label=f"front of {names[0]}",
+        zorder=1,
     )
     axes.errorbar(
-        scale * summary[cost], 100 * summary["mean"], _bars(summary), **_points(dark), label="ours"
+        scale * summary[cost],
+        100 * summary["mean"],
+        _bars(summary),
+        **_points(dark),
+        label=names[0],
     )
     _name_points(axes, scale * summary[cost], summary, label, dark)
     costs = [scale * summary[cost]]
@@ -108,7 +125,7 @@ def pareto(summary: Frame, cost: str, *, label: str, published: Frame | None = N
             100 * published["mean"],
             **_hollow(GREY, "s"),
             linestyle="none",
-            label="published",
+            label=names[1],
         )
         if label in published.columns:
             _name_points(axes, scale * published[cost], published, label, GREY)
@@ -195,12 +212,13 @@ def learning_curves(
     return figure
 
 
-def accuracy_against_bits(summary: Frame) -> Figure:
+def accuracy_against_bits(summary: Frame, *, label: str = TOP1) -> Figure:
     """Accuracy of quantised models against their bits, a line per method.
 
     Args:
       summary: columns bits (of a weight), method, mean, low, high (fractions; NaN ends draw no
         bar).
+      label: of the vertical axis, with its unit; values are multiplied by 100.
 
     Raises:
       ValueError: a column that is missing.
@@ -222,7 +240,7 @@ def accuracy_against_bits(summary: Frame) -> Figure:
             label=_text(method),
         )
     axes.set_xticks(stats.levels(summary["bits"].tolist()))
-    axes.set(xlabel="bits", ylabel=TOP1)
+    axes.set(xlabel="bits of a weight", ylabel=label)
     _legend_beside(axes, title="method")
     return figure
 

@@ -136,6 +136,11 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
                 f"--search trains one point after the other; leave --{name} out, and start the "
                 "same command several times to search in parallel."
             )
+    for name in ("dry_run", "retry_failed", "max_failures", "slurm"):
+        if common.flag(values, name):
+            raise common.UsageError(f"--{name} has no meaning with --search; leave it out.")
+    if common.flag(values, "launcher") != "local":
+        raise common.UsageError("--search runs on this machine; leave --launcher out.")
 
     from mobilenet import runtime
     from mobilenet.sweep import points
@@ -144,7 +149,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
         from mobilenet.sweep import search as search_lib
     except ImportError as error:
         raise common.UsageError(
-            "--search needs Optuna; `pip install mobilenet[sweep]` brings it."
+            "--search needs Optuna; `pip install .[sweep]` in the checkout brings it."
         ) from error
 
     runtime.cache_compilations()

@@ -120,7 +120,7 @@ def run(
         import submitit
     except ImportError as error:
         raise ConfigError(
-            "--launcher=slurm needs submitit; `pip install mobilenet[sweep]` brings it."
+            "--launcher=slurm needs submitit; `pip install .[sweep]` in the checkout brings it."
         ) from error
     runner.register(points, workdir, retry_failed=retry_failed)
     queued = _queue()

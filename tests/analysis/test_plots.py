@@ -165,6 +165,13 @@ def test_pareto():
     assert axes.get_ylabel() == "top-1, %"
 
 
+def test_pareto_takes_other_names_for_its_points():
+    names = ("dense", "sparse")
+    figure = plots.pareto(SUMMARY, "macs", label="width", published=REFERENCE, names=names)
+    assert set(lines(axes_of(figure))) >= {"dense", "front of dense", "sparse"}
+    assert {"ours", "published"}.isdisjoint(lines(axes_of(figure)))
+
+
 def test_pareto_names_close_points_on_either_side():
     close = SUMMARY.assign(macs=[60.5e6, 30e6, 60e6, 10e6])
     axes = axes_of(plots.pareto(close, "macs", label="width"))
@@ -255,6 +262,8 @@ def test_accuracy_against_bits():
     assert drawn["QAT"] == pytest.approx(np.array([[2, 50], [4, 69], [8, 71]]))
     assert sorted(bars(axes)[:, 0, 1]) == pytest.approx([54, 68, 69, 70])
     assert list(axes.get_xticks()) == [2, 4, 8]
+    assert axes.get_xlabel() == "bits of a weight" and axes.get_ylabel() == "top-1, %"
+    assert axes_of(plots.accuracy_against_bits(BITS, label="loss, %")).get_ylabel() == "loss, %"
 
 
 def test_sensitivity_keeps_the_order_of_the_layers():

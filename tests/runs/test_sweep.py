@@ -114,6 +114,12 @@ def test_failures_are_in_the_exit_code(mobilenet: Command, tmp_path: Path):
         ([CONFIG, "--config.train.num_epochs=0"], "train.num_epochs is 0"),
         ([CONFIG, "--jobs=0"], "--jobs is 0"),
         ([f"{CONFIG}:search"], "--search"),
+        ([f"{CONFIG}:search", "--search=tpe", "--jobs=2"], "leave --jobs out"),
+        ([f"{CONFIG}:search", "--search=tpe", "--dry_run"], "--dry_run has no meaning"),
+        ([f"{CONFIG}:search", "--search=grid"], "allowed are random, tpe"),
+        ([CONFIG, "--search=tpe"], "no ranges"),
+        ([CONFIG, "--slurm=cpus=2"], "without --launcher=slurm"),
+        ([CONFIG, "--launcher=slurm", "--slurm=nodes=2"], "one of partition"),
     ],
 )
 def test_sweeps_that_cannot_run_are_refused(

@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path for path in (ROOT / "experiments").glob("**/*.py") if path.name != "__init__.py"
 )
+# Ablations share their base, so their smoke forms are one configuration: it is trained once.
+SMOKE = list(
+    {config_lib.fingerprint(load_config(f"{path}:smoke", {})): path for path in FILES}.values()
+)
 
 
 def test_there_are_experiments_and_the_base_table_is_the_papers():
@@ -37,7 +41,7 @@ def test_experiments_are_valid_and_documented(path: Path):
     assert "Run:" in text and f"--config={path.relative_to(ROOT)}" in text
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SMOKE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_smoke_forms_train(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = load_config(f"{path}:smoke", {})

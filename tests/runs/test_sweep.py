@@ -73,6 +73,7 @@ def test_a_sweep_killed_three_times_computes_every_point_once(
     assert_same_points(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_stop_on_a_signal(
     cache: Path, mobilenet: Command, undisturbed: Path, tmp_path: Path
 ):

@@ -9,12 +9,14 @@ import hashlib
 import mmap
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 # Of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_PR_SET_PDEATHSIG = 1  # of prctl(2), from linux/prctl.h
 # Address space set aside with huge pages; pages are taken from the system when they are written.
 _RESERVED = 8 << 30
 
@@ -65,6 +67,12 @@ def _mark_huge(libc: ctypes.CDLL, size: int) -> None:
     start = -(-block // huge) * huge
     libc.madvise(start, (block + size - start) // huge * huge, mmap.MADV_HUGEPAGE)
     libc.free(block)
+
+
+def end_with_parent() -> None:
+    """Has this process get SIGTERM when the one that started it ends, on Linux: no orphans."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def cache_compilations(directory: Path | None = None) -> Path | None:

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
 def _serve(request: dict[str, Any], answer: Any) -> None:
     from mobilenet import runtime
 
+    runtime.end_with_parent()
     kept = request["memory"] == "kept" and runtime.keep_memory()
     if request["subject"].startswith("torch"):
         # JAX makes the initial weights only, and leaves the accelerator to PyTorch.

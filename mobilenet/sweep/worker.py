@@ -3,24 +3,18 @@
 python -m mobilenet.sweep.worker PLAN WORKDIR INDEX JOBS LANES MAX_FAILURES
 """
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 
 from mobilenet import runtime
-
-_PR_SET_PDEATHSIG = 1  # prctl(2), from linux/prctl.h
 
 
 def main(argv: list[str]) -> int:
     """Runs the worker; 0 even when points failed, which their directories tell."""
     plan, workdir = Path(argv[0]), Path(argv[1])
     index, jobs, lanes, max_failures = map(int, argv[2:])
-    if sys.platform.startswith("linux"):
-        # A sweep that is killed takes its workers with it; each saves its point first.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    runtime.end_with_parent()  # a sweep that is killed takes its workers with it; they save first
     runtime.keep_memory()
     from mobilenet.sweep import points, runner
     from mobilenet.train.loop import Interrupted

@@ -141,7 +141,8 @@ def test_searches_find_a_learning_rate_like_the_grids_best(tmp_path: Path):
     for method in search.METHODS:
         trials = search.run(
             config, [{RATE: space.log_uniform(1e-3, 1.0)}], tmp_path / method,
-            method=method, trials=10, say=print,
+            # TPE draws its first ten at random.
+            method=method, trials=14 if method == "tpe" else 10, say=print,
         )  # fmt: skip
-        assert len(trials) == 10
+        assert len(trials) >= 10
         assert (trials[0].score or 0) >= 0.9 * best, (method, trials[0], best)

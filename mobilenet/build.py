@@ -149,11 +149,6 @@ class Together:
             lane.close()
 
 
-def open_shared(config: Config, shared: "Shared") -> datasets.Dataset:
-    """The configured data set, opened once for runs that have the same; nothing is decoded."""
-    return shared.open(_reduced(config, ("data.",)))[0]
-
-
 class Ahead:
     """Batches prepared in a background thread, a few ahead of their use."""
 
@@ -285,9 +280,13 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self.open = functools.lru_cache(maxsize=1)(_open)
+        self._open = functools.lru_cache(maxsize=1)(_open)
         self.steps = functools.lru_cache(maxsize=4)(_make_steps)
         self.initializer = functools.lru_cache(maxsize=4)(_make_initializer)
+
+    def open(self, config: Config) -> tuple[datasets.Dataset, Callable[[str], Any]]:
+        """The configured data set, and what decodes a split of it when it is called."""
+        return self._open(_reduced(config, ("data.",)))
 
 
 def build_data(config: Config, workdir: Path | None = None, shared: Shared | None = None) -> Data:
@@ -304,7 +303,7 @@ def build_data(config: Config, workdir: Path | None = None, shared: Shared | Non
     Raises:
       DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
     """
-    dataset, load = (shared or Shared()).open(_reduced(config, ("data.",)))
+    dataset, load = (shared or Shared()).open(config)
     data = config.data
     stored = read_stored(workdir) if workdir is not None else None
     if stored is not None:

@@ -34,11 +34,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.refuse_arguments(rest)
     path = common.require(values, "config", "experiments/benchmarks/steps.py")
     workdir = Path(common.require(values, "workdir", "runs/benchmark"))
-    for name in ("rounds", "batch_size"):
-        if common.flag(values, name) < 1:
-            raise common.UsageError(
-                f"--{name} is {common.flag(values, name)}; it must be 1 or more."
-            )
+    common.require_at_least(values, rounds=1, batch_size=1)
 
     from mobilenet.analysis import benchmarks
     from mobilenet.benchmark import subjects, suite

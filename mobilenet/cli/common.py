@@ -13,8 +13,6 @@ from absl import flags
 from mobilenet.cli.main import DIVERGED, FAILED, USAGE
 from mobilenet.config import ConfigError
 
-# Found here too: most verbs need no more of an experiment file.
-
 
 class UsageError(ValueError):
     """A command line that cannot run; the message says what to write instead."""
@@ -138,6 +136,13 @@ def require(values: flags.FlagValues, name: str, example: str) -> str:
     if not value:
         raise UsageError(f"--{name} is missing; for example --{name}={example}.")
     return value
+
+
+def require_at_least(values: flags.FlagValues, **least: int) -> None:
+    """Refuses numbers below their least: `require_at_least(values, jobs=1)`."""
+    for name, bound in least.items():
+        if flag(values, name) < bound:
+            raise UsageError(f"--{name} is {flag(values, name)}; it must be {bound} or more.")
 
 
 def refuse_arguments(rest: list[str]) -> None:

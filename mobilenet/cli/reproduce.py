@@ -68,11 +68,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             f"{', '.join(scales.SCALES)})."
         )
     common.require(values, "workdir", "runs/reproduce")
-    for name in ("jobs", "lanes"):
-        if common.flag(values, name) < 1:
-            raise common.UsageError(
-                f"--{name} is {common.flag(values, name)}; it must be 1 or more."
-            )
+    common.require_at_least(values, jobs=1, lanes=1)
     return reproduce(values, claim, overrides)
 
 

@@ -65,11 +65,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     example = "experiments/ablations/expansion.py:cifar"
     path = common.require(values, "config", example)
     workdir = Path(common.require(values, "workdir", "runs/expansion"))
-    for name, least in (("jobs", 1), ("lanes", 1), ("max_failures", 0), ("trials", 1), ("seed", 0)):
-        if common.flag(values, name) < least:
-            raise common.UsageError(
-                f"--{name} is {common.flag(values, name)}; it must be {least} or more."
-            )
+    common.require_at_least(values, jobs=1, lanes=1, max_failures=0, trials=1, seed=0)
 
     from mobilenet import runtime
     from mobilenet.sweep import listing, points, runner

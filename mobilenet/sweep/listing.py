@@ -38,7 +38,7 @@ def table(points: Sequence[Point], workdir: Path) -> str:
     shared = build.Shared()
     total_steps, shapes = 0, set()
     for point in points:
-        dataset = build.open_shared(point.config, shared)
+        dataset, _ = shared.open(point.config)
         classes = build.resolve_classes(point.config, dataset.num_classes)
         costs = cost.totals(build.layer_costs(point.config, classes))
         _, steps = build.count_steps(point.config, len(dataset.splits["train"]))

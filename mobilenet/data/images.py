@@ -17,8 +17,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# Decoding and resizing bound the pictures per second and core: simplejpeg decodes JPEGs in 0.8 of
-# Pillow's time, cv2 resizes crops in 0.2 of it.
+# Decoding and resizing bound the pictures per second and core: simplejpeg and cv2 are there because
+# they do them sooner than Pillow (`mobilenet benchmark` with experiments/benchmarks/input.py).
 import cv2
 import numpy as np
 import simplejpeg

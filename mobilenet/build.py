@@ -12,86 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mobilenet import architecture, rundir
 from mobilenet import config as config_lib
-from mobilenet import rundir
 from mobilenet.config import Config, ConfigError
-from mobilenet.data import datasets, images, memory, pipeline, transforms
+from mobilenet.data import datasets, memory, pipeline, transforms
 from mobilenet.data.batches import Batches as HostBatches
 from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
-from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
-from mobilenet.train import loop, optim, state, steps
-from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
+from mobilenet.models.mobilenet_v2 import MobileNetV2
+from mobilenet.train import optim, state, steps
 from mobilenet.train.loop import Batches, Parts
-from mobilenet.train.metrics import Evaluation
 
 INIT_STREAM = 0  # of the run's seed; `mobilenet.train.steps` has the others
 DATA_FILE = "data.json"
-
-
-def plan(model: Config) -> Plan:
-    """The network's channel counts, strides and shortcuts from `config.model`."""
-    return plan_blocks(
-        blocks=tuple(BlockSpec(*row) for row in model.blocks),
-        width_multiplier=model.width_multiplier,
-        expansion_ratio=model.expansion_ratio,
-        stem_features=model.stem_features,
-        stem_strides=model.stem_strides,
-        stage_strides=model.stage_strides or None,
-        head_features=model.head_features,
-        shrink_head=model.shrink_head,
-        divisor=model.divisor,
-        expand_always=model.expand_always,
-        shortcut=model.shortcut,
-        shortcut_projection=model.shortcut_projection,
-        se_ratio=model.se_ratio,
-        se_base=model.se_base,
-        se_divisor=model.se_divisor,
-    )
-
-
-def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> MobileNetV2:
-    """The network of a configuration.
-
-    Args:
-      config: complete configuration.
-      num_classes: of the classifier; 0 for the feature extractor.
-      devices: over which BN statistics may be shared in training; None for use on one device, as in
-        a notebook, where no mapped axis exists.
-    """
-    model = config.model
-    axis, groups = None, None
-    if devices is not None:
-        axis, groups = steps.bn_groups(devices, model.bn_statistics, model.bn_group_size)
-    return MobileNetV2(
-        plan=plan(model),
-        num_classes=num_classes,
-        activation=model.activation,
-        bottleneck_activation=model.bottleneck_activation,
-        kernel_size=model.kernel_size,
-        se_gate=model.se_gate,
-        dropout_rate=model.dropout_rate,
-        padding=model.padding,
-        bn_momentum=model.bn_momentum,
-        bn_epsilon=model.bn_epsilon,
-        bn_axis_name=axis,
-        bn_axis_index_groups=groups,
-        initializer=model.initializer,
-        dtype=jnp.dtype(model.dtype),
-        conv_form=model.conv_form,
-        remat=model.remat,
-    )
-
-
-def image_shape(config: Config) -> tuple[int, int, int]:
-    """(H, W, C) that the network sees."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
-def layer_costs(config: Config, num_classes: int) -> list[cost.LayerCost]:
-    """Costs of every layer, from the block table."""
-    model = config.model
-    return cost.layer_costs(plan(model), image_shape(config), num_classes, model.kernel_size)
 
 
 def resolve_classes(config: Config, available: int | None = None) -> int:
@@ -477,7 +410,7 @@ def _make_steps(
     lanes: bool,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     config = config_lib.from_json(reduced)
-    model = build_model(config, num_classes, devices=jax.device_count())
+    model = architecture.build_model(config, num_classes, devices=jax.device_count())
     augment = build_augment(config, mean, std, streamed=streamed)
     return (
         build_train_step(config, model, augment, lanes=lanes),
@@ -487,8 +420,8 @@ def _make_steps(
 
 def _make_initializer(reduced: str, num_classes: int) -> Callable[[jax.Array], Any]:
     config = config_lib.from_json(reduced)
-    model = build_model(config, num_classes)
-    image = jax.ShapeDtypeStruct((1, *image_shape(config)), jnp.float32)
+    model = architecture.build_model(config, num_classes)
+    image = jax.ShapeDtypeStruct((1, *architecture.image_shape(config)), jnp.float32)
     return jax.jit(lambda key: model.lazy_init(key, image))
 
 
@@ -540,7 +473,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     train_step, eval_step = shared.steps(
         _step_config(config), num_classes, data.mean, data.std, streamed, False
     )
-    costs = cost.totals(layer_costs(config, num_classes))
+    costs = cost.totals(architecture.layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
         init=lambda: init_state(config, num_classes, shared),
@@ -628,85 +561,6 @@ def build_lanes(
     )
 
 
-# ------------------------------------------------------------------------------- using a run
-
-
-def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
-    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
-
-    Args:
-      workdir: the run directory.
-      which: "newest", "best" (highest validation top-1) or a step.
-
-    Raises:
-      CheckpointError: there is none, or it is damaged.
-    """
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    if which == "newest":
-        restored = checkpoints.read_newest()
-        if restored is None:
-            raise CheckpointError(
-                f"{workdir} has no checkpoint yet; train it with `mobilenet train "
-                f"--workdir={workdir}`."
-            )
-        return restored
-    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
-    if step is None:
-        known = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise CheckpointError(
-            f"The checkpoint {which!r} does not exist in {workdir}; allowed are newest, best (of "
-            f"validated ones), or one of the steps: {known}."
-        )
-    return checkpoints.read(step)
-
-
-def evaluate(config: Config, data: Data, variables: Any, split: str) -> Evaluation:
-    """Evaluates variables on every example of a split, on all devices."""
-    num_classes = resolve_classes(config, data.dataset.num_classes)
-    model = build_model(config, num_classes)
-    step = build_eval_step(model, data.mean, data.std)
-    return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
-
-
-class Predictor:
-    """Classifies pictures as the run's evaluation sees them; needs no data set.
-
-    Attributes:
-      class_names: of the classifier's outputs.
-    """
-
-    def __init__(self, config: Config, variables: Any, workdir: Path) -> None:
-        stored = read_stored(workdir)
-        if stored is None:
-            raise CheckpointError(f"{workdir} has no {DATA_FILE}; it is not a complete run.")
-        self._config = config
-        num_classes = resolve_classes(config, len(stored["class_names"]))
-        names = list(stored["class_names"])
-        self.class_names = names + [f"class {i}" for i in range(len(names), num_classes)]
-        model = build_model(config, num_classes)
-        prepare = preprocess(tuple(stored["mean"]), tuple(stored["std"]))
-
-        def classify(pictures: jax.Array) -> jax.Array:
-            logits: Any = model.apply(variables, prepare(pictures), False)
-            return jax.nn.softmax(logits)
-
-        self._classify = jax.jit(classify)
-
-    def load(self, encoded: bytes) -> np.ndarray:
-        """A picture file's bytes as uint8 [S, S, C]; UnreadableImage if it is not a picture."""
-        data = self._config.data
-        return images.load_eval_view_or_same(
-            encoded,
-            size=data.image_size,
-            channels=data.channels,
-            crop_fraction=data.crop_fraction,
-        )
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, C] to probabilities float32 [B, K]."""
-        return np.asarray(self._classify(pictures))
-
-
 def count_classes(config: Config) -> int:
     """The classifier's width for a cost table.
 
@@ -720,24 +574,3 @@ def count_classes(config: Config) -> int:
             f"model.num_classes follows the data set, which cannot be opened: {error} For costs "
             "alone, give --config.model.num_classes=1000."
         ) from error
-
-
-def peaks(config: Config, num_classes: int) -> dict[str, cost.Peak]:
-    """Peak activation memory of one image under each definition that covers the network."""
-    if config.model.shortcut == "expansion":
-        return {}
-    definitions: tuple[cost.PeakDefinition, ...] = (
-        "per_op",
-        "per_op_inplace_depthwise",
-        "block_as_one_op",
-    )
-    return {
-        name: cost.peak_activation(
-            plan(config.model),
-            image_shape(config),
-            num_classes,
-            name,
-            kernel_size=config.model.kernel_size,
-        )
-        for name in definitions
-    }

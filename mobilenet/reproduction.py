@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import build, rows
+from mobilenet import architecture, rows
 from mobilenet import config as config_lib
 from mobilenet.analysis import analytic, claims
 from mobilenet.analysis.analytic import Finding
@@ -180,8 +180,8 @@ class Measure:
     def network(self, resolution: int = 224, **model: Any) -> analytic.Network:
         """Blocks, layers and counts from the block table; ConfigError for keys that cannot be."""
         config = self._config(resolution, model)
-        plan = build.plan(config.model)
-        layers = build.layer_costs(config, IMAGENET_CLASSES)
+        plan = architecture.plan(config.model)
+        layers = architecture.layer_costs(config, IMAGENET_CLASSES)
         totals = dataclasses.asdict(cost.totals(layers))
         totals.pop("conv_output_elements")
         return analytic.Network(
@@ -195,14 +195,14 @@ class Measure:
     def split_peak(self, parts: int | None, resolution: int, **model: Any) -> int:
         """Peak elements when blocks are computed in `parts` groups; None: a channel at a time."""
         config = self._config(resolution, model)
-        plan, shape = build.plan(config.model), build.image_shape(config)
+        plan, shape = architecture.plan(config.model), architecture.image_shape(config)
         peak = cost.peak_activation(plan, shape, IMAGENET_CLASSES, "block_split", splits=parts)
         return peak.elements
 
     @functools.cached_property
     def _block(self) -> tuple[InvertedResidual, Any, jax.Array, jax.Array]:
         """A bottleneck of the paper's network, its variables, an input, and its output."""
-        model = build.build_model(self._config(224, {}), IMAGENET_CLASSES)
+        model = architecture.build_model(self._config(224, {}), IMAGENET_CLASSES)
         conv, norm = model.constructors()
         block = InvertedResidual(plan=model.plan.blocks[2], conv=conv, norm=norm)
         x = jax.random.normal(jax.random.key(0), (1, 14, 14, block.plan.in_features))

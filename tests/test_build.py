@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import TINY
 
-from mobilenet import build, experiment
+from mobilenet import architecture, build, experiment, inference
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.train import loop
@@ -85,7 +85,7 @@ def test_evaluation_is_the_same_for_any_batch_size(tmp_path: Path):
     results = []
     for size in (2, 14, 90, 1000):
         config.eval.batch_size = size
-        results.append(build.evaluate(config, data, variables, "test"))
+        results.append(inference.evaluate(config, data, variables, "test"))
     for result in results:
         np.testing.assert_array_equal(result.index, np.arange(360))
         np.testing.assert_array_equal(result.label, results[0].label)
@@ -121,8 +121,8 @@ def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
     config = tiny()
     data = build.build_data(config, tmp_path)
     variables = build.init_variables(config, 10)
-    expected = build.evaluate(config, data, variables, "test")
-    predictor = build.Predictor(config, variables, tmp_path)
+    expected = inference.evaluate(config, data, variables, "test")
+    predictor = inference.Predictor(config, variables, tmp_path)
     source = data.dataset.splits["test"]
     encoded = [source.read(i)[0] for i in range(20)]
     pictures = np.stack([predictor.load(bytes(e)) for e in encoded])  # pyright: ignore
@@ -138,7 +138,7 @@ def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str,
     config.model.blocks = ((1, 8, 1, 1), (3, 8, 1, 2))
     config.model.conv_form = form
     config.data.image_size = 16
-    model = build.build_model(config, 5)
+    model = architecture.build_model(config, 5)
     step: Any = build.build_train_step(
         config, model, build.build_augment(config, (0.5,) * 3, (1.0,) * 3)
     )

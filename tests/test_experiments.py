@@ -7,10 +7,11 @@ import jax
 import pytest
 from support import TINY, TINY_SWEEP
 
-from mobilenet import build
+from mobilenet import architecture, build
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.experiment import load_config, load_module, load_sweep
+from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS
 from mobilenet.train import loop
 
@@ -91,11 +92,11 @@ def test_files_that_are_no_experiments_are_refused(tmp_path: Path):
 )
 def test_imagenet_baselines_are_the_papers_network(name: str, params: int, macs: int):
     config = load_config(str(ROOT / f"experiments/baselines/{name}.py"), {})
-    totals = build.cost.totals(build.layer_costs(config, 1000))
+    totals = cost.totals(architecture.layer_costs(config, 1000))
     assert (totals.params, totals.macs) == (params, macs)
 
 
 def test_cifar10_baseline_is_the_published_network():
     config = load_config(str(ROOT / "experiments/baselines/cifar10.py"), {})
-    totals = build.cost.totals(build.layer_costs(config, 10))
+    totals = cost.totals(architecture.layer_costs(config, 10))
     assert (totals.params, totals.macs) == (2_236_682, 87_976_448)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mobilenet import build
+from mobilenet import architecture, build
 from mobilenet.benchmark import plain
 from mobilenet.config import Config
 from mobilenet.models.layers import ConvBNAct
@@ -84,7 +84,7 @@ def normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]
 def pictures(config: Config, spec: Spec) -> dict[str, np.ndarray]:
     """A batch of uint8 noise pictures [B, S, S, C] and labels, the same for every subject."""
     rng = np.random.default_rng(0)
-    shape = (spec.batch_size, *build.image_shape(config))
+    shape = (spec.batch_size, *architecture.image_shape(config))
     return {
         "image": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, spec.num_classes, spec.batch_size).astype(np.int32),
@@ -99,7 +99,7 @@ def block_input(config: Config, spec: Spec) -> np.ndarray:
     Raises:
       ValueError: the network has no such block.
     """
-    plan = build.plan(config.model)
+    plan = architecture.plan(config.model)
     side, channels = config.data.image_size, config.data.channels
     shapes = {"stem": (side, channels)}
     side, channels = -(-side // plan.stem_strides), plan.stem_features
@@ -138,7 +138,7 @@ def _prepare_jax(config: Config, spec: Spec) -> Subject:
         config.model.conv_form = spec.subject
     if spec.subject == "remat":
         config.model.remat = True
-    model = build.build_model(config, spec.num_classes)
+    model = architecture.build_model(config, spec.num_classes)
     if spec.subject == "flax":
         model = model.clone(conv=plain.conv, norm=plain.norm)
     make = {"train": _jax_train, "evaluate": _jax_evaluate, "block": _jax_block}[spec.work]
@@ -212,7 +212,7 @@ def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
 
 
 def _jax_block(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
-    plan = build.plan(config.model)
+    plan = architecture.plan(config.model)
     conv, norm = model.constructors()
     blocks = {block.name: block for block in plan.blocks}
     if spec.block in blocks:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mobilenet import build, rundir
+from mobilenet import architecture, rundir
 from mobilenet import config as config_lib
 from mobilenet import rows as table
 from mobilenet.config import Config
@@ -225,7 +225,7 @@ def _row(
     facts: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    costs = cost.totals(build.layer_costs(case.config, case.num_classes))
+    costs = cost.totals(architecture.layer_costs(case.config, case.num_classes))
     ratios = sorted(theirs / ours for theirs, ours in zip(turns, reference, strict=False))
     seconds = median(turns)
     row: dict[str, Any] = {

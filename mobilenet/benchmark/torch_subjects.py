@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mobilenet import build
+from mobilenet import architecture, build
 from mobilenet.benchmark import subjects, torch_peer
 from mobilenet.benchmark.subjects import Spec, Subject
 from mobilenet.config import Config
@@ -30,7 +30,7 @@ def prepare(config: Config, spec: Spec) -> Subject:
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(os.cpu_count() or 1)
     network = torch_peer.MobileNetV2(
-        build.plan(config.model), config.model, config.data.channels, spec.num_classes
+        architecture.plan(config.model), config.model, config.data.channels, spec.num_classes
     )
     torch_peer.load(network, build.init_variables(config, spec.num_classes))
     network = network.to(device, memory_format=torch.channels_last)

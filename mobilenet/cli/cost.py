@@ -28,12 +28,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     config = experiment.load_config(path, overrides)
     config_lib.validate(config)
 
-    from mobilenet import build
+    from mobilenet import architecture, build
 
     classes = build.count_classes(config)
-    layers = build.layer_costs(config, classes)
+    layers = architecture.layer_costs(config, classes)
     total = cost.totals(layers)
-    peaks = build.peaks(config, classes)
+    peaks = architecture.peaks(config, classes)
     if common.flag(values, "json"):
         report = {
             "layers": [dataclasses.asdict(layer) for layer in layers],

@@ -44,16 +44,16 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     common.apply_cpu_devices(values)
 
-    from mobilenet import build, runtime
+    from mobilenet import build, inference, runtime
     from mobilenet.train import records
 
     runtime.cache_compilations()
     with common.devices(values):
         import jax
 
-        restored = build.read_checkpoint(workdir, common.flag(values, "checkpoint"))
+        restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
         data = build.build_data(config, workdir)
-        evaluation = build.evaluate(config, data, restored.eval_variables, split)
+        evaluation = inference.evaluate(config, data, restored.eval_variables, split)
         if jax.process_index() == 0:
             report = full_report(evaluation, data.dataset.class_names)
             report |= {"split": split, "step": restored.step, **records.environment()}

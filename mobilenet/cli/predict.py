@@ -30,12 +30,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = rundir.read_config(workdir)
 
-    from mobilenet import build, runtime
+    from mobilenet import inference, runtime
     from mobilenet.data import images
 
     runtime.cache_compilations()
-    restored = build.read_checkpoint(workdir, common.flag(values, "checkpoint"))
-    predictor = build.Predictor(config, restored.eval_variables, workdir)
+    restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
+    predictor = inference.Predictor(config, restored.eval_variables, workdir)
     failed = 0
     batch = 32  # pictures decoded and classified together; bounds memory for long lists
     for start in range(0, len(rest), batch):

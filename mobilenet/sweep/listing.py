@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mobilenet import build, rundir
+from mobilenet import architecture, build, rundir
 from mobilenet.models import cost
 from mobilenet.sweep.points import Point
 
@@ -40,7 +40,7 @@ def table(points: Sequence[Point], workdir: Path) -> str:
     for point in points:
         dataset, _ = shared.open(point.config)
         classes = build.resolve_classes(point.config, dataset.num_classes)
-        costs = cost.totals(build.layer_costs(point.config, classes))
+        costs = cost.totals(architecture.layer_costs(point.config, classes))
         _, steps = build.count_steps(point.config, len(dataset.splits["train"]))
         status = rundir.status(point.directory(workdir))
         total_steps += 0 if status in rundir.FINAL else steps

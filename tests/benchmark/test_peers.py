@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mobilenet import build
+from mobilenet import architecture, build
 from mobilenet import config as config_lib
 from mobilenet.benchmark import plain
 from mobilenet.config import Config
@@ -29,7 +29,7 @@ def images() -> np.ndarray:
 @pytest.mark.parametrize("padding", ["SAME", "SYMMETRIC"])
 def test_plain_flax_is_the_same_network(padding: str):
     config = small(padding=padding)
-    ours = build.build_model(config, 5)
+    ours = architecture.build_model(config, 5)
     flax = ours.clone(conv=plain.conv, norm=plain.norm)
     variables = build.init_variables(config, 5)
     shapes = jax.eval_shape(
@@ -51,9 +51,9 @@ def test_pytorch_is_the_same_network():
 
     config = small(se_ratio=0.25)
     variables = build.init_variables(config, 5)
-    peer = torch_peer.MobileNetV2(build.plan(config.model), config.model, 3, 5)
+    peer = torch_peer.MobileNetV2(architecture.plan(config.model), config.model, 3, 5)
     torch_peer.load(peer, variables)
-    result: Any = build.build_model(config, 5).apply(
+    result: Any = architecture.build_model(config, 5).apply(
         variables, images(), True, mutable=["batch_stats"]
     )
     logits, updated = result
@@ -62,4 +62,4 @@ def test_pytorch_is_the_same_network():
     mean = peer.stem.bn.running_mean.numpy()
     np.testing.assert_allclose(updated["batch_stats"]["stem"]["bn"]["mean"], mean, atol=1e-6)
     with pytest.raises(ValueError, match="pads symmetrically"):
-        torch_peer.MobileNetV2(build.plan(config.model), small(padding="SAME").model, 3, 5)
+        torch_peer.MobileNetV2(architecture.plan(config.model), small(padding="SAME").model, 3, 5)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet import build, experiment
+from mobilenet import architecture, experiment
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.models import cost
@@ -21,7 +21,7 @@ def arm(file: str, name: str, scale: str) -> Any:
 
 
 def totals(config: Any) -> cost.Totals:
-    return cost.totals(build.layer_costs(config, 10))
+    return cost.totals(architecture.layer_costs(config, 10))
 
 
 def test_there_are_ablations():
@@ -46,7 +46,7 @@ def test_every_sweep_can_run(path: Path, scale: str):
     for first, second in module.contrasts(scale).values():
         assert first in arms and second in arms and first != second
     for point in planned:
-        build.plan(point.config.model)
+        architecture.plan(point.config.model)
     assert config_lib.to_json(module.get_config(scale)) == config_lib.to_json(scales.base(scale))
 
 
@@ -69,7 +69,7 @@ def test_expansion_ratios_are_compared_at_nearly_equal_macs(scale: str):
 def test_arms_change_what_they_say():
     base = arm("shortcut", "between bottlenecks", "cifar")
     kinds = {
-        name: [block.shortcut for block in build.plan(config.model).blocks]
+        name: [block.shortcut for block in architecture.plan(config.model).blocks]
         for name, config in {
             "bottleneck": base,
             "expansion": arm("shortcut", "between expansions", "cifar"),
@@ -82,10 +82,10 @@ def test_arms_change_what_they_say():
     assert set(kinds["none"]) == {"none"}
     assert totals(arm("shortcut", "none", "cifar")) == totals(base)
 
-    se = build.plan(arm("squeeze_excite", "SE", "cifar").model).blocks
+    se = architecture.plan(arm("squeeze_excite", "SE", "cifar").model).blocks
     assert all(block.squeeze_features == max(1, block.in_features // 4) for block in se)
     heads = [
-        build.plan(arm("head", f"width 0.35, head {word}", "full").model).head_features
+        architecture.plan(arm("head", f"width 0.35, head {word}", "full").model).head_features
         for word in ("kept", "thinned")
     ]
     assert heads == [1280, 448]

@@ -1,0 +1,90 @@
+"""Using a run: its checkpoints, its accuracy on a split, its answers for pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mobilenet import architecture, build
+from mobilenet.config import Config
+from mobilenet.data import images
+from mobilenet.train import loop
+from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
+from mobilenet.train.metrics import Evaluation
+
+
+def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
+    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
+
+    Args:
+      workdir: the run directory.
+      which: "newest", "best" (highest validation top-1) or a step.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    if which == "newest":
+        restored = checkpoints.read_newest()
+        if restored is None:
+            raise CheckpointError(
+                f"{workdir} has no checkpoint yet; train it with `mobilenet train "
+                f"--workdir={workdir}`."
+            )
+        return restored
+    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
+    if step is None:
+        known = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise CheckpointError(
+            f"The checkpoint {which!r} does not exist in {workdir}; allowed are newest, best (of "
+            f"validated ones), or one of the steps: {known}."
+        )
+    return checkpoints.read(step)
+
+
+def evaluate(config: Config, data: build.Data, variables: Any, split: str) -> Evaluation:
+    """Evaluates variables on every example of a split, on all devices."""
+    num_classes = build.resolve_classes(config, data.dataset.num_classes)
+    model = architecture.build_model(config, num_classes)
+    step = build.build_eval_step(model, data.mean, data.std)
+    return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)
+
+
+class Predictor:
+    """Classifies pictures as the run's evaluation sees them; needs no data set.
+
+    Attributes:
+      class_names: of the classifier's outputs.
+    """
+
+    def __init__(self, config: Config, variables: Any, workdir: Path) -> None:
+        stored = build.read_stored(workdir)
+        if stored is None:
+            raise CheckpointError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+        self._config = config
+        num_classes = build.resolve_classes(config, len(stored["class_names"]))
+        names = list(stored["class_names"])
+        self.class_names = names + [f"class {i}" for i in range(len(names), num_classes)]
+        model = architecture.build_model(config, num_classes)
+        prepare = build.preprocess(tuple(stored["mean"]), tuple(stored["std"]))
+
+        def classify(pictures: jax.Array) -> jax.Array:
+            logits: Any = model.apply(variables, prepare(pictures), False)
+            return jax.nn.softmax(logits)
+
+        self._classify = jax.jit(classify)
+
+    def load(self, encoded: bytes) -> np.ndarray:
+        """A picture file's bytes as uint8 [S, S, C]; UnreadableImage if it is not a picture."""
+        data = self._config.data
+        return images.load_eval_view_or_same(
+            encoded,
+            size=data.image_size,
+            channels=data.channels,
+            crop_fraction=data.crop_fraction,
+        )
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, C] to probabilities float32 [B, K]."""
+        return np.asarray(self._classify(pictures))

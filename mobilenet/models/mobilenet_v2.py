@@ -287,6 +287,8 @@ class MobileNetV2(nn.Module):
       dtype: of activations and products; parameters and BN statistics stay float32.
       conv_form: "auto", "grouped" or "shifted" (`mobilenet.models.depthwise.resolve_form`).
       remat: recompute each block in the backward pass instead of keeping its activations.
+      frozen: names of `modules` that run as in evaluation also in training: their BN uses its
+        running statistics, and leaves them as they are.
       conv, norm: constructors to put in place of `Conv` and `BatchNorm` (quantised ones, say).
 
     `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
@@ -311,8 +313,16 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
     conv_form: str = "auto"
     remat: bool = False
+    frozen: tuple[str, ...] = ()
     conv: ModuleDef = Conv
     norm: ModuleDef = BatchNorm
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the submodules in order of computation, as in `params`."""
+        blocks = (plan.name for plan in self.plan.blocks)
+        last = (("head", self.plan.head_features), ("classifier", self.num_classes))
+        return ("stem", *blocks, *(name for name, present in last if present))
 
     def constructors(self) -> tuple[ModuleDef, ModuleDef]:
         """`conv` and `norm` with the network's settings bound, as every layer receives them."""
@@ -346,13 +356,16 @@ class MobileNetV2(nn.Module):
         layer = functools.partial(ConvBNAct, conv=conv, norm=norm, activation=self.activation)
         block = nn.remat(InvertedResidual, static_argnums=(3,)) if self.remat else InvertedResidual
 
+        def learns(name: str) -> bool:
+            return train and name not in self.frozen
+
         found: dict[str, Any] = {}
         x = layer(
             features=self.plan.stem_features,
             kernel_size=3,
             strides=self.plan.stem_strides,
             name="stem",
-        )(images.astype(self.dtype), train)
+        )(images.astype(self.dtype), learns("stem"))
         found["stem"] = x
         expanded = None
         for plan in self.plan.blocks:
@@ -366,10 +379,10 @@ class MobileNetV2(nn.Module):
                 se_gate=self.se_gate,
                 dtype=self.dtype,
                 name=plan.name,
-            )(x, expanded, train)
+            )(x, expanded, learns(plan.name))
             found[f"stage_{plan.stage}"] = x
         if self.plan.head_features:
-            x = layer(features=self.plan.head_features, name="head")(x, train)
+            x = layer(features=self.plan.head_features, name="head")(x, learns("head"))
             found["head"] = x
         # The mean and the classifier's sum run in float32: both are small and end in the loss.
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -1,15 +1,28 @@
-"""From `config.model` to the network and its analytic costs."""
+"""From `config.model` to the network and its costs."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
-from mobilenet.config import Config
-from mobilenet.models import cost
+from mobilenet.config import Config, ConfigError
+from mobilenet.models import cost, mobilenet_v1, mobilenet_v3, resnet, tracing
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
 from mobilenet.train import steps
 
 
 def plan(model: Config) -> Plan:
-    """The network's channel counts, strides and shortcuts from `config.model`."""
+    """MobileNetV2's channel counts, strides and shortcuts from `config.model`.
+
+    Raises:
+      ConfigError: another network; its blocks are described by a plan of another kind.
+    """
+    if model.name != "mobilenet_v2":
+        raise ConfigError(
+            f"model.name is {model.name!r}; this needs the block plan of mobilenet_v2."
+        )
     return plan_blocks(
         blocks=tuple(BlockSpec(*row) for row in model.blocks),
         width_multiplier=model.width_multiplier,
@@ -26,11 +39,45 @@ def plan(model: Config) -> Plan:
         se_ratio=model.se_ratio,
         se_base=model.se_base,
         se_divisor=model.se_divisor,
+        output_stride=model.output_stride,
     )
 
 
-def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> MobileNetV2:
-    """The network of a configuration.
+def _constructor(model: Config) -> Callable[..., Any]:
+    """The network's class with its plan, and what no other network has, bound."""
+    if model.name == "mobilenet_v2":
+        return functools.partial(
+            MobileNetV2,
+            plan=plan(model),
+            activation=model.activation,
+            bottleneck_activation=model.bottleneck_activation,
+            kernel_size=model.kernel_size,
+            se_gate=model.se_gate,
+        )
+    sizes: dict[str, Any] = {
+        "width_multiplier": model.width_multiplier,
+        "stem_strides": model.stem_strides,
+        "stage_strides": model.stage_strides or None,
+        "divisor": model.divisor,
+    }
+    if model.name == "mobilenet_v1":
+        return functools.partial(
+            mobilenet_v1.MobileNetV1,
+            plan=mobilenet_v1.plan_blocks(**sizes),
+            activation=model.activation,
+        )
+    if model.name in mobilenet_v3.TABLES:
+        found = mobilenet_v3.plan_blocks(*mobilenet_v3.TABLES[model.name], **sizes)
+        return functools.partial(mobilenet_v3.MobileNetV3, plan=found)
+    found = resnet.plan_blocks(*resnet.TABLES[model.name], **sizes)
+    return functools.partial(resnet.ResNet, plan=found)
+
+
+def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> Any:
+    """The network of a configuration: MobileNetV2, or one that is used like it.
+
+    `Any`, because what networks have in common (`apply`, `modules`, `constructors`, the settings
+    below, names of submodules and endpoints) is a convention that has no type.
 
     Args:
       config: complete configuration.
@@ -42,13 +89,8 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
     axis, groups = None, None
     if devices is not None:
         axis, groups = steps.bn_groups(devices, model.bn_statistics, model.bn_group_size)
-    return MobileNetV2(
-        plan=plan(model),
+    network = _constructor(model)(
         num_classes=num_classes,
-        activation=model.activation,
-        bottleneck_activation=model.bottleneck_activation,
-        kernel_size=model.kernel_size,
-        se_gate=model.se_gate,
         dropout_rate=model.dropout_rate,
         padding=model.padding,
         bn_momentum=model.bn_momentum,
@@ -60,6 +102,27 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
         conv_form=model.conv_form,
         remat=model.remat,
     )
+    if config.finetune.batch_norm == "frozen":
+        return network.clone(frozen=network.modules)
+    return network.clone(frozen=frozen_modules(network, config.finetune))
+
+
+def frozen_modules(model: MobileNetV2, finetune: Config) -> tuple[str, ...]:
+    """Names of the modules whose parameters stay: all before `finetune.train_from`.
+
+    Raises:
+      ConfigError: no module's name begins with it.
+    """
+    if not finetune.train_from:
+        return ()
+    for index, name in enumerate(model.modules):
+        if name == finetune.train_from or name.startswith(f"{finetune.train_from}_"):
+            return model.modules[:index]
+    stages = dict.fromkeys(re.sub(r"^(blocks_\d+)_.*", r"\1", name) for name in model.modules)
+    raise ConfigError(
+        f"finetune.train_from is {finetune.train_from!r}; allowed are {', '.join(stages)}, one of "
+        "their blocks, or '' for all."
+    )
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
@@ -68,14 +131,20 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 
 
 def layer_costs(config: Config, num_classes: int) -> list[cost.LayerCost]:
-    """Costs of every layer, from the block table."""
+    """Costs of every layer: of MobileNetV2 from the block table, of others from a trace."""
     model = config.model
+    if model.name != "mobilenet_v2":
+        return tracing.layer_costs(build_model(config, num_classes), image_shape(config))
     return cost.layer_costs(plan(model), image_shape(config), num_classes, model.kernel_size)
 
 
 def peaks(config: Config, num_classes: int) -> dict[str, cost.Peak]:
-    """Peak activation memory of one image under each definition that covers the network."""
-    if config.model.shortcut == "expansion":
+    """Peak activation memory of one image under each definition that covers the network.
+
+    Empty where there is none: they are defined for MobileNetV2's blocks alone, with shortcuts
+    between bottlenecks.
+    """
+    if config.model.name != "mobilenet_v2" or config.model.shortcut == "expansion":
         return {}
     definitions: tuple[cost.PeakDefinition, ...] = (
         "per_op",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mobilenet import architecture, rundir
+from mobilenet import architecture, rundir, transfer
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
 from mobilenet.data import datasets, memory, pipeline, transforms
@@ -83,10 +83,17 @@ class Together:
 
 
 class Ahead:
-    """Batches prepared in a background thread, a few ahead of their use."""
+    """Batches prepared in a background thread, a few ahead of their use.
 
-    def __init__(self, batches: HostBatches, size: int) -> None:
+    Args:
+      batches: of the pipeline.
+      size: how many ahead.
+      classes: the classifier's output of each label; None: the label itself.
+    """
+
+    def __init__(self, batches: HostBatches, size: int, classes: np.ndarray | None = None) -> None:
         self._batches = batches
+        self._classes = classes
         self._prefetcher: Prefetcher[dict[str, np.ndarray]] = Prefetcher(batches, size)
 
     @property
@@ -94,7 +101,10 @@ class Ahead:
         return self._batches.unreadable
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self._prefetcher
+        for batch in self._prefetcher:
+            if self._classes is not None:
+                batch = {**batch, "label": self._classes[batch["label"]]}
+            yield batch
 
     def close(self) -> None:
         self._prefetcher.close()
@@ -109,6 +119,9 @@ class Data:
       dataset: the opened data set.
       mean, std: per channel, of values in [0, 1].
       load: split -> arrays in memory, or the source when it is streamed.
+      class_names: of the classifier's outputs; the data set's, but for a run that is evaluated on
+        another data set.
+      classes: the classifier's output of each of the data set's labels; None: the label itself.
     """
 
     config: Config
@@ -116,6 +129,8 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     load: Callable[[str], memory.Arrays | datasets.Source]
+    class_names: tuple[str, ...]
+    classes: np.ndarray | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -149,7 +164,7 @@ class Data:
             crop_fraction=self.config.data.crop_fraction,
             **self._reading(),
         )
-        return Ahead(batches, self.config.data.prefetch_batches)
+        return Ahead(batches, self.config.data.prefetch_batches, self.classes)
 
     def _reading(self) -> dict[str, Any]:
         data = self.config.data
@@ -167,7 +182,7 @@ class Data:
         return {
             "mean": list(self.mean),
             "std": list(self.std),
-            "class_names": list(self.dataset.class_names),
+            "class_names": list(self.class_names),
         }
 
 
@@ -222,7 +237,13 @@ class Shared:
         return self._open(_reduced(config, ("data.",)))
 
 
-def build_data(config: Config, workdir: Path | None = None, shared: Shared | None = None) -> Data:
+def build_data(
+    config: Config,
+    workdir: Path | None = None,
+    shared: Shared | None = None,
+    *,
+    match_classes: bool = False,
+) -> Data:
     """Opens the data set and settles how pictures are normalised.
 
     Statistics of the data set are computed from its train part once and stored in the run directory
@@ -232,6 +253,8 @@ def build_data(config: Config, workdir: Path | None = None, shared: Shared | Non
       config: complete configuration.
       workdir: the run directory; None stores nothing.
       shared: of the runs in this process; None shares nothing.
+      match_classes: the run is evaluated on a data set that may be another: its classes are found
+        by name among the run's (`transfer.match_classes`).
 
     Raises:
       DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
@@ -239,8 +262,17 @@ def build_data(config: Config, workdir: Path | None = None, shared: Shared | Non
     dataset, load = (shared or Shared()).open(config)
     data = config.data
     stored = read_stored(workdir) if workdir is not None else None
+    class_names, classes = dataset.class_names, None
     if stored is not None:
-        if tuple(stored["class_names"]) != dataset.class_names:
+        class_names = tuple(stored["class_names"])
+        if not class_names:
+            raise ConfigError(
+                f"{workdir} has no classifier, only features; train one on a data set with "
+                f"--config.pretrained={workdir}."
+            )
+        if match_classes and class_names != dataset.class_names:
+            classes = _match(config, class_names, dataset.class_names, workdir)
+        elif class_names != dataset.class_names:
             raise ConfigError(
                 f"data.name is {data.name!r} with classes {_few(dataset.class_names)}, but the run "
                 f"in {workdir} was trained on {_few(stored['class_names'])}; point data.data_dir "
@@ -254,12 +286,28 @@ def build_data(config: Config, workdir: Path | None = None, shared: Shared | Non
         # A channel without variation has nothing to scale.
         mean = tuple(float(m) for m in means)
         std = tuple(float(s) if s > 0 else 1.0 for s in stds)
+    elif data.normalization == "pretrained":
+        weights = _read_pretrained(config)
+        mean, std = tuple(weights["mean"]), tuple(weights["std"])
     else:
         mean, std = transforms.normalization(data.normalization, data.channels)
-    built = Data(config, dataset, mean, std, load)
+    built = Data(config, dataset, mean, std, load, class_names, classes)
     if workdir is not None and stored is None and jax.process_index() == 0:
         rundir.write_json(workdir / DATA_FILE, built.stored())
     return built
+
+
+def _match(
+    config: Config, known: tuple[str, ...], wanted: tuple[str, ...], workdir: Path | None
+) -> np.ndarray:
+    classes = transfer.match_classes(wanted, known)
+    if isinstance(classes, str):
+        raise ConfigError(
+            f"data.name is {config.data.name!r} with the class {classes!r}, which is none of the "
+            f"classes of the run in {workdir}, {_few(known)}, or the same as another; name the "
+            "classes alike."
+        )
+    return np.asarray(classes, np.int32)
 
 
 def _few(names: Any) -> str:
@@ -271,6 +319,17 @@ def read_stored(workdir: Path) -> dict[str, Any] | None:
     """Normalisation and class names of a run, or None before it has any."""
     path = workdir / DATA_FILE
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _read_pretrained(config: Config) -> dict[str, Any]:
+    """What `read_stored` finds beside the weights that the run starts from."""
+    stored = read_stored(Path(config.pretrained))
+    if stored is None:
+        raise ConfigError(
+            f"pretrained is {config.pretrained!r}, which has no {DATA_FILE}: it is not a complete "
+            "run."
+        )
+    return stored
 
 
 def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any], jax.Array]:
@@ -305,9 +364,18 @@ def build_train_step(
       augment: from `build_augment`.
       lanes: of several runs at once (`steps.map_train_step`).
     """
+    frozen = architecture.frozen_modules(model, config.finetune)
+
+    def apply(variables: Any, *args: Any, **options: Any) -> Any:
+        params = {  # what is frozen has no gradient to compute, nor what lies before it
+            name: jax.lax.stop_gradient(leaves) if name in frozen else leaves
+            for name, leaves in variables["params"].items()
+        }
+        return model.apply({**variables, "params": params}, *args, **options)
+
     step = steps.make_train_step(
-        model.apply,
-        build_optimizer(config),
+        apply,
+        build_optimizer(config, frozen),
         augment,
         transforms.example_keys,
         num_classes=model.num_classes,
@@ -324,6 +392,7 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generi
         "seed": np.uint32(config.seed),
         "learning_rate": np.float32(learning_rate),
         "weight_decay": np.float32(config.optimizer.weight_decay),
+        "backbone_rate": np.float32(config.finetune.backbone_rate),
         "label_smoothing": np.float32(config.train.label_smoothing),
         "ema_decay": np.float32(config.train.ema_decay),
     }
@@ -341,8 +410,8 @@ def build_eval_step(
     return steps.map_eval_step(step, lanes=lanes)
 
 
-def build_optimizer(config: Config) -> Any:
-    """The optimiser of `config.optimizer`."""
+def build_optimizer(config: Config, frozen: Sequence[str] = ()) -> Any:
+    """The optimiser of `config.optimizer`; `frozen` modules keep their parameters."""
     optimizer = config.optimizer
     return optim.make_optimizer(
         optimizer.name,
@@ -352,6 +421,7 @@ def build_optimizer(config: Config) -> Any:
         epsilon=optimizer.epsilon,
         clip_norm=optimizer.clip_norm,
         decay_depthwise=optimizer.decay_depthwise,
+        frozen=frozen,
     )
 
 
@@ -379,10 +449,13 @@ ARGUMENTS = (
     "optimizer.weight_decay",
     "train.label_smoothing",
     "train.ema_decay",
+    "finetune.backbone_rate",
     "schedule.",
 )
 # What the steps are made of, besides the data's statistics and classes.
-_STEP_KEYS = ("model.", "augment.", "train.accumulation_steps", "optimizer.", "train.ema_decay")
+_STEP_KEYS = (
+    "model.", "augment.", "optimizer.", "finetune.", "train.accumulation_steps", "train.ema_decay",
+)  # fmt: skip
 
 
 def lane_key(config: Config) -> str:
@@ -397,6 +470,7 @@ def _step_config(config: Config) -> str:
     default = config_lib.get_config()
     for key in ("learning_rate", "weight_decay"):
         config.optimizer[key] = default.optimizer[key]
+    config.finetune.backbone_rate = default.finetune.backbone_rate
     config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
     return _reduced(config, _STEP_KEYS)
 
@@ -434,9 +508,30 @@ def init_variables(
     return init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
 
 
-def init_state(config: Config, num_classes: int, shared: Shared | None = None) -> state.TrainState:
+def load_pretrained(
+    config: Config, data: Data, num_classes: int, shared: Shared | None = None
+) -> transfer.Pretrained:
+    """The variables that a run starts from, of the weights that `config.pretrained` names."""
+    names = data.dataset.class_names
+    return transfer.start_from(
+        Path(config.pretrained),
+        jax.device_get(init_variables(config, num_classes, shared)),
+        (*names, *(f"class {i}" for i in range(len(names), num_classes))),
+        _read_pretrained(config)["class_names"],
+    )
+
+
+def init_state(
+    config: Config,
+    num_classes: int,
+    shared: Shared | None = None,
+    pretrained: transfer.Pretrained | None = None,
+) -> state.TrainState:
     """The training state at step 0."""
-    variables = init_variables(config, num_classes, shared)
+    if pretrained is not None:
+        variables = jax.tree.map(jnp.asarray, pretrained.variables)
+    else:
+        variables = init_variables(config, num_classes, shared)
     return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
 
 
@@ -467,16 +562,22 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
             f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
             f"has {examples} examples; it must be at most that."
         )
+    if config.train.patience and not len(data.dataset.splits["validation"]):
+        raise ConfigError(
+            f"train.patience is {config.train.patience}, but there is no validation split to judge "
+            "by; set data.validation_fraction or data.validation_split."
+        )
     steps_per_epoch, total_steps = count_steps(config, examples)
     schedule = build_schedule(config, steps_per_epoch, total_steps)
     streamed = not isinstance(data.load("train"), memory.Arrays)
     train_step, eval_step = shared.steps(
         _step_config(config), num_classes, data.mean, data.std, streamed, False
     )
+    pretrained = load_pretrained(config, data, num_classes, shared) if config.pretrained else None
     costs = cost.totals(architecture.layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
-        init=lambda: init_state(config, num_classes, shared),
+        init=lambda: init_state(config, num_classes, shared, pretrained),
         train_step=train_step,
         eval_step=eval_step,
         train_batches=data.train_batches,
@@ -489,6 +590,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         checkpoint_every_steps=config.checkpoint.every_steps,
         keep_newest=config.checkpoint.keep_newest,
         keep_best=config.checkpoint.keep_best,
+        patience=config.train.patience,
         log_every_steps=config.log.every_steps,
         tensorboard=config.log.tensorboard,
         num_classes=num_classes,
@@ -499,6 +601,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
                 "macs": costs.macs,
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},
                 "seed": config.seed,
+                **({"pretrained": pretrained.facts} if pretrained else {}),
             },
         ),
     )
@@ -535,6 +638,11 @@ def build_lanes(
         raise ConfigError(
             f"Lanes differ in {', '.join(sorted(differing))}; runs of one program may differ in "
             f"{', '.join(ARGUMENTS)} alone (train.ema_decay not between on and off)."
+        )
+    if any(config.train.patience for config in configs):
+        raise ConfigError(
+            "train.patience ends each run at a step of its own, which lanes cannot; train with one "
+            "lane, or without it."
         )
     runs = [build(c, w, shared=shared) for c, w in zip(configs, workdirs, strict=True)]
     first, data = runs[0], build_data(configs[0], workdirs[0], shared)

@@ -35,7 +35,20 @@ def get_config(arg: str = "") -> Config:
     config: Config = ml_collections.ConfigDict()
     config.seed = 0  # of initial values, data order, augmentation and dropout
 
+    # A run directory to start from, of `mobilenet convert` or `mobilenet train`; "": from scratch.
+    # The architecture and the normalisation come with the weights (INHERITED).
+    config.pretrained = ""
+    config.finetune = finetune = ml_collections.ConfigDict()
+    # The first module that learns, with all behind it: classifier (a linear probe), head, blocks_5,
+    # ...; "" is all of them. Those before it run as in evaluation.
+    finetune.train_from = ""
+    finetune.backbone_rate = 1.0  # learning rate of all but the classifier / the classifier's
+    # BN of what learns: adapt (batch statistics, as in training), frozen (statistics stay).
+    finetune.batch_norm = "adapt"
+
     config.model = model = ml_collections.ConfigDict()
+    # mobilenet_v2, mobilenet_v1, mobilenet_v3_small, mobilenet_v3_large, resnet18, resnet50. The
+    # others have block tables of their own and read a part of the keys below (SHARED_KEYS).
     model.name = "mobilenet_v2"
     model.width_multiplier = 1.0  # the paper's alpha
     # The paper's t: None is the block table's; a number replaces it in all stages but the first; a
@@ -54,6 +67,8 @@ def get_config(arg: str = "") -> Config:
     model.stem_features = 32  # channels before the width multiplier
     model.stem_strides = 2
     model.stage_strides = ()  # replaces the table's strides, one a stage; () keeps them
+    # 8, 16, 32: strides beyond it become dilation, with the same weights; None: as the strides say.
+    model.output_stride = placeholder(int)
     model.head_features = 1280  # channels of the last 1x1 convolution; 0 leaves it out
     model.shrink_head = False  # thin the head below width 1.0 too (the paper does not)
     model.divisor = 8  # channels are multiples of it; 1 turns rounding off
@@ -87,12 +102,13 @@ def get_config(arg: str = "") -> Config:
     data.test_split = "test"
     data.validation_split = ""  # "" carves validation_fraction from train
     data.validation_fraction = 0.1  # of the train split, by index, in [0, 1)
-    data.test_fraction = 0.2  # of a folder without train/ and test/, in (0, 1)
+    data.test_fraction = 0.2  # of a folder without train/ and test/, in (0, 1]
     data.train_examples = 0  # keep the first n of the train part; 0 keeps all
     data.image_size = 32  # pixels, side of the square the network sees
     data.channels = 3  # 1 (grey) or 3
     data.crop_fraction = 1.0  # evaluation: centre crop / resized shorter side, in (0, 1]
-    # imagenet (mean/std), symmetric ([-1, 1]), dataset (statistics of the train part).
+    # imagenet (mean/std), symmetric ([-1, 1]), dataset (statistics of the train part), pretrained
+    # (as the weights that the run starts from have seen their pictures).
     data.normalization = "dataset"
     data.in_memory = "auto"  # auto, always, never: decode once, augment on the device
     data.num_workers = 0  # processes that decode streamed pictures; 0 uses threads
@@ -120,6 +136,9 @@ def get_config(arg: str = "") -> Config:
     train.num_epochs = 10.0  # passes over the train part; may be a fraction
     train.accumulation_steps = 1  # parts each device's batch is computed in
     train.label_smoothing = 0.0  # in [0, 1)
+    # Validations without a better top-1 that end the run, whose result is then that of its best
+    # checkpoint; 0 trains to the end and takes the last.
+    train.patience = 0
     train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
@@ -162,11 +181,12 @@ def get_config(arg: str = "") -> Config:
 def shrink(config: Config) -> Config:
     """Makes a configuration small enough for a laptop and the tests, in place.
 
-    Narrow, every row of the block table once, few pictures, two steps, and the embedded digits
-    wherever another data set was named; the rest of the experiment (strides, optimiser, schedule,
-    augmentation) stays.
+    Narrow, every row of MobileNetV2's block table once (other networks keep their depth), few
+    pictures, two steps, and the embedded digits wherever another data set was named; the rest of
+    the experiment (strides, optimiser, schedule, augmentation) stays.
     """
-    config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
+    if config.model.name == "mobilenet_v2":
+        config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
     config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
     config.data.name = "digits"
     config.data.data_dir = ""
@@ -250,6 +270,54 @@ RUNTIME_KEYS = (
 )
 
 
+# What comes with pretrained weights: other values would make another network of them.
+INHERITED = (
+    *(f"model.{key}" for key in ("name", "width_multiplier", "expansion_ratio", "blocks")),
+    *(f"model.{key}" for key in ("stem_features", "head_features", "shrink_head", "divisor")),
+    *(f"model.{key}" for key in ("kernel_size", "activation", "bottleneck_activation")),
+    *(f"model.{key}" for key in ("shortcut", "shortcut_projection", "expand_always")),
+    *(f"model.{key}" for key in ("se_ratio", "se_base", "se_divisor", "se_gate")),
+    *(f"model.{key}" for key in ("padding", "bn_epsilon")),
+    "data.channels",
+)
+# What comes with them unless it is set: the same weights compute with other strides too.
+INHERITED_STRIDES = ("model.stem_strides", "model.stage_strides")
+
+
+def inherit(config: Config, source: Config) -> None:
+    """Takes over, in place, what comes with the weights of `config.pretrained`.
+
+    A key at its default takes the source's value; doing it twice changes nothing.
+
+    Args:
+      config: of the run that starts from the weights.
+      source: of the run directory that holds them.
+
+    Raises:
+      ConfigError: a key is set to something that the weights are not.
+    """
+    default, wanted = dict(flatten(get_config())), dict(flatten(source))
+    values = dict(flatten(config))
+    for key in (*INHERITED, *INHERITED_STRIDES):
+        if _plain(values[key]) == _plain(wanted[key]):
+            continue
+        if _plain(values[key]) == _plain(default[key]):
+            config.update_from_flattened_dict({key: wanted[key]})
+        elif key in INHERITED:
+            raise ConfigError(
+                f"{key} is {values[key]!r}, but the weights in pretrained={config.pretrained!r} "
+                f"are of {wanted[key]!r}; leave it out: it comes with the weights."
+            )
+    if values["data.normalization"] == default["data.normalization"]:
+        config.data.normalization = "pretrained"
+    elif values["data.normalization"] not in ("pretrained", wanted["data.normalization"]):
+        raise ConfigError(
+            f"data.normalization is {values['data.normalization']!r}, but the weights in "
+            f"pretrained={config.pretrained!r} have seen {wanted['data.normalization']!r}; leave "
+            "it out: it comes with the weights."
+        )
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and change what a run computes: key -> (old, new)."""
     before, after = dict(flatten(old)), dict(flatten(new))
@@ -292,10 +360,27 @@ def _check(ok: bool, key: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"{key} is {value!r}; {allowed}.")
 
 
+# Strides of the stages in the block tables of the networks that `model.blocks` does not describe.
+STAGE_STRIDES = {
+    "mobilenet_v1": (1, 2, 2, 2, 2),
+    "mobilenet_v3_small": (2, 2, 2, 1, 2),
+    "mobilenet_v3_large": (1, 2, 2, 2, 1, 2),
+    "resnet18": (1, 2, 2, 2),
+    "resnet50": (1, 2, 2, 2),
+}
+# Keys of the model section that every network reads, and what only some of those above read.
+SHARED_KEYS = (
+    *("name", "width_multiplier", "divisor", "stem_strides", "stage_strides", "num_classes"),
+    *("dropout_rate", "padding", "initializer", "dtype", "conv_form", "remat"),
+    *("bn_momentum", "bn_epsilon", "bn_statistics", "bn_group_size"),
+)
+OWN_KEYS = {"mobilenet_v1": ("activation",)}
+
 CHOICES = {
-    "model.name": ("mobilenet_v2",),
+    "model.name": ("mobilenet_v2", *STAGE_STRIDES),
     "model.activation": ("relu6", "relu", "hard_swish", "identity"),
     "model.bottleneck_activation": ("relu6", "relu", "hard_swish", "identity"),
+    "model.output_stride": (None, 8, 16, 32),
     "model.shortcut": ("bottleneck", "expansion", "none"),
     "model.se_base": ("expanded", "input"),
     "model.se_gate": ("sigmoid", "hard_sigmoid"),
@@ -304,10 +389,11 @@ CHOICES = {
     "model.initializer": ("he_fan_out", "he_fan_in", "lecun_fan_in", "slim"),
     "model.dtype": ("float32", "bfloat16"),
     "model.conv_form": ("auto", "grouped", "shifted"),
-    "data.normalization": ("imagenet", "symmetric", "dataset"),
+    "data.normalization": ("imagenet", "symmetric", "dataset", "pretrained"),
     "data.in_memory": ("auto", "always", "never"),
     "data.on_error": ("raise", "skip"),
     "data.channels": (1, 3),
+    "finetune.batch_norm": ("adapt", "frozen"),
     "optimizer.name": ("sgd", "rmsprop", "adamw"),
     "schedule.name": ("constant", "cosine", "exponential", "piecewise"),
 }
@@ -349,7 +435,9 @@ RANGES = {
     "train.num_epochs": (0, math.inf),
     "train.accumulation_steps": (1, math.inf),
     "train.label_smoothing": (0, 1),
+    "train.patience": (0, math.inf),
     "train.ema_decay": (0, 1),
+    "finetune.backbone_rate": (0, 1),
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.momentum": (0, 1),
     "optimizer.decay": (0, 1),
@@ -374,7 +462,7 @@ EXCLUSIVE = {
     "model.bn_momentum": "high",
     "model.bn_epsilon": "low",
     "data.validation_fraction": "high",
-    "data.test_fraction": "both",
+    "data.test_fraction": "low",
     "data.crop_fraction": "low",
     "train.num_epochs": "low",
     "train.label_smoothing": "high",
@@ -432,9 +520,18 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     _validate_data(config)
     _validate_batches(config, devices, processes)
     _validate_schedule(config)
+    _validate_finetuning(config)
 
 
 def _validate_model(model: Config) -> None:
+    if model.name in STAGE_STRIDES:
+        default = get_config().model
+        for key in model:
+            if model[key] != default[key] and key not in (
+                *SHARED_KEYS,
+                *OWN_KEYS.get(model.name, ()),
+            ):
+                raise ConfigError(f"model.{key} has no effect on {model.name}; leave it out.")
     _check(model.kernel_size % 2 == 1, "model.kernel_size", model.kernel_size, "it must be odd")
     for row in model.blocks:
         ok = (
@@ -450,13 +547,20 @@ def _validate_model(model: Config) -> None:
             "each row must be (expansion_ratio > 0, features >= 1, repeats >= 1, strides 1 or 2)",
         )
     _check(len(model.blocks) > 0, "model.blocks", model.blocks, "it must have at least one row")
-    stages = len(model.blocks)
+    stages = len(_table_strides(model))
     strides = model.stage_strides
     _check(
         len(strides) in (0, stages) and all(s in (1, 2) for s in strides),
         "model.stage_strides",
         strides,
         f"it must be () or {stages} strides of 1 or 2, one a stage",
+    )
+    stride = total_stride(model)
+    _check(
+        model.output_stride in (None, stride),
+        "model.output_stride",
+        model.output_stride,
+        f"the network's strides multiply to {stride}, so it must be at most that, or None",
     )
     ratio = model.expansion_ratio
     ratios = ratio if isinstance(ratio, tuple) else () if ratio is None else (ratio,)
@@ -481,10 +585,17 @@ def _validate_model(model: Config) -> None:
     )
 
 
+def _table_strides(model: Config) -> tuple[int, ...]:
+    return STAGE_STRIDES.get(model.name) or tuple(row[3] for row in model.blocks)
+
+
 def total_stride(model: Config) -> int:
     """Input pixels for one pixel of the last feature map, along one side."""
-    strides = model.stage_strides or tuple(row[3] for row in model.blocks)
-    return math.prod((model.stem_strides, *strides))
+    # A ResNet's stem of stride 2 has max-pooling of stride 2 behind it.
+    pooling = 2 if model.name.startswith("resnet") and model.stem_strides == 2 else 1
+    strides = model.stage_strides or _table_strides(model)
+    stride = math.prod((model.stem_strides, pooling, *strides))
+    return stride if model.output_stride is None else min(stride, model.output_stride)
 
 
 def _validate_data(config: Config) -> None:
@@ -574,6 +685,28 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
         "processes",
         processes,
         f"each process needs the same number of the {devices} devices",
+    )
+
+
+def _validate_finetuning(config: Config) -> None:
+    _check(
+        bool(config.pretrained) or config.data.normalization != "pretrained",
+        "data.normalization",
+        "pretrained",
+        "it needs pretrained, the run directory of the weights",
+    )
+    patience = config.train.patience
+    _check(
+        not patience or config.checkpoint.keep_best > 0,
+        "train.patience",
+        patience,
+        "it needs checkpoint.keep_best of 1 or more: the result is the best checkpoint's",
+    )
+    _check(
+        not patience or config.eval.every_epochs > 0,
+        "train.patience",
+        patience,
+        "it counts validations, so eval.every_epochs must be above 0",
     )
 
 

@@ -10,42 +10,14 @@ from mobilenet import architecture, build
 from mobilenet.config import Config
 from mobilenet.data import images
 from mobilenet.train import loop
-from mobilenet.train.checkpoints import CheckpointError, Checkpoints, Restored
+from mobilenet.train.checkpoints import CheckpointError
+from mobilenet.train.checkpoints import read_checkpoint as read_checkpoint
 from mobilenet.train.metrics import Evaluation
-
-
-def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
-    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
-
-    Args:
-      workdir: the run directory.
-      which: "newest", "best" (highest validation top-1) or a step.
-
-    Raises:
-      CheckpointError: there is none, or it is damaged.
-    """
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    if which == "newest":
-        restored = checkpoints.read_newest()
-        if restored is None:
-            raise CheckpointError(
-                f"{workdir} has no checkpoint yet; train it with `mobilenet train "
-                f"--workdir={workdir}`."
-            )
-        return restored
-    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
-    if step is None:
-        known = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise CheckpointError(
-            f"The checkpoint {which!r} does not exist in {workdir}; allowed are newest, best (of "
-            f"validated ones), or one of the steps: {known}."
-        )
-    return checkpoints.read(step)
 
 
 def evaluate(config: Config, data: build.Data, variables: Any, split: str) -> Evaluation:
     """Evaluates variables on every example of a split, on all devices."""
-    num_classes = build.resolve_classes(config, data.dataset.num_classes)
+    num_classes = build.resolve_classes(config, len(data.class_names))
     model = architecture.build_model(config, num_classes)
     step = build.build_eval_step(model, data.mean, data.std)
     return loop.evaluate(step, data.eval_batches, variables, split, num_classes, data.splits)

@@ -166,6 +166,23 @@ def read_config(workdir: Path) -> Config:
         raise ConfigError(f"{path} was written by another version: {error}") from error
 
 
+def inherit(config: Config) -> None:
+    """Takes over, in place, what comes with the weights that `config.pretrained` names.
+
+    Raises:
+      ConfigError: it is no run directory, or a key is set to something that the weights are not.
+    """
+    if not config.pretrained:
+        return
+    path = Path(config.pretrained)
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"pretrained is {config.pretrained!r}, which has no config.json; give a run directory, "
+            "of `mobilenet convert` or `mobilenet train`."
+        )
+    config_lib.inherit(config, read_config(path))
+
+
 def settle_config(workdir: Path, config: Config, *, write: bool = True) -> None:
     """Writes `config.json`, or checks that the directory's run computes the same.
 

@@ -18,9 +18,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/analysis": (
         "mobilenet.analysis", "mobilenet.rundir", "mobilenet.rows", "mobilenet.config",
     ),
+    "mobilenet/transfer.py": ("mobilenet.config", "mobilenet.train"),
     "mobilenet/build.py": (
-        "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",
-        "mobilenet.data", "mobilenet.train",
+        "mobilenet.architecture", "mobilenet.transfer", "mobilenet.config", "mobilenet.rundir",
+        "mobilenet.models", "mobilenet.data", "mobilenet.train",
     ),
     "mobilenet/architecture.py": (
         "mobilenet.config", "mobilenet.models", "mobilenet.train.steps",

@@ -156,8 +156,9 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
     flags.DEFINE_string(
         "checkpoint",
-        "newest",
-        "newest, best (highest validation top-1), or a step",
+        "result",
+        "result (what the run's test result is of), newest, best (highest validation top-1), or a "
+        "step",
         flag_values=values,
     )
 

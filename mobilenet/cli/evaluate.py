@@ -2,9 +2,13 @@
 
     mobilenet evaluate --workdir=runs/c10 --split=test
     mobilenet evaluate --workdir=runs/c10 --split=validation --checkpoint=newest
+    mobilenet evaluate --workdir=runs/keras --config.data.name=folder \
+        --config.data.data_dir=photos --config.data.test_fraction=1
 
 The full result is written to evaluation_SPLIT.json in the run directory, and one row an example
-(index, label, five best classes, loss) to evaluation_SPLIT.npz.
+(index, label, five best classes, loss) to evaluation_SPLIT.npz. Other pictures than the run's are
+named by overrides of data.*; their classes are found by name among the run's, and the files' names
+end in a hash of the overrides.
 """
 
 from pathlib import Path
@@ -17,6 +21,13 @@ from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
 from mobilenet.train.metrics import Evaluation
+
+# Keys that say which pictures are evaluated, and not what the run computes of one.
+PICTURES = (
+    *(f"data.{key}" for key in ("name", "train_split", "validation_split", "test_split")),
+    *(f"data.{key}" for key in ("validation_fraction", "test_fraction", "train_examples")),
+    *(f"data.{key}" for key in ("image_size", "crop_fraction", "in_memory", "on_error")),
+)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -36,12 +47,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     config = rundir.read_config(workdir)
     experiment.override(config, overrides)
     changed = config_lib.differences(rundir.read_config(workdir), config)
-    if changed:
+    refused = [key for key in changed if key not in PICTURES]
+    if refused:
         raise config_lib.ConfigError(
-            f"{', '.join(changed)} would change what the run computes; evaluate takes overrides of "
-            "how it is carried out alone, such as --config.eval.batch_size or "
-            "--config.data.data_dir."
+            f"{', '.join(refused)} would change what the run computes; evaluate takes overrides of "
+            "how it is carried out, such as --config.eval.batch_size, and of which pictures are "
+            f"seen: {', '.join(PICTURES)}."
         )
+    config_lib.validate(config)
     common.apply_cpu_devices(values)
 
     from mobilenet import build, inference, runtime
@@ -52,12 +65,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         import jax
 
         restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
-        data = build.build_data(config, workdir)
+        data = build.build_data(config, workdir, match_classes=True)
         evaluation = inference.evaluate(config, data, restored.eval_variables, split)
         if jax.process_index() == 0:
-            report = full_report(evaluation, data.dataset.class_names)
+            report = full_report(evaluation, data.class_names)
             report |= {"split": split, "step": restored.step, **records.environment()}
-            path = workdir / f"evaluation_{split}.json"
+            report |= {"overrides": {key: new for key, (_, new) in changed.items()}}
+            other = f"_{config_lib.fingerprint(config)}" if changed else ""
+            path = workdir / f"evaluation_{split}{other}.json"
             rundir.write_json(path, report)
             np.savez_compressed(
                 path.with_suffix(".npz"),
@@ -67,7 +82,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 loss=evaluation.loss,
             )
             print(f"{workdir}, step {restored.step}, {split} split")
-            print(table(evaluation, data.dataset.class_names))
+            print(table(evaluation, data.class_names))
             print(f"written to {path} and {path.with_suffix('.npz').name}")
     return 0
 

@@ -41,6 +41,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             "--config is missing; for example --config=experiments/baselines/digits.py (a run "
             "directory that exists already needs only --workdir)."
         )
+    rundir.inherit(config)
     config_lib.validate(config)
     common.apply_cpu_devices(values)
 

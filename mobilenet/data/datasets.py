@@ -156,8 +156,8 @@ def evenly_spaced(num_examples: int, fraction: float) -> Bool[np.ndarray, " N"]:
     Example i is marked iff floor((i + 1) f) > floor(i f), with f the decimal fraction as written
     (0.29 is 29/100 and not the binary number nearest to it), so no seed is involved.
     """
-    if not 0 <= fraction < 1:
-        raise DatasetError(f"a fraction of {fraction} was asked for; use a value in [0, 1).")
+    if not 0 <= fraction <= 1:
+        raise DatasetError(f"a fraction of {fraction} was asked for; use a value in [0, 1].")
     exact = Fraction(str(fraction)).limit_denominator(10**6)
     steps = np.arange(num_examples + 1, dtype=np.int64) * exact.numerator // exact.denominator
     return steps[1:] > steps[:-1]
@@ -505,7 +505,7 @@ def open_dataset(
       validation_fraction: what is carved, in [0, 1), evenly by index (`evenly_spaced`); 0 for none.
       train_examples: keeps the first n of the train part after carving; 0 keeps all.
       test_fraction: for a folder without train/ and test/, the part of each class used for testing,
-        evenly by sorted file name.
+        evenly by sorted file name; 1 is a folder to evaluate on, whose train part is empty.
 
     Raises:
       DatasetError: one sentence that says what was found and what to do.
@@ -513,7 +513,10 @@ def open_dataset(
     data_dir = os.fspath(data_dir)
     if train_examples < 0:
         raise DatasetError(f"train_examples={train_examples} was given; use 0 (all) or more.")
-    evenly_spaced(0, validation_fraction)
+    if not 0 <= validation_fraction < 1:
+        raise DatasetError(
+            f"validation_fraction={validation_fraction} was given; use a value in [0, 1)."
+        )
     evenly_spaced(0, test_fraction)
     wanted = {"train": train_split, "test": test_split}
     if validation_split:
@@ -547,7 +550,7 @@ def open_dataset(
         )
     if train_examples:
         sources["train"] = SubsetSource(sources["train"], np.arange(train_examples))
-    if not len(sources["train"]):
+    if not len(sources["train"]) and test_fraction < 1:
         raise DatasetError(
             f"the train part of {name!r} is empty after validation_fraction={validation_fraction}; "
             "lower it."

@@ -65,6 +65,7 @@ def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
         )
     try:
         config_lib.update(config, overrides)
+        rundir.inherit(config)
         config_lib.validate(config)
     except ConfigError as error:
         raise ConfigError(f"The point with {describe(overrides)}: {error}") from error

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mobilenet import rundir
 from mobilenet.train.state import TrainState, to_host
 
 ITEMS = ("params", "batch_stats", "ema", "opt_state")
@@ -266,6 +267,38 @@ class Checkpoints:
             return
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
+
+
+def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
+    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
+
+    Args:
+      workdir: the run directory.
+      which: "newest", "best" (highest validation top-1), "result" (what the run's test result is
+        of: the newest, or of a run with `train.patience` the best), or a step.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    if which == "result":
+        which = str((rundir.read_json(workdir / "summary.json") or {}).get("result_step", "newest"))
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    if which == "newest":
+        restored = checkpoints.read_newest()
+        if restored is None:
+            raise CheckpointError(
+                f"{workdir} has no checkpoint yet; train it with `mobilenet train "
+                f"--workdir={workdir}`."
+            )
+        return restored
+    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
+    if step is None:
+        known = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise CheckpointError(
+            f"The checkpoint {which!r} does not exist in {workdir}; allowed are result, newest, "
+            f"best (of validated ones), or one of the steps: {known}."
+        )
+    return checkpoints.read(step)
 
 
 def _top1(metrics: Mapping[str, float]) -> float:

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from mobilenet import rundir
 from mobilenet.train import metrics, records, steps
-from mobilenet.train.checkpoints import Checkpoints, restore_state
+from mobilenet.train.checkpoints import CheckpointError, Checkpoints, restore_state
 from mobilenet.train.metrics import Evaluation
 from mobilenet.train.state import TrainState, to_host
 
@@ -60,6 +60,8 @@ class Parts:
       splits: that have examples, of "train", "validation", "test".
       facts: for the summary of each lane: parameters, MACs, sizes of splits.
       lanes: how many runs are trained together; None for one whose arrays have no lane axis.
+      patience: validations without a better top-1 after which the run ends, with the best
+        checkpoint as its result; 0 is never. Not with lanes.
       watch: told (step, validation metrics) after each validation; may raise Pruned.
     """
 
@@ -82,6 +84,7 @@ class Parts:
     splits: tuple[str, ...]
     facts: Sequence[Mapping[str, Any]]
     lanes: int | None = None
+    patience: int = 0
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
@@ -214,6 +217,7 @@ class _Lane:
             )
         )
         self.stopped: Stopped | None = None
+        self.validations: dict[int, dict[str, Any]] = {}
         self.summary: dict[str, Any] = {
             "status": "running",
             **facts,
@@ -228,6 +232,7 @@ class _Lane:
     def begin(self, start: int, parts: Parts, stack: contextlib.ExitStack) -> None:
         """Opens the files of a run that continues at `start`."""
         self.checkpoints.discard_after(start)
+        self.validations = records.read_validations(self.workdir, start)
         self._seconds_before = _seconds_before(self.workdir, start)
         if self._main:
             self._writer = records.MetricsWriter(
@@ -254,6 +259,25 @@ class _Lane:
         if self._main:
             rundir.write_json(self.workdir / "summary.json", self.summary)
         return self.summary
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether the last `patience` validations were no better than one before them."""
+        scores = [self.validations[step]["top1"] for step in sorted(self.validations)]
+        if not patience or len(scores) <= patience:
+            return False
+        return max(scores[-patience:]) <= max(scores[:-patience])
+
+    def read_best(self) -> tuple[int, Any]:
+        """The step and the evaluated variables of the best checkpoint."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("best checkpoint")  # the first process wrote it
+        best = self.checkpoints.best_step()
+        if best is None:
+            raise CheckpointError(
+                f"{self.workdir} keeps no validated checkpoint, which train.patience makes the "
+                "result; train again in a new run directory."
+            )
+        return best, self.checkpoints.read(best).eval_variables
 
     def stop(self, reason: Stopped) -> None:
         """Ends this run alone."""
@@ -317,12 +341,11 @@ def train_lanes(
         ]
         state, start = _restore(parts.init(), lanes)
         state = steps.place(state)
-        if start == parts.total_steps:
-            finished = [_finished(lane.workdir) for lane in lanes]
-            if all(finished):
-                for lane in lanes:
-                    log.info("%s is complete: all %d steps are done.", lane.workdir, start)
-                return [summary for summary in finished if summary]
+        finished = [_finished(lane.workdir, start) for lane in lanes]
+        if all(finished):
+            for lane in lanes:
+                log.info("%s is complete: %d steps are done.", lane.workdir, start)
+            return [summary for summary in finished if summary]
         for lane in lanes:
             lane.begin(start, parts, stack)
         unreadable: dict[int, str] = {}
@@ -347,9 +370,9 @@ def train_lanes(
                 raise next(lane.stopped for lane in lanes if lane.stopped is not None)
             return left
 
-        def measure(split: str, step: int) -> list[tuple[_Lane, dict[str, Any]]]:
+        def measure(split: str, step: int, variables: Any) -> list[tuple[_Lane, dict[str, Any]]]:
             rows, skipped = _evaluation_rows(
-                parts.eval_step, parts.eval_batches, state.eval_variables, split, parts.splits
+                parts.eval_step, parts.eval_batches, variables, split, parts.splits
             )
             found = []
             for lane in alive():
@@ -390,8 +413,16 @@ def train_lanes(
                 progress.numbers(shown)
             window_began, waited = time.monotonic(), 0.0
 
+        end = start  # a run may be out of patience when it resumes
         try:
             for step in range(start + 1, parts.total_steps + 1):
+                if lanes[0].is_stale(parts.patience):
+                    progress.line(
+                        f"No better validation top-1 in {parts.patience} validations: ending at "
+                        f"step {end} of {parts.total_steps}."
+                    )
+                    break
+                end = step
                 asked = time.monotonic()
                 batch = next(batch_stream)
                 waited += time.monotonic() - asked
@@ -424,10 +455,10 @@ def train_lanes(
                     flush(step)
                 scores: dict[int | None, dict[str, Any]] = {}
                 if validate:
-                    for lane, validation in measure("validation", step):
+                    for lane, validation in measure("validation", step, state.eval_variables):
                         row = {"step": step, "epoch": step / parts.steps_per_epoch}
                         lane.write(row | {"split": "validation", **validation})
-                        lane.summary["validation"] = validation
+                        lane.summary["validation"] = lane.validations[step] = validation
                         scores[lane.index] = {"top1": validation["top1"]}
                 if save:
                     host = to_host(state) if parts.lanes else state
@@ -461,20 +492,25 @@ def train_lanes(
                     at = int(np.min(jax.device_get(state.step)))
                     lane.conclude("failed", at, error=str(error))
             raise
-        total = parts.total_steps
+        result, variables = end, state.eval_variables
+        if parts.patience:
+            result, best_variables = lanes[0].read_best()
+            variables = steps.place(best_variables)
+            lanes[0].summary["validation"] = lanes[0].validations[result]
+            lanes[0].summary["result_step"] = result
         if "validation" in parts.splits and any("validation" not in x.summary for x in alive()):
             # Killed between the last checkpoint and the summary: nothing was left to train.
-            for lane, validation in measure("validation", total):
+            for lane, validation in measure("validation", result, variables):
                 lane.summary["validation"] = validation
         if "test" in parts.splits:
             # Measured once, on the final weights: nothing selects on it.
-            for lane, test in measure("test", total):
+            for lane, test in measure("test", result, variables):
                 lane.summary["test"] = test
         for lane in alive():
             best = lane.checkpoints.best_step()
             if best is not None:
                 lane.summary["best_checkpoint"] = best
-            lane.conclude("done", total)
+            lane.conclude("done", end)
         return [lane.summary for lane in lanes]
 
 
@@ -515,11 +551,12 @@ def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int
         lane.stop(pruned)
 
 
-def _finished(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that ended, if it did."""
+def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
+    """The summary of a run that ended at `step`, if it did."""
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((workdir / "summary.json").read_text())
-        return summary if summary.get("status") == "done" else None
+        if summary.get("status") == "done" and summary.get("step") == step:
+            return summary
     return None
 
 

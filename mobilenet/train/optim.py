@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[int], float]
+CLASSIFIER = "classifier"  # the module whose learning rate is not scaled by `backbone_rate`
 
 
 def decay_mask(params: Any, *, depthwise: bool) -> Any:
@@ -49,10 +51,19 @@ def _add_weight_decay(depthwise: bool) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(_no_state, update)
 
 
-def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
+def _scale_by_learning_rate(frozen: Sequence[str]) -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         del params
-        return jax.tree.map(lambda u: -extra["learning_rate"] * u, updates), state
+        rate = -extra["learning_rate"]
+        backbone = rate * extra.get("backbone_rate", 1.0)
+
+        def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+            module = str(getattr(path[0], "key", path[0])) if path else ""
+            if module in frozen:
+                return jnp.zeros_like(update)  # weight decay and momentum do not move it either
+            return (rate if module == CLASSIFIER else backbone) * update
+
+        return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformationExtraArgs(_no_state, update)
 
@@ -66,8 +77,12 @@ def make_optimizer(
     epsilon: float = 1.0,
     clip_norm: float = 0.0,
     decay_depthwise: bool = True,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser whose `update` takes `learning_rate` and `weight_decay` as keyword arguments.
+    """An optimiser whose `update` takes its numbers as keyword arguments.
+
+    They are `learning_rate`, `weight_decay`, and `backbone_rate`: the learning rate of everything
+    but the classifier, as a fraction of the classifier's (1 when left out).
 
     Args:
       name: "sgd": weight decay joins the gradient, momentum accumulates gradients, the rate scales
@@ -80,11 +95,15 @@ def make_optimizer(
       epsilon: of rmsprop and adamw.
       clip_norm: largest global gradient norm; 0 is off.
       decay_depthwise: see `decay_mask`.
+      frozen: top-level modules whose parameters stay as they are.
     """
     parts: list[optax.GradientTransformation] = []
     if clip_norm:
         parts.append(optax.clip_by_global_norm(clip_norm))
-    weight_decay, learning_rate = _add_weight_decay(decay_depthwise), _scale_by_learning_rate()
+    weight_decay, learning_rate = (
+        _add_weight_decay(decay_depthwise),
+        _scale_by_learning_rate(frozen),
+    )
     trace = [optax.trace(momentum, nesterov)] if momentum else []
     if name == "sgd":
         parts += [weight_decay, *trace, learning_rate]

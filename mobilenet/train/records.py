@@ -77,6 +77,19 @@ def drop_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
+def read_validations(workdir: Path, step: int) -> dict[int, dict[str, Any]]:
+    """Validation metrics of a run up to `step`: step -> metrics."""
+    path = workdir / "metrics.jsonl"
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError):
+            row = json.loads(line)
+            if row["split"] == "validation" and row["step"] <= step:
+                at = row["step"]
+                found[at] = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
+    return found
+
+
 class MetricsWriter:
     """Appends metric rows to `metrics.jsonl` and, if asked, to TensorBoard events.
 

@@ -53,7 +53,8 @@ def make_train_step(
       ema: keep an average of weights and statistics.
 
     The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]; `hyper`
-    the scalars `seed` (uint32), `learning_rate`, `weight_decay`, `label_smoothing`, `ema_decay`.
+    the scalars `seed` (uint32), `learning_rate`, `weight_decay`, `backbone_rate`,
+    `label_smoothing`, `ema_decay`.
     It returns the new state and metrics as (sum, count) over all devices.
     """
 
@@ -111,6 +112,7 @@ def make_train_step(
             state.params,
             learning_rate=hyper["learning_rate"],
             weight_decay=hyper["weight_decay"],
+            backbone_rate=hyper["backbone_rate"],
         )
         params = optax.apply_updates(state.params, updates)
         average = state.ema

@@ -1,0 +1,138 @@
+"""Starting a run from the weights of another: of a run, or of a converted checkpoint.
+
+`config.pretrained` names the run directory of the weights. `rundir.inherit` has settled what comes
+with them; here their tensors become the first state of the new run.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mobilenet.config import ConfigError
+from mobilenet.train.checkpoints import read_checkpoint
+from mobilenet.train.optim import CLASSIFIER
+
+# ImageNet's class folders begin with a WordNet id: n01440764 or n01440764_tench.
+_WORDNET_ID = re.compile(r"n\d{8}(?=_|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights that a run starts from.
+
+    Attributes:
+      directory: where they are.
+      step: of their checkpoint.
+      classifier: "kept" (the classes are the same), "selected" (columns of the old one, matched by
+        the classes' names) or "new".
+      variables: `params` and `batch_stats` of the new network.
+    """
+
+    directory: Path
+    step: int
+    classifier: str
+    variables: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the summary of the run."""
+        return {"step": self.step, "classifier": self.classifier}
+
+
+def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | str:
+    """Finds classes by name among others.
+
+    A name is looked for as it is, then by the WordNet id that it begins with, as ImageNet's class
+    folders do (`n01440764_tench`).
+
+    Args:
+      wanted: names of a data set's classes.
+      known: names of a classifier's outputs.
+
+    Returns:
+      The index in `known` of each of `wanted`; or the first name that has none, or that has the
+      same one as another.
+    """
+    index = {name: i for i, name in reversed(list(enumerate(known)))}
+    ids = {m[0]: i for i, name in enumerate(known) if (m := _WORDNET_ID.match(name))}
+    found: list[int] = []
+    for name in wanted:
+        match = _WORDNET_ID.match(name)
+        at = index.get(name, ids.get(match[0]) if match else None)
+        if at is None or at in found:
+            return name
+        found.append(at)
+    return found
+
+
+def start_from(
+    directory: Path,
+    initial: Mapping[str, Any],
+    class_names: Sequence[str],
+    stored_names: Sequence[str],
+) -> Pretrained:
+    """The first variables of a run that starts from the weights in `directory`.
+
+    Args:
+      directory: a run directory; its result's checkpoint is read, with its averaged weights if it
+        has any.
+      initial: `params` and `batch_stats` of the new network, freshly initialised; a classifier for
+        other classes stays so.
+      class_names: of the new network's outputs.
+      stored_names: of the weights' classifier.
+
+    Raises:
+      CheckpointError: the weights cannot be read.
+      ConfigError: they are of another network; says which tensors do not fit.
+    """
+    restored = read_checkpoint(directory, "result")
+    old: dict[str, Any] = restored.eval_variables
+    params, kind = dict(old["params"]), "new"
+    classifier = params.pop(CLASSIFIER, None)
+    fresh = dict(initial["params"])
+    head = fresh.pop(CLASSIFIER, None)
+    columns = match_classes(class_names, stored_names)
+    if head is not None and classifier is not None and not isinstance(columns, str):
+        kind = "kept" if columns == list(range(len(stored_names))) else "selected"
+        selected = np.asarray(columns)
+        classifier = jax.tree.map(lambda leaf: np.asarray(leaf)[..., selected], classifier)
+        if _shapes(classifier) == _shapes(head):
+            head = classifier
+        else:  # a classifier wider than its classes
+            kind = "new"
+    _check_same(
+        directory,
+        {"params": params, "batch_stats": old["batch_stats"]},
+        {"params": fresh, "batch_stats": initial["batch_stats"]},
+    )
+    if head is not None:
+        params[CLASSIFIER] = head
+    variables = {"params": params, "batch_stats": old["batch_stats"]}
+    return Pretrained(directory, restored.step, kind, variables)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_same(directory: Path, old: Any, new: Any) -> None:
+    found, wanted = _shapes(old), _shapes(new)
+    problems = [
+        f"{path} is {found.get(path, 'missing')} there and {wanted.get(path, 'unknown')} here"
+        for path in sorted(found | wanted)
+        if found.get(path) != wanted.get(path)
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if problems[5:] else ""
+        raise ConfigError(
+            f"The weights in pretrained={str(directory)!r} are of another network: "
+            f"{'; '.join(problems[:5])}{more}."
+        )

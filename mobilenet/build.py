@@ -19,6 +19,7 @@ from mobilenet.data import datasets, memory, pipeline, transforms
 from mobilenet.data.batches import Batches as HostBatches
 from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
+from mobilenet.models.depthwise import resolve_form
 from mobilenet.models.mobilenet_v2 import MobileNetV2
 from mobilenet.train import optim, state, steps
 from mobilenet.train.loop import Batches, Parts
@@ -398,6 +399,36 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generi
     }
 
 
+# Pictures of one turn of evaluation on CPU, in pixels: 5 of 224 x 224. The widest tensors of so
+# few stay in the cache; a whole batch of them goes through memory once a layer.
+CHUNK_PIXELS = 2**18
+
+
+def build_forward(
+    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Evaluation: (variables, uint8 images [B, H, W, C]) -> logits float32 [B, K].
+
+    Where convolutions are computed for a CPU, a batch is taken a few pictures at a time.
+    """
+    prepare = preprocess(mean, std)
+
+    def forward(variables: Any, images: jax.Array) -> jax.Array:
+        return model.apply(variables, prepare(images), False)  # pyright: ignore[reportReturnType]
+
+    def in_chunks(variables: Any, images: jax.Array) -> jax.Array:
+        batch, height, width, _ = images.shape
+        most = max(1, CHUNK_PIXELS // (height * width))
+        size = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
+        if size == batch or 2 * size < min(most, batch):  # an odd batch has no good parts
+            return forward(variables, images)
+        parts = images.reshape(batch // size, size, *images.shape[1:])
+        logits = jax.lax.map(lambda part: forward(variables, part), parts)
+        return logits.reshape(batch, -1)
+
+    return in_chunks if resolve_form(model.conv_form) == "shifted" else forward
+
+
 def build_eval_step(
     model: MobileNetV2,
     mean: tuple[float, ...],
@@ -406,7 +437,7 @@ def build_eval_step(
     lanes: bool = False,
 ) -> Callable[..., Any]:
     """The evaluation step, mapped over all devices; with lanes, of several runs at once."""
-    step = steps.make_eval_step(model.apply, preprocess(mean, std), num_classes=model.num_classes)
+    step = steps.make_eval_step(build_forward(model, mean, std), num_classes=model.num_classes)
     return steps.map_eval_step(step, lanes=lanes)
 
 

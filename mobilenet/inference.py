@@ -39,13 +39,8 @@ class Predictor:
         names = list(stored["class_names"])
         self.class_names = names + [f"class {i}" for i in range(len(names), num_classes)]
         model = architecture.build_model(config, num_classes)
-        prepare = build.preprocess(tuple(stored["mean"]), tuple(stored["std"]))
-
-        def classify(pictures: jax.Array) -> jax.Array:
-            logits: Any = model.apply(variables, prepare(pictures), False)
-            return jax.nn.softmax(logits)
-
-        self._classify = jax.jit(classify)
+        forward = build.build_forward(model, tuple(stored["mean"]), tuple(stored["std"]))
+        self._classify = jax.jit(lambda pictures: jax.nn.softmax(forward(variables, pictures)))
 
     def load(self, encoded: bytes) -> np.ndarray:
         """A picture file's bytes as uint8 [S, S, C]; UnreadableImage if it is not a picture."""

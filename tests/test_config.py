@@ -96,6 +96,7 @@ def test_every_key_is_checked_or_free():
     # A new key must be given a range or choices, or be listed here as free (text, switch, tuple
     # that `validate` treats by itself).
     free = {
+        "pretrained", "finetune.train_from",
         "model.blocks", "model.expansion_ratio", "model.stage_strides", "model.shrink_head",
         "model.shortcut_projection", "model.expand_always", "model.remat", "data.name",
         "data.data_dir", "data.train_split", "data.test_split", "data.validation_split",

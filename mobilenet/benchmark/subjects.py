@@ -140,7 +140,7 @@ def _prepare_jax(config: Config, spec: Spec) -> Subject:
         config.model.remat = True
     model = architecture.build_model(config, spec.num_classes)
     if spec.subject == "flax":
-        model = model.clone(conv=plain.conv, norm=plain.norm)
+        model = model.clone(conv=plain.conv, norm=plain.norm, conv_form="grouped")
     make = {"train": _jax_train, "evaluate": _jax_evaluate, "block": _jax_block}[spec.work]
     return make(config, spec, model)
 
@@ -201,8 +201,8 @@ def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
 
 def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
     variables = jax.device_put(build.init_variables(config, spec.num_classes))
-    preprocess, images = build.preprocess(*normalization(config)), pictures(config, spec)["image"]
-    apply = jax.jit(lambda variables, x: model.apply(variables, preprocess(x), False))
+    images = pictures(config, spec)["image"]
+    apply = jax.jit(build.build_forward(model, *normalization(config)))
     return Subject(
         lambda: apply(variables, images),
         jax.block_until_ready,

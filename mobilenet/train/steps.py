@@ -148,20 +148,19 @@ def _mean(tree: Any) -> Any:
 
 
 def make_eval_step(
-    apply: Callable[..., Any], preprocess: Callable[[jax.Array], jax.Array], *, num_classes: int
+    forward: Callable[[Any, jax.Array], jax.Array], *, num_classes: int
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Evaluation of one batch as a function to be mapped over devices along `AXIS`.
 
     Args:
-      apply: the model's `apply`.
-      preprocess: uint8 images -> normalised float images.
+      forward: (variables, uint8 images) -> logits.
 
     It takes variables and a batch with `image`, `label`, `index`, `mask`, and returns one row an
     example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)].
     """
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = apply(variables, preprocess(batch["image"]), False)
+        logits = forward(variables, batch["image"])
         targets = jax.nn.one_hot(batch["label"], num_classes)
         rows = {
             "index": batch["index"],

@@ -163,4 +163,4 @@ def test_checkpoints_that_do_not_exist_are_listed(mobilenet: Command, finished: 
     done = mobilenet("evaluate", f"--workdir={finished}", "--checkpoint=13", ok=False)
     assert done.returncode == 1 and "no checkpoint of step 13; it has" in done.stderr
     done = mobilenet("evaluate", f"--workdir={finished}", "--checkpoint=last", ok=False)
-    assert "allowed are newest, best" in done.stderr
+    assert "allowed are result, newest, best" in done.stderr

@@ -22,6 +22,7 @@ HYPER = {
     "seed": np.uint32(7),
     "learning_rate": np.float32(0.1),
     "weight_decay": np.float32(1e-3),
+    "backbone_rate": np.float32(1.0),
     "label_smoothing": np.float32(0.1),
     "ema_decay": np.float32(0.9),
 }
@@ -185,8 +186,10 @@ def test_ema_follows_its_rule():
 def test_evaluation_returns_a_row_an_example_on_any_number_of_devices():
     model = MobileNetV2(PLAN, CLASSES)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+    prepare = transforms.make_preprocess((0.5,), (0.25,))
     step = steps.make_eval_step(
-        model.apply, transforms.make_preprocess((0.5,), (0.25,)), num_classes=CLASSES
+        lambda variables, images: model.apply(variables, prepare(images), False),  # pyright: ignore
+        num_classes=CLASSES,
     )
     data = {**batch(), "mask": np.ones(16, np.float32)}
     rows = {}

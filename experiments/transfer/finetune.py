@@ -1,0 +1,61 @@
+"""Fine-tuning pretrained weights on a folder of pictures: train/CLASS/*.jpg and test/CLASS/*.jpg.
+
+One training picture in ten is held out for validation. It chooses the checkpoint, ends the run, and
+was all that the recipe was chosen by; the test pictures are measured once.
+
+Convert: mobilenet convert --from=tfjs model.json --to=runs/imagenet_0.35
+Run:     mobilenet train --config=experiments/transfer/finetune.py --workdir=runs/flowers \
+             --config.pretrained=runs/imagenet_0.35 --config.data.data_dir=flowers
+Arms:    mobilenet sweep --config=experiments/transfer/finetune.py --workdir=runs/transfer \
+             --config.pretrained=runs/imagenet_0.35 --config.data.data_dir=flowers
+Result:  experiments/results/transfer.csv
+"""
+
+from mobilenet import config as base
+from mobilenet.sweep.space import product, seeds
+
+
+def get_config(arg=""):
+    config = base.get_config("smoke" if arg == "smoke" else "")
+    config.model.dropout_rate = 0.2
+    # Of a few hundred steps: statistics must have left those of ImageNet behind by the first
+    # validation, which 0.99 has not.
+    config.model.bn_momentum = 0.9
+    config.data.name = "folder"
+    config.data.image_size = 224
+    config.data.crop_fraction = 0.875
+    config.augment.random_resized_crop = True
+    config.augment.crop_scale = (0.35, 1.0)
+    config.augment.horizontal_flip = True
+    config.train.global_batch_size = 32
+    config.train.num_epochs = 16.0
+    config.train.patience = 6
+    config.train.label_smoothing = 0.1
+    config.optimizer.learning_rate = 0.16
+    config.schedule.warmup_epochs = 1.0
+    config.finetune.backbone_rate = 0.25
+    config.eval.batch_size = 64
+    config.log.every_steps = 10
+    return base.shrink(config) if arg == "smoke" else config
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    del arg
+    return {
+        "linear probe": {"finetune.train_from": "classifier"},
+        "last stages": {"finetune.train_from": "blocks_5"},
+        "all layers": {},
+        "all layers, BN frozen": {"finetune.batch_norm": "frozen"},
+        # The network of the weights named above, with their preprocessing and the same steps.
+        "from scratch": {
+            "pretrained": "",
+            "finetune.backbone_rate": 1.0,
+            "model.width_multiplier": 0.35,
+            "data.normalization": "symmetric",
+        },
+    }
+
+
+def sweep(arg=""):
+    return product(list(arms(arg).values()), seeds(3))

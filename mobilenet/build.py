@@ -621,6 +621,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         checkpoint_every_steps=config.checkpoint.every_steps,
         keep_newest=config.checkpoint.keep_newest,
         keep_best=config.checkpoint.keep_best,
+        best_by=config.train.best_by,
         patience=config.train.patience,
         log_every_steps=config.log.every_steps,
         tensorboard=config.log.tensorboard,

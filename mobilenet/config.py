@@ -136,7 +136,9 @@ def get_config(arg: str = "") -> Config:
     train.num_epochs = 10.0  # passes over the train part; may be a fraction
     train.accumulation_steps = 1  # parts each device's batch is computed in
     train.label_smoothing = 0.0  # in [0, 1)
-    # Validations without a better top-1 that end the run, whose result is then that of its best
+    # What makes a validation the best: top1, loss (of few pictures the less noisy one).
+    train.best_by = "top1"
+    # Validations without a better one that end the run, whose result is then that of its best
     # checkpoint; 0 trains to the end and takes the last.
     train.patience = 0
     train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
@@ -168,7 +170,7 @@ def get_config(arg: str = "") -> Config:
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 1000  # besides one at each validation and at the end
     checkpoint.keep_newest = 2
-    checkpoint.keep_best = 1  # by validation top-1
+    checkpoint.keep_best = 1  # by train.best_by
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50
@@ -393,6 +395,7 @@ CHOICES = {
     "data.in_memory": ("auto", "always", "never"),
     "data.on_error": ("raise", "skip"),
     "data.channels": (1, 3),
+    "train.best_by": ("top1", "loss"),
     "finetune.batch_norm": ("adapt", "frozen"),
     "optimizer.name": ("sgd", "rmsprop", "adamw"),
     "schedule.name": ("constant", "cosine", "exponential", "piecewise"),

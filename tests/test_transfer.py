@@ -297,12 +297,19 @@ def test_a_run_without_progress_ends_with_its_best_checkpoint(tmp_path: Path):
     assert summary(tmp_path)["status"] == "done"
 
 
-def test_with_patience_left_the_result_is_still_the_best(tmp_path: Path):
-    config = stale(train__patience=3, train__num_epochs=3.0, optimizer__learning_rate=0.5)
+@pytest.mark.parametrize("best_by", ["top1", "loss"])
+def test_with_patience_left_the_result_is_still_the_best(best_by: str, tmp_path: Path):
+    config = stale(
+        train__best_by=best_by,
+        train__patience=3,
+        train__num_epochs=3.0,
+        optimizer__learning_rate=0.5,
+    )
     result = train(config, tmp_path)
-    rows = {r["step"]: r["top1"] for r in metric_rows(tmp_path) if r["split"] == "validation"}
-    assert result["step"] == 48 and rows[result["result_step"]] == max(rows.values())
-    assert result["validation"]["top1"] == max(rows.values())
+    rows = {r["step"]: r[best_by] for r in metric_rows(tmp_path) if r["split"] == "validation"}
+    best = max(rows.values()) if best_by == "top1" else min(rows.values())
+    assert result["step"] == 48 and rows[result["result_step"]] == best
+    assert result["validation"][best_by] == best
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def get_config(arg=""):
     config.train.global_batch_size = 32
     config.train.num_epochs = 16.0
     config.train.patience = 6
+    config.train.best_by = "loss"
     config.train.label_smoothing = 0.1
     config.optimizer.learning_rate = 0.16
     config.schedule.warmup_epochs = 1.0

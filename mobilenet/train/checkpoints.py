@@ -93,7 +93,7 @@ class Checkpoints:
     Args:
       directory: created if absent.
       keep_newest: number of newest checkpoints to keep, at least 1.
-      keep_best: number of best ones by `top1` to keep besides.
+      keep_best: number of best ones to keep besides, by `score`.
       read_only: never write or clean up; what notebooks and `evaluate` use beside a running job.
     """
 
@@ -115,13 +115,13 @@ class Checkpoints:
         if keep_best:
             newest.append(
                 policies.BestN(
-                    get_metric_fn=_top1, n=keep_best, keep_checkpoints_without_metrics=False
+                    get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False
                 )
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(newest),
             create=False,  # made above; Orbax cannot when one of several processes writes
-            best_fn=_top1,  # makes Orbax store the metrics that BestN needs after a restart
+            best_fn=_score,  # makes Orbax store the metrics that BestN needs after a restart
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -156,12 +156,12 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def best_step(self) -> int | None:
-        """The finished checkpoint with the highest validation top-1; the later one of equals."""
+        """The finished checkpoint with the best validation; the later one of equals."""
         scored = []
         for step in self.steps():
             path = self.directory / str(step) / "metrics" / "metrics"
             with contextlib.suppress(OSError, ValueError):
-                scored.append((float(json.loads(path.read_text())["top1"]), step))
+                scored.append((_score(json.loads(path.read_text())), step))
         return max(scored)[1] if scored else None
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
@@ -169,7 +169,8 @@ class Checkpoints:
 
         Args:
           state: on devices or the host.
-          metrics: validation metrics at this step, with `top1`; None if it was not validated.
+          metrics: of the validation at this step; `score` says how good it is, or else `top1`. None
+            if it was not validated.
 
         Raises:
           CheckpointError: this write could not start, or the one before it failed.
@@ -274,7 +275,7 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
 
     Args:
       workdir: the run directory.
-      which: "newest", "best" (highest validation top-1), "result" (what the run's test result is
+      which: "newest", "best" (of the validated ones), "result" (what the run's test result is
         of: the newest, or of a run with `train.patience` the best), or a step.
 
     Raises:
@@ -301,8 +302,8 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
     return checkpoints.read(step)
 
 
-def _top1(metrics: Mapping[str, float]) -> float:
-    return metrics["top1"]
+def _score(metrics: Mapping[str, float]) -> float:
+    return float(metrics.get("score", metrics["top1"]))
 
 
 def _not_about_metrics(record: logging.LogRecord) -> bool:

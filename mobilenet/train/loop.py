@@ -60,7 +60,8 @@ class Parts:
       splits: that have examples, of "train", "validation", "test".
       facts: for the summary of each lane: parameters, MACs, sizes of splits.
       lanes: how many runs are trained together; None for one whose arrays have no lane axis.
-      patience: validations without a better top-1 after which the run ends, with the best
+      best_by: what makes a validation the best: "top1" or "loss".
+      patience: validations without a better one after which the run ends, with the best
         checkpoint as its result; 0 is never. Not with lanes.
       watch: told (step, validation metrics) after each validation; may raise Pruned.
     """
@@ -84,8 +85,14 @@ class Parts:
     splits: tuple[str, ...]
     facts: Sequence[Mapping[str, Any]]
     lanes: int | None = None
+    best_by: str = "top1"
     patience: int = 0
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
+
+
+def score(validation: Mapping[str, Any], best_by: str) -> float:
+    """How good a validation is, the higher the better, by "top1" or "loss"."""
+    return float(validation["top1"] if best_by == "top1" else -validation["loss"])
 
 
 class EmptySplitError(ValueError):
@@ -260,9 +267,9 @@ class _Lane:
             rundir.write_json(self.workdir / "summary.json", self.summary)
         return self.summary
 
-    def is_stale(self, patience: int) -> bool:
+    def is_stale(self, patience: int, best_by: str) -> bool:
         """Whether the last `patience` validations were no better than one before them."""
-        scores = [self.validations[step]["top1"] for step in sorted(self.validations)]
+        scores = [score(self.validations[step], best_by) for step in sorted(self.validations)]
         if not patience or len(scores) <= patience:
             return False
         return max(scores[-patience:]) <= max(scores[:-patience])
@@ -416,10 +423,10 @@ def train_lanes(
         end = start  # a run may be out of patience when it resumes
         try:
             for step in range(start + 1, parts.total_steps + 1):
-                if lanes[0].is_stale(parts.patience):
+                if lanes[0].is_stale(parts.patience, parts.best_by):
                     progress.line(
-                        f"No better validation top-1 in {parts.patience} validations: ending at "
-                        f"step {end} of {parts.total_steps}."
+                        f"No better validation {parts.best_by} in {parts.patience} validations: "
+                        f"ending at step {end} of {parts.total_steps}."
                     )
                     break
                 end = step
@@ -459,7 +466,10 @@ def train_lanes(
                         row = {"step": step, "epoch": step / parts.steps_per_epoch}
                         lane.write(row | {"split": "validation", **validation})
                         lane.summary["validation"] = lane.validations[step] = validation
-                        scores[lane.index] = {"top1": validation["top1"]}
+                        scores[lane.index] = {
+                            "top1": validation["top1"],
+                            "score": score(validation, parts.best_by),
+                        }
                 if save:
                     host = to_host(state) if parts.lanes else state
                     for lane in alive():

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def image_grid(images: Any, titles: Sequence[str] | None = None, *, columns: int
     Args:
       images: uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], N at least 1. Grey values run from
         black at 0 to white at 255 in every picture.
-      titles: one a picture, or None.
+      titles: one a picture, of one or more lines, or None.
       columns: pictures a row, at least 1.
 
     Raises:
@@ -64,7 +64,11 @@ def image_grid(images: Any, titles: Sequence[str] | None = None, *, columns: int
         raise ValueError(f"columns is {columns}; give 1 or more.")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.25 * columns, 1.5 * rows), layout="constrained")
+    lines = [title.split("\n") for title in titles or ()]
+    # Inches: a picture has one, and a title what it needs at 9 points.
+    width = max(1.25, 0.08 * max((len(line) for title in lines for line in title), default=0))
+    height = 1.35 + 0.15 * max(map(len, lines), default=1)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for place, axes in enumerate(grid):
         axes.set_axis_off()
@@ -73,6 +77,50 @@ def image_grid(images: Any, titles: Sequence[str] | None = None, *, columns: int
             if titles is not None:
                 axes.set_title(titles[place], fontsize=9)
     return figure
+
+
+def hardest_pictures(
+    evaluation: Any,
+    load: Callable[[int], np.ndarray],
+    class_names: Sequence[str],
+    *,
+    most: int = 16,
+    columns: int = 8,
+) -> Figure:
+    """The pictures with the largest loss, the worst first, as "label → prediction, loss".
+
+    A wrong prediction has a loss of at least ln 2 = 0.69 nats, since its label has at most half of
+    the probability; so mistakes come before nearly all that is right.
+
+    Args:
+      evaluation: a `mobilenet.train.metrics.Evaluation`: index, label, top and loss are read.
+      load: an example's index in its split -> the picture, uint8 [H, W], [H, W, 1] or [H, W, 3],
+        of one shape for all.
+      class_names: of the network's outputs.
+      most: pictures to show, at least 1; fewer when the evaluation has fewer.
+      columns: pictures a row, at least 1.
+
+    Raises:
+      ValueError: `most` or `columns` below 1, names that are not one an output, or pictures that
+        cannot be shown.
+    """
+    if most < 1:
+        raise ValueError(f"most is {most}; give 1 or more.")
+    if len(class_names) != evaluation.num_classes:
+        raise ValueError(
+            f"{len(class_names)} class names were given for {evaluation.num_classes} outputs; give "
+            "one for each."
+        )
+    worst = np.argsort(-evaluation.loss, kind="stable")[:most]
+    labels = [class_names[k] for k in evaluation.label[worst]]
+    predictions = [class_names[k] for k in evaluation.top[worst, 0]]
+    losses = [f"{loss:.2f}" for loss in evaluation.loss[worst]]
+    rows = list(zip(labels, predictions, losses, strict=True))
+    titles = [f"{label} → {predicted}, {loss}" for label, predicted, loss in rows]
+    if max(map(len, titles)) > 16:  # longer ones would be wider than their pictures
+        titles = [f"{label}\n→ {predicted}, {loss}" for label, predicted, loss in rows]
+    images = np.stack([load(int(index)) for index in evaluation.index[worst]])
+    return image_grid(images, titles, columns=columns)
 
 
 def feature_maps(endpoints: Mapping[str, Any], *, channels: int = 8) -> Figure:

@@ -12,11 +12,12 @@ import math
 import re
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilenet import rows as table_rows
+from mobilenet import rundir
 
 FIELDS = (
     "row",
@@ -48,10 +49,21 @@ class ResultError(ValueError):
     """Runs that do not make a row; the message says which and why."""
 
 
-def _one(name: str, values: list[Any]) -> Any:
+def one(name: str, values: Sequence[Any]) -> Any:
+    """What all values are; ResultError, naming them, if they differ."""
     if len({json.dumps(v, sort_keys=True) for v in values}) > 1:
         raise ResultError(f"The runs differ in {name}: {', '.join(map(str, values))}.")
     return values[0]
+
+
+def versions(found: Mapping[str, str]) -> str:
+    """Versions as rows state them: "flax=0.12.8 jax=0.10.2"."""
+    return " ".join(f"{name}={version}" for name, version in found.items())
+
+
+def duration(seconds: float) -> str:
+    """A training time for a table: seconds below ten minutes, else minutes."""
+    return f"{seconds:.0f} s" if seconds < 600 else f"{math.ceil(seconds / 60)} min"
 
 
 def make_row(
@@ -86,7 +98,7 @@ def make_row(
     seeds = [summary["seed"] for summary in summaries]
     if len(set(seeds)) < len(seeds):
         raise ResultError(f"The runs repeat a seed: {', '.join(map(str, seeds))}.")
-    _one(
+    one(
         "configuration",
         [{**c, "seed": None, "data": {**c["data"], "data_dir": ""}} for c in configs],
     )
@@ -95,27 +107,53 @@ def make_row(
         "row": name,
         "config": config,
         "overrides": overrides,
-        "split": f"test, {_one('test size', [s['test']['examples'] for s in summaries])} images",
+        "split": f"test, {one('test size', [s['test']['examples'] for s in summaries])} images",
         "top1_mean": f"{statistics.fmean(scores):.2f}",
         "top1_std": f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else "",
         "seeds": " ".join(map(str, seeds)),
         "published_top1": published_top1,
         "published_source": published_source,
-        "params": str(_one("parameters", [s["params"] for s in summaries])),
-        "macs": str(_one("MACs", [s["macs"] for s in summaries])),
+        "params": str(one("parameters", [s["params"] for s in summaries])),
+        "macs": str(one("MACs", [s["macs"] for s in summaries])),
         "train_examples": str(summaries[0]["examples"]["train"]),
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "seconds_mean": f"{statistics.fmean(s['wall_seconds'] for s in summaries):.0f}",
         "first_step_seconds_max": f"{max(s['first_step_seconds'] for s in summaries):.1f}",
-        "device": _one("device", [s["device"] for s in summaries]),
-        "processor": _one("processor", [s["processor"] for s in summaries]),
-        "versions": " ".join(
-            f"{k}={v}" for k, v in _one("versions", [s["versions"] for s in summaries]).items()
-        ),
-        "commit": _one("commit", [s["commit"] for s in summaries]),
+        "device": one("device", [s["device"] for s in summaries]),
+        "processor": one("processor", [s["processor"] for s in summaries]),
+        "versions": versions(one("versions", [s["versions"] for s in summaries])),
+        "commit": one("commit", [s["commit"] for s in summaries]),
         "logs": logs,
         "remarks": remarks,
     }
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuses, with a ResultError, a name that cannot name a folder of logs."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ResultError(f"{what} is {name!r}; use letters, digits, dots, dashes and underscores.")
+
+
+def copy_logs(run: Path, target: Path, files: Sequence[str]) -> None:
+    """Copies what a run wrote down to a new directory, without where its data lay.
+
+    Args:
+      run: the run directory.
+      target: is made; its content must not be there yet.
+      files: names in the run directory.
+
+    Raises:
+      FileNotFoundError: one of the files does not exist.
+    """
+    target.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(run / file, target / file)
+    # Where the data lay on the machine of the run is nobody's concern.
+    path = target / "config.json"
+    config = rundir.read_json(path)
+    if config is not None:
+        config["data"]["data_dir"] = ""
+        rundir.write_json(path, config)
 
 
 def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str) -> dict[str, str]:
@@ -131,23 +169,13 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
     Raises:
       ResultError: a name with other characters, or runs that `make_row` refuses.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ResultError(
-            f"The row's name is {name!r}; use letters, digits, dots, dashes and underscores."
-        )
+    check_name("The row's name", name)
     relative = f"logs/{table}/{name}"
     row = make_row(name, runs, logs=relative, config=notes.pop("config"), **notes)
     target = results / relative
     shutil.rmtree(target, ignore_errors=True)
     for run, seed in zip(runs, row["seeds"].split(), strict=True):
-        (target / f"seed{seed}").mkdir(parents=True)
-        for file in LOGGED:
-            shutil.copyfile(run / file, target / f"seed{seed}" / file)
-        # Where the data lay on the machine of the run is nobody's concern.
-        path = target / f"seed{seed}" / "config.json"
-        config = json.loads(path.read_text())
-        config["data"]["data_dir"] = ""
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        copy_logs(run, target / f"seed{seed}", LOGGED)
     rows: list[dict[str, Any]] = [
         *(r for r in table_rows.read(results / f"{table}.csv") if r["row"] != name),
         row,
@@ -171,13 +199,11 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
             gap = float(row["top1_mean"]) - float(row["published_top1"])
             published += f" ({gap:+.2f}); {row['published_source']}"
         command = f"`{row['config']}`" + (f" `{row['overrides']}`" if row["overrides"] else "")
-        seconds = float(row["seconds_mean"])
-        took = f"{seconds:.0f} s" if seconds < 600 else f"{math.ceil(seconds / 60)} min"
         lines.append(
             f"| {row['row']} | {row['top1_mean']}{spread}, {len(seeds)} | {published} | "
             f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | "
             f"{row['train_examples']} images x {row['epochs']} epochs | "
-            f"{row['processor']}, {took} | {command} | "
+            f"{row['processor']}, {duration(float(row['seconds_mean']))} | {command} | "
             f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) | "
             f"{row['remarks'] or '–'} |"
         )

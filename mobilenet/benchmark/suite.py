@@ -105,6 +105,7 @@ class Worker:
     """A subject's process."""
 
     def __init__(self, case: Case, subject: str) -> None:
+        self.case = case
         self.subject = subject
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mobilenet.benchmark.worker", case.request(subject)],
@@ -155,13 +156,15 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _workers(case: Case, subjects: Sequence[str]) -> Iterator[list[Worker]]:
+def _workers(cases: Sequence[Case]) -> Iterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
         workers = []
-        for subject in subjects:  # one after the other: they must not compile beside each other
-            worker = Worker(case, subject)
-            stack.callback(worker.close)
-            workers.append(worker)
+        for case in cases:
+            # One after the other: they must not compile beside each other.
+            for subject in available(case.subjects):
+                worker = Worker(case, subject)
+                stack.callback(worker.close)
+                workers.append(worker)
         yield workers
 
 
@@ -174,22 +177,36 @@ def available(subjects: Sequence[str]) -> list[str]:
 def measure(
     case: Case, rounds: int, environment: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
-    """Rows of a case, a subject each.
+    """Rows of a case, a subject each; see `measure_together`."""
+    return measure_together([case], rounds, environment, say)
+
+
+def measure_together(
+    cases: Sequence[Case],
+    rounds: int,
+    environment: Mapping[str, Any],
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Rows of several cases, a subject each, whose subjects all have a turn in every round.
+
+    For times that are compared between cases, such as those of different networks. All processes
+    are there at once, and with them the memory that they need.
 
     Args:
-      case: what to measure.
+      cases: what to measure.
       rounds: turns of every subject, at least 1.
       environment: from `records.environment`.
       say: told of progress.
 
     Raises:
-      BenchmarkError: a subject fails, or does not compute what the first one does.
+      BenchmarkError: a subject fails, or does not compute what the first one of its case does.
     """
-    with _workers(case, available(case.subjects)) as workers:
-        first = workers[0]
+    with _workers(cases) as workers:
+        firsts: dict[str, Worker] = {}
         for worker in workers:
-            say(f"  {worker.subject}: first step {worker.started['first_step_seconds']:.1f} s")
-            _agree(case, first, worker)
+            name = f"{worker.case.name}, {worker.subject}" if len(cases) > 1 else worker.subject
+            say(f"  {name}: first step {worker.started['first_step_seconds']:.1f} s")
+            _agree(worker.case, firsts.setdefault(worker.case.name, worker), worker)
         # The second step is warm: it tells how many fill a turn.
         pace = {worker: worker.turn(1)[0] for worker in workers}
         turns: dict[Worker, list[float]] = {worker: [] for worker in workers}
@@ -201,7 +218,7 @@ def measure(
                 turns[worker].append(median(worker.turn(steps)))
         facts = {worker: worker.finish() for worker in workers}
     return [
-        _row(case, worker, turns[worker], turns[first], facts[worker], environment)
+        _row(worker, turns[worker], turns[firsts[worker.case.name]], facts[worker], environment)
         for worker in workers
     ]
 
@@ -218,13 +235,13 @@ def _agree(case: Case, first: Worker, worker: Worker) -> None:
 
 
 def _row(
-    case: Case,
     worker: Worker,
     turns: list[float],
     reference: list[float],
     facts: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
+    case = worker.case
     costs = cost.totals(architecture.layer_costs(case.config, case.num_classes))
     ratios = sorted(theirs / ours for theirs, ours in zip(turns, reference, strict=False))
     seconds = median(turns)

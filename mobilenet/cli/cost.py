@@ -42,14 +42,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         }
         print(json.dumps(report, indent=2))
         return 0
-    print(f"{'layer':<23} {'output':>13} {'params':>10} {'MACs':>12} {'activations':>11}")
+    print(f"{'layer':<23} {'output':>13} {'params':>10} {'MACs':>13} {'activations':>11}")
     for layer in layers:
         shape = "x".join(map(str, layer.out_shape))
         print(
-            f"{layer.name:<23} {shape:>13} {layer.params:>10,} {layer.macs:>12,} "
+            f"{layer.name:<23} {shape:>13} {layer.params:>10,} {layer.macs:>13,} "
             f"{layer.activation_elements:>11,}"
         )
-    print(f"{'total':<23} {'':>13} {total.params:>10,} {total.macs:>12,}")
+    print(f"{'total':<23} {'':>13} {total.params:>10,} {total.macs:>13,}")
     print(
         f"\nparameters: {total.params:,} trainable, {total.params_weights:,} weights alone,\n"
         f"            {total.params_folded:,} with BN folded, "
@@ -62,4 +62,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     for name, peak in peaks.items():
         sizes = [f"{scale * peak.elements / 1024:,.0f} KiB" for scale in (1, 4)]
         print(f"{name:<26} {peak.elements:>12,} {sizes[0]:>10} {sizes[1]:>10}  {peak.at}")
+    if not peaks:
+        print(
+            "\npeak activations: defined for MobileNetV2's blocks alone, with shortcuts between\n"
+            "bottlenecks"
+        )
     return 0

@@ -18,7 +18,9 @@ VERBS = {
     "reproduce": "the papers' claims, what our runs say about them, and the verdict",
     "cost": "parameters, MACs and activation memory of a configuration, layer by layer",
     "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
+    "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
+    "convert": "read other projects' weights into a run directory, write a run's weights to files",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
 }
 

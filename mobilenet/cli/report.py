@@ -4,6 +4,8 @@
         runs/digits_s0 runs/digits_s1 runs/digits_s2
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
+    mobilenet report --comparison=runs/networks --scale=cifar \
+        --config_file=experiments/comparison/architectures.py:cifar    # and `mobilenet compare`
     mobilenet report                # the README's tables again, from the rows
 """
 
@@ -13,11 +15,11 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import rows
-from mobilenet.analysis import benchmarks, claims, results
+from mobilenet.analysis import benchmarks, claims, comparison, results
 from mobilenet.cli import common
 
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
-TABLES = {"benchmark": benchmarks, claims.TABLE: claims}
+TABLES = {"benchmark": benchmarks, claims.TABLE: claims, comparison.TABLE: comparison}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -25,7 +27,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
     flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
     flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
-    flags.DEFINE_string("scale", "cifar", "of the claims' runs to commit", flag_values=values)
+    flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
+    flags.DEFINE_string(
+        "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
+    )
     flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
     flags.DEFINE_string("row", "", "name of the row", flag_values=values)
     flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
@@ -63,6 +68,16 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             scale = common.flag(values, "scale")
             runs = Path(common.flag(values, "claims")) / scale
             reproduction.add(root, runs, scale, common.flag(values, "remarks"))
+        if common.flag(values, "comparison"):
+            comparison.add(
+                directory,
+                Path(common.flag(values, "comparison")),
+                scale=common.flag(values, "scale"),
+                config=common.require(
+                    values, "config_file", "experiments/comparison/architectures.py:cifar"
+                ),
+                remarks=common.flag(values, "remarks"),
+            )
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")

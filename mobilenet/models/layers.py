@@ -42,6 +42,7 @@ class Conv(nn.Module):
     Attributes:
       features: output channels; equals the input channels when `depthwise`.
       kernel_size: side of the square kernel.
+      dilation: step between the taps of the window (atrous convolution), at least 1.
       padding: "SAME" pads as TensorFlow does (asymmetric at stride 2), "SYMMETRIC" as PyTorch does.
       form: "auto", "grouped" or "shifted", see `mobilenet.models.depthwise.resolve_form`.
       dtype: of the computation and the result.
@@ -50,6 +51,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     strides: int = 1
+    dilation: int = 1
     depthwise: bool = False
     use_bias: bool = False
     padding: Padding = "SAME"
@@ -67,12 +69,22 @@ class Conv(nn.Module):
             )
         shape = (self.kernel_size, self.kernel_size, in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        dilation = self.dilation
+        if self.depthwise and dilation > 2:
+            # `depthwise_conv` steps by 1 or 2: the rest of the step is zeros between the taps.
+            step = 2 if dilation % 2 == 0 else 1
+            between = (0, 0, dilation // step - 1)
+            kernel = jax.lax.pad(
+                kernel, jnp.zeros((), self.dtype), (between, between, (0, 0, 0), (0, 0, 0))
+            )
+            dilation = step
         apply = depthwise_conv if self.depthwise else conv
         y = apply(
             x.astype(self.dtype),
             kernel,
             strides=self.strides,
             padding=self.padding,
+            dilation=dilation,
             form=self.form,
         )
         if self.use_bias:
@@ -95,17 +107,21 @@ class ConvBNAct(nn.Module):
     features: int
     kernel_size: int = 1
     strides: int = 1
+    dilation: int = 1
     depthwise: bool = False
     activation: str = "relu6"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
+        # Convolutions put in place of `Conv` need to know of dilation only where there is some.
+        dilation = {"dilation": self.dilation} if self.dilation > 1 else {}
         x = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
             strides=self.strides,
             depthwise=self.depthwise,
             name="conv",
+            **dilation,
         )(x)
         return self.norm(activation=self.activation, name="bn")(x, use_running_average=not train)
 

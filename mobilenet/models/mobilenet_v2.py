@@ -6,6 +6,7 @@ and the costs in `mobilenet.models.cost` are both read off that plan.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from mobilenet.models.normalization import BatchNorm
 
 SHORTCUTS = ("bottleneck", "expansion", "none")
 SE_BASES = ("input", "expanded")
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 class BlockSpec(NamedTuple):
@@ -64,6 +66,8 @@ class BlockPlan:
       shortcut: "identity" or "projection" adds the block's input to its output; "expansion" adds
         the previous block's expanded tensor to this block's; "none".
       squeeze_features: width of the squeeze-and-excitation bottleneck, 0 without one.
+      dilation: step between the taps of the depthwise convolution; above 1 where an output stride
+        replaced strides of blocks before this one.
     """
 
     name: str
@@ -75,6 +79,7 @@ class BlockPlan:
     expands: bool
     shortcut: str
     squeeze_features: int
+    dilation: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,32 @@ class Plan:
     stem_strides: int
     blocks: tuple[BlockPlan, ...]
     head_features: int
+
+
+def last_at_strides(plan: Plan, *, expanded: bool = False) -> dict[int, str]:
+    """The endpoint of the last tensor at every stride: where dense heads read the network.
+
+    Args:
+      plan: of the network.
+      expanded: count the expanded tensor of a block that reduces the resolution, which is computed
+        at its input's stride, as SSDLite does (section 6.2). Otherwise stages' outputs alone count.
+
+    Returns:
+      Stride (image pixels for one pixel, along one side) -> name in the network's endpoints, by
+      rising stride. At 224 pixels Table 2 has {2: "stage_0", 4: "stage_1", 8: "stage_2",
+      16: "stage_4", 32: "head"}, and with `expanded` {2: "blocks_1_0/expand", 4:
+      "blocks_2_0/expand", 8: "blocks_3_0/expand", 16: "blocks_5_0/expand", 32: "head"}.
+    """
+    stride = plan.stem_strides
+    last = {stride: "stem"}
+    for block in plan.blocks:
+        if expanded and block.strides > 1 and block.expands:
+            last[stride] = f"{block.name}/expand"
+        stride *= block.strides
+        last[stride] = f"stage_{block.stage}"
+    if plan.head_features:
+        last[stride] = "head"
+    return last
 
 
 def _stage_ratios(
@@ -120,6 +151,7 @@ def plan_blocks(
     se_ratio: float | None = None,
     se_base: str = "expanded",
     se_divisor: int = 1,
+    output_stride: int | None = None,
 ) -> Plan:
     """Decides every channel count, stride and shortcut of a MobileNetV2.
 
@@ -142,6 +174,10 @@ def plan_blocks(
       se_ratio: squeeze width = ratio x base, in (0, 1]; None is no squeeze-and-excitation.
       se_base: "input" channels of the block or "expanded" channels: published models differ.
       se_divisor: rounding of the squeeze width by `make_divisible`; 1 truncates, at least 1.
+      output_stride: 8, 16 or 32, at most the product of all strides: strides beyond it become
+        dilation (Chen et al. 2017, arXiv 1706.05587, section 3.1; section 6.3 here). The block that
+        would stride keeps its dilation, those behind it take its multiple. Widths and shortcuts are
+        those of the strided network, so its weights fit. None leaves the strides as they are.
 
     Raises:
       ValueError: a table, list or name that does not fit.
@@ -155,6 +191,15 @@ def plan_blocks(
         raise ValueError(f"shortcut is {shortcut!r}; allowed are {', '.join(SHORTCUTS)}.")
     if se_base not in SE_BASES:
         raise ValueError(f"se_base is {se_base!r}; allowed are {', '.join(SE_BASES)}.")
+    if stage_strides is None:
+        stage_strides = [spec.strides for spec in blocks]
+    total = math.prod((stem_strides, *stage_strides))
+    allowed = [stride for stride in OUTPUT_STRIDES if stride <= total]
+    if output_stride is not None and output_stride not in allowed:
+        raise ValueError(
+            f"output_stride is {output_stride!r}; the strides multiply to {total}, so allowed are "
+            f"{', '.join(map(str, ['None', *allowed]))}."
+        )
 
     def scale(features: int) -> int:
         return make_divisible(features * width_multiplier, divisor)
@@ -162,13 +207,13 @@ def plan_blocks(
     plans: list[BlockPlan] = []
     features = scale(stem_features)
     first = features
+    stride, dilation, before_strides = stem_strides, 1, 1
     for stage, (spec, ratio) in enumerate(
         zip(blocks, _stage_ratios(blocks, expansion_ratio), strict=True)
     ):
-        stage_stride = spec.strides if stage_strides is None else stage_strides[stage]
         for block in range(spec.repeats):
             in_features, features = features, scale(spec.features)
-            strides = stage_stride if block == 0 else 1
+            strides = stage_strides[stage] if block == 0 else 1
             expanded = max(1, round(in_features * ratio))
             squeeze = 0
             if se_ratio is not None:
@@ -188,11 +233,12 @@ def plan_blocks(
                 # Blocks i and i+1 expand maps of one shape exactly when block i keeps its shape.
                 before = plans[-1]
                 if (
-                    before.strides == 1
+                    before_strides == 1
                     and before.in_features == in_features
                     and before.expanded_features == expanded
                 ):
                     kind = "expansion"
+            atrous = output_stride is not None and stride * strides > output_stride
             plans.append(
                 BlockPlan(
                     name=f"blocks_{stage}_{block}",
@@ -200,12 +246,18 @@ def plan_blocks(
                     in_features=in_features,
                     expanded_features=expanded,
                     features=features,
-                    strides=strides,
+                    strides=1 if atrous else strides,
                     expands=expand_always or expanded != in_features,
                     shortcut=kind,
                     squeeze_features=squeeze,
+                    dilation=dilation,
                 )
             )
+            if atrous:
+                dilation *= strides
+            else:
+                stride *= strides
+            before_strides = strides
     head_width = width_multiplier if shrink_head else max(1.0, width_multiplier)
     head = make_divisible(head_features * head_width, divisor) if head_features else 0
     return Plan(first, stem_strides, tuple(plans), head)
@@ -255,6 +307,7 @@ class InvertedResidual(nn.Module):
             features=plan.expanded_features,
             kernel_size=self.kernel_size,
             strides=plan.strides,
+            dilation=plan.dilation,
             depthwise=True,
             activation=self.activation,
             name="depthwise",
@@ -293,8 +346,10 @@ class MobileNetV2(nn.Module):
 
     `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
     features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
-    holds `stem`, `stage_0` ..., `head` as [B, h, w, c], and `features`. `dropout_keys` holds one
-    PRNG key an example. In training mode `batch_stats` must be mutable.
+    holds `stem`, `stage_0` ..., `head` as [B, h, w, c], for each block that reduces the resolution
+    its expanded tensor as `blocks_{stage}_{block}/expand`, and `features`; `last_at_strides` names
+    those that dense heads read. `dropout_keys` holds one PRNG key an example. In training mode
+    `batch_stats` must be mutable.
     """
 
     plan: Plan
@@ -380,6 +435,8 @@ class MobileNetV2(nn.Module):
                 dtype=self.dtype,
                 name=plan.name,
             )(x, expanded, learns(plan.name))
+            if plan.expands and plan.strides > 1:
+                found[f"{plan.name}/expand"] = expanded
             found[f"stage_{plan.stage}"] = x
         if self.plan.head_features:
             x = layer(features=self.plan.head_features, name="head")(x, learns("head"))

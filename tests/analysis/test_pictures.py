@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mobilenet.analysis import pictures
+from mobilenet.train.metrics import Evaluation
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +40,60 @@ def test_image_grid_refuses_what_it_cannot_show():
         pictures.image_grid(image, ["one"])
     with pytest.raises(ValueError, match="columns is 0"):
         pictures.image_grid(image, columns=0)
+
+
+def test_image_grid_gives_long_titles_room():
+    images = np.zeros((2, 4, 4), np.uint8)
+    short, long = (pictures.image_grid(images, [title, ""]) for title in ("9", "x" * 40 + "\ny"))
+    assert short.get_size_inches().tolist() == [2.5, 1.5]
+    assert long.get_size_inches().tolist() == pytest.approx([6.4, 1.65])
+    for figure in (short, long):  # nothing is drawn beyond the figure
+        figure.draw_without_rendering()
+        width = figure.bbox.width
+        boxes = [axes.title.get_window_extent() for axes in figure.axes]
+        assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= width
+
+
+def evaluation() -> Evaluation:
+    """Four examples of three classes, whose index is not their row: 11 is the only mistake."""
+    return Evaluation(
+        index=np.array([4, 7, 11, 20]),
+        label=np.array([0, 1, 2, 0], np.int32),
+        loss=np.array([0.25, 0.65, 3.456, 0.25], np.float32),
+        top=np.array([[0, 1, 2], [1, 0, 2], [0, 2, 1], [0, 2, 1]], np.int32),
+        num_classes=3,
+    )
+
+
+def test_hardest_pictures_are_those_with_the_largest_loss_the_worst_first():
+    shown = {index: np.full((4, 4, 1), index, np.uint8) for index in (4, 7, 11, 20)}
+    figure = pictures.hardest_pictures(evaluation(), shown.__getitem__, ["a", "b", "c"], most=3)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["c → a, 3.46", "b → b, 0.65", "a → a, 0.25"]
+    assert [int(image[0, 0]) for image in drawn(figure)] == [11, 7, 4]  # of equals the first
+
+
+def test_hardest_pictures_break_long_titles_and_load_no_more_than_they_show():
+    loaded = []
+
+    def load(index: int) -> np.ndarray:
+        loaded.append(index)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    names = ["sunflowers", "tulips", "dandelion"]
+    figure = pictures.hardest_pictures(evaluation(), load, names, most=1)
+    assert loaded == [11]
+    assert [axes.get_title() for axes in figure.axes] == ["dandelion\n→ sunflowers, 3.46"]
+    # All there are, when more are asked for.
+    assert len(drawn(pictures.hardest_pictures(evaluation(), load, names, most=9))) == 4
+
+
+def test_hardest_pictures_refuses_nothing_to_show_and_other_names():
+    picture = np.zeros((4, 4), np.uint8)
+    with pytest.raises(ValueError, match="most is 0"):
+        pictures.hardest_pictures(evaluation(), lambda _: picture, ["a", "b", "c"], most=0)
+    with pytest.raises(ValueError, match="2 class names were given for 3 outputs"):
+        pictures.hardest_pictures(evaluation(), lambda _: picture, ["a", "b"])
 
 
 def test_feature_maps_shows_the_most_varied_channels_first():

@@ -1,0 +1,127 @@
+"""Weights in and out: other projects' checkpoints to run directories, runs to weight files.
+
+    mobilenet convert --from=keras model.weights.h5 --to=runs/keras_1.0
+    mobilenet convert --from=tflite model.tflite --to=runs/int8 --labels=labels.txt
+    mobilenet convert --workdir=runs/c10 --to=c10.safetensors
+    mobilenet convert --workdir=runs/c10 --to=c10.pth              # torchvision's names
+
+--from is keras (.weights.h5, .h5), tfjs (model.json), torchvision, timm, huggingface (.pth, .bin,
+.safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon, classes
+and preprocessing come with the weights; what a file does not say, or says wrong, is set by
+--config.KEY=VALUE. No code of a file is run.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet import experiment
+from mobilenet.cli import common
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    flags.DEFINE_string("from", "", "format of the file to read", flag_values=values)
+    flags.DEFINE_string(
+        "to", "", "the run directory to make, or the file to write", flag_values=values
+    )
+    flags.DEFINE_string(
+        "labels", "", "names of the outputs to go with --from, one a line", flag_values=values
+    )
+    flags.DEFINE_string(
+        "names",
+        "",
+        "of the tensors in a file: mobilenet or torchvision; by default as its ending says",
+        flag_values=values,
+    )
+    common.define_checkpoint(values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    target = Path(common.require(values, "to", "runs/keras_1.0"))
+    file_format, workdir = common.flag(values, "from"), common.flag(values, "workdir")
+    if bool(file_format) == bool(workdir):
+        raise common.UsageError(
+            "Give either --from=FORMAT and a file, to make a run directory, or --workdir=RUN, to "
+            "write its weights; for example --from=keras model.weights.h5 --to=runs/keras_1.0."
+        )
+    from mobilenet.models.pretrained.weights import PretrainedError
+
+    try:
+        if workdir:
+            return _write(values, Path(workdir), target, overrides, rest)
+        return _read(values, file_format, target, overrides, rest)
+    except PretrainedError as error:
+        raise common.UsageError(str(error)) from error
+
+
+def _read(
+    values: flags.FlagValues,
+    file_format: str,
+    target: Path,
+    overrides: dict[str, str],
+    rest: list[str],
+) -> int:
+    if len(rest) != 1:
+        raise common.UsageError(
+            f"{len(rest)} files were given; write mobilenet convert --from={file_format} FILE "
+            f"--to={target}."
+        )
+    for name in ("names", "checkpoint"):
+        if values[name].present:
+            raise common.UsageError(f"--{name} goes with --workdir; drop it.")
+    base = config_lib.get_config()
+    changes = {key: experiment.convert(base, key, text) for key, text in overrides.items()}
+    labels = _read_labels(common.flag(values, "labels"))
+
+    from mobilenet import conversion
+    from mobilenet.models import pretrained
+
+    weights = pretrained.read(file_format, Path(rest[0]))
+    config = conversion.write_run(weights, target, labels=labels, overrides=changes)
+    model, data = config.model, config.data
+    outputs = f"{model.num_classes:,} outputs" if model.num_classes else "no classifier"
+    print(
+        f"{target}: MobileNetV2 {model.width_multiplier:g}, {outputs}, {data.image_size} pixels, "
+        f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, pictures {data.normalization}"
+    )
+    for note in weights.notes:
+        print(note)
+    return 0
+
+
+def _read_labels(path: str) -> list[str] | None:
+    if not path:
+        return None
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise common.UsageError(f"--labels={path} cannot be read: {error}.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _write(
+    values: flags.FlagValues,
+    workdir: Path,
+    target: Path,
+    overrides: dict[str, str],
+    rest: list[str],
+) -> int:
+    common.refuse_arguments(rest)
+    if overrides or common.flag(values, "labels"):
+        raise common.UsageError(
+            "--config and --labels go with --from; a run has its own configuration and names."
+        )
+
+    from mobilenet import conversion
+
+    by_ending = "torchvision" if target.suffix == ".pth" else "mobilenet"
+    names = common.flag(values, "names") or by_ending
+    weights = conversion.read_run(workdir, common.flag(values, "checkpoint"))
+    notes = conversion.write_file(weights, target, names)
+    print(f"{target}: {weights.source}, with {names}'s names")
+    for note in notes:
+        print(note)
+    return 0

@@ -1,0 +1,261 @@
+"""Weights of other projects into run directories, and a run's weights into files.
+
+`write_run` makes a run directory like any other from `Weights`, so that `evaluate`, `predict` and
+notebooks use converted weights without knowing it, and with the preprocessing that belongs to them.
+`read_run` and `write_file` are the way out.
+"""
+
+import collections
+import importlib.resources
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mobilenet import architecture, build, inference, rundir
+from mobilenet import config as config_lib
+from mobilenet.config import Config
+from mobilenet.models import cost
+from mobilenet.models.pretrained import native, pytorch, safetensors_file, state_dict
+from mobilenet.models.pretrained.weights import PretrainedError, Weights, shape_problems
+from mobilenet.rundir import RunDirectoryError
+from mobilenet.train import records, state
+from mobilenet.train.checkpoints import Checkpoints
+
+NAMES = ("mobilenet", "torchvision")
+# What of `data.*` says how pictures are shown to the network, and which data set it is of; the rest
+# says where the files are and how they are read.
+_DATA = (
+    "data.image_size",
+    "data.channels",
+    "data.crop_fraction",
+    "data.normalization",
+)
+_DATA_SET = (
+    "data.name",
+    "data.train_split",
+    "data.test_split",
+    "data.validation_split",
+    "data.validation_fraction",
+)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1,000 classes of ILSVRC 2012 as WordNet ids, in TFDS's order, which is the usual one."""
+    file = importlib.resources.files("tensorflow_datasets") / "datasets/imagenet2012/labels.txt"
+    return tuple(file.read_text().split())
+
+
+def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the network's outputs.
+
+    Args:
+      weights: with `model.num_classes` in its settings.
+      labels: one name an output, in order; names that stand there twice, as ImageNet's "crane",
+        get their index behind them. None takes those of the file, else ImageNet's WordNet
+        ids for 1,000 outputs (for 1,001 behind "background", as TensorFlow's), else numbers.
+
+    Returns:
+      () for a feature extractor.
+
+    Raises:
+      PretrainedError: another number of labels than outputs.
+    """
+    outputs = weights.settings["model.num_classes"]
+    if labels is not None:
+        if len(labels) != outputs:
+            raise PretrainedError(
+                f"There are {len(labels)} labels for {outputs} outputs of {weights.source}; give "
+                "one name for each output, in order."
+            )
+        counts = collections.Counter(labels)
+        return tuple(
+            f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(labels)
+        )
+    if weights.class_names is not None:
+        return weights.class_names
+    if outputs == 1000:
+        return imagenet_names()
+    if outputs == 1001:
+        return ("background", *imagenet_names())
+    return tuple(map(str, range(outputs)))
+
+
+def make_config(
+    weights: Weights, class_names: Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration of a converted network: the base, the weights' settings, the overrides.
+
+    ImageNet's classes name the data set too, so that `evaluate` finds a copy of it.
+
+    Raises:
+      ConfigError: an override that does not exist or cannot run.
+      PretrainedError: the weights are not those of this configuration; names the tensors.
+    """
+    config = config_lib.get_config()
+    if tuple(class_names)[-1000:] == imagenet_names() and len(class_names) in (1000, 1001):
+        config_lib.update(config, {"data.name": "imagenet2012", "data.test_split": "validation"})
+    config_lib.update(config, weights.settings)
+    config_lib.update(config, dict(overrides or {}))
+    config_lib.validate(config)
+    model = architecture.build_model(config, config.model.num_classes)
+    image = jax.ShapeDtypeStruct((1, *architecture.image_shape(config)), jnp.float32)
+    built = jax.eval_shape(model.lazy_init, jax.random.key(0), image)
+    found = {"params": weights.params, "batch_stats": weights.batch_stats}
+    problems = shape_problems(_shapes(found), _shapes(built))
+    if problems:
+        raise PretrainedError(
+            f"The weights of {weights.source} are not those of their configuration: {problems}."
+        )
+    return config
+
+
+def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))
+    }
+
+
+def write_run(
+    weights: Weights,
+    workdir: Path,
+    *,
+    labels: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Makes a run directory of converted weights: a finished run of no steps.
+
+    Args:
+      weights: from `mobilenet.models.pretrained.read`.
+      workdir: must not exist, or be empty. It appears whole or not at all.
+      labels: names of the outputs (`settle_names`).
+      overrides: dotted keys -> values of the configuration, over the weights' settings.
+
+    Returns:
+      The configuration, as in `config.json`.
+
+    Raises:
+      RunDirectoryError: the directory holds something.
+      PretrainedError, ConfigError: labels, weights and configuration that do not fit together.
+    """
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise RunDirectoryError(
+            f"{workdir} holds a run or other files already; give --to a new directory."
+        )
+    class_names = settle_names(weights, labels)
+    config = make_config(weights, class_names, overrides)
+    costs = cost.totals(architecture.layer_costs(config, config.model.num_classes))
+    variables = {"params": weights.params, "batch_stats": weights.batch_stats}
+    start = state.create(variables, build.build_optimizer(config), ema=False)
+    summary = {
+        "status": "done",
+        "step": 0,
+        "source": weights.source,
+        "notes": list(weights.notes),
+        "params": costs.params,
+        "macs": costs.macs,
+        **records.environment(),
+    }
+    stored = {
+        "mean": list(weights.mean),
+        "std": list(weights.std),
+        "class_names": list(class_names),
+    }
+    partial = workdir.with_name(f".{workdir.name}.{os.getpid()}")
+    try:
+        with rundir.full_disk_is_clear(workdir):
+            partial.mkdir(parents=True)
+        rundir.write_json(partial / build.DATA_FILE, stored)
+        with Checkpoints(partial / "checkpoints") as checkpoints:
+            checkpoints.save(start)
+        rundir.write_json(partial / "summary.json", summary)
+        rundir.write_atomically(partial / "config.json", config_lib.to_json(config))
+        os.replace(partial, workdir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return config
+
+
+def read_run(workdir: Path, which: str = "newest") -> Weights:
+    """The evaluated weights of a run (averaged ones if it kept an average), ready to be written.
+
+    Args:
+      workdir: the run directory.
+      which: "newest", "best" or a step.
+
+    Raises:
+      ConfigError, CheckpointError: no run, or no such checkpoint.
+    """
+    config = rundir.read_config(workdir)
+    stored = build.read_stored(workdir)
+    if stored is None:
+        raise RunDirectoryError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+    restored = inference.read_checkpoint(workdir, which)
+    variables = restored.eval_variables
+    outputs = build.resolve_classes(config, len(stored["class_names"]))
+    # A folder's path is of one machine.
+    kept = (*_DATA, *(() if config.data.name == "folder" else _DATA_SET))
+    settings = {
+        key: value
+        for key, value in config_lib.flatten(config)
+        if key.startswith("model.") or key in kept
+    }
+    return Weights(
+        variables["params"],
+        variables["batch_stats"],
+        {**settings, "model.num_classes": outputs},
+        tuple(stored["mean"]),
+        tuple(stored["std"]),
+        tuple(stored["class_names"]),
+        f"{workdir.name}, step {restored.step}",
+    )
+
+
+def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
+    """Writes weights to a file.
+
+    Args:
+      weights: with the whole network in `settings`, as from `read_run`.
+      path: a new file. `.safetensors` carries settings, preprocessing and class names in its
+        metadata; `.pth` is a state dict for `torch.load(..., weights_only=True)`, which cannot.
+      names: "mobilenet" (this project's, for `.safetensors`) or "torchvision".
+
+    Returns:
+      What a user of the file must know, a sentence each.
+
+    Raises:
+      PretrainedError: another kind of file or names, a file that exists, or a network that
+        torchvision's names cannot express.
+    """
+    if names not in NAMES:
+        raise PretrainedError(f"The names {names!r} are not known; allowed are {', '.join(NAMES)}.")
+    if path.suffix not in (".safetensors", ".pth"):
+        raise PretrainedError(f"{path.name} must end in .safetensors or .pth.")
+    if path.suffix == ".pth" and names != "torchvision":
+        raise PretrainedError(
+            "A .pth file has torchvision's names: give --names=torchvision, or write .safetensors."
+        )
+    if path.exists():
+        raise PretrainedError(f"{path} exists already; give --to a new file.")
+    notes: tuple[str, ...] = ()
+    if names == "mobilenet":
+        data = native.dumps(weights)
+    else:
+        arrays, notes = pytorch.tensors(weights)
+        if path.suffix == ".pth":
+            data = state_dict.dumps(arrays)
+        else:
+            # "format" is what PyTorch's libraries look for.
+            metadata = {"format": "pt", native.KEY: native.describe(weights)}
+            data = safetensors_file.dumps(arrays, metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with rundir.full_disk_is_clear(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    return notes

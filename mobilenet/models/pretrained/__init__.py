@@ -1,0 +1,59 @@
+"""Weights of other projects' MobileNetV2s: `read` makes them this project's variables and settings.
+
+`weights` says what comes out, `fit` finds the network from the shapes of tensors, and a module for
+each family knows its files: `keras` (and TF.js), `pytorch` (torchvision, timm, Hugging Face),
+`tflite`, and `native` for the files that this project writes.
+"""
+
+import hashlib
+from pathlib import Path
+
+from mobilenet.models.pretrained import keras, native, pytorch, tflite
+from mobilenet.models.pretrained.weights import PretrainedError, Weights
+
+FORMATS = ("keras", "tfjs", "torchvision", "timm", "huggingface", "tflite", "safetensors")
+
+
+def read(file_format: str, path: Path) -> Weights:
+    """Reads a MobileNetV2's weights; no code of the file runs.
+
+    Args:
+      file_format: one of FORMATS: "keras" (`.weights.h5`, `.h5`), "tfjs" (`model.json` beside its
+        shards), "torchvision", "timm" and "huggingface" (`.pth`, `.bin`, `.safetensors`), "tflite",
+        "safetensors" (written by this project).
+      path: of the file.
+
+    Returns:
+      The variables, with the settings and the preprocessing that belong to them.
+
+    Raises:
+      PretrainedError: there is no such file, it is damaged, or it is another network; says which
+        tensors are missing, unexpected or of the wrong shape.
+    """
+    if file_format not in FORMATS:
+        raise PretrainedError(
+            f"The format {file_format!r} is not known; allowed are {', '.join(FORMATS)}."
+        )
+    if not path.is_file():
+        hint = " is a directory; give the file in it" if path.is_dir() else " does not exist"
+        raise PretrainedError(f"{path}{hint}.")
+    source = f"{file_format} {path.name}, sha256 {_digest(file_format, path)}"
+    if file_format == "keras":
+        return keras.read_h5(path, source)
+    if file_format == "tfjs":
+        return keras.read_tfjs(path, source)
+    if file_format == "tflite":
+        return tflite.read(path, source)
+    if file_format == "safetensors":
+        return native.read(path, source)
+    return pytorch.read(path, file_format, source)
+
+
+def _digest(file_format: str, path: Path) -> str:
+    """Of the file, or of a TF.js model's shards one after the other."""
+    paths = keras.shard_paths(path) if file_format == "tfjs" else [path]
+    digest = hashlib.sha256()
+    for part in paths or [path]:
+        if part.is_file():
+            digest.update(part.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""This project's own weight files: `.safetensors` whose metadata says all that `Weights` says.
+
+The tensors are named by their paths in the variables (`params/stem/conv/kernel`,
+`batch_stats/stem/bn/mean`); the rest is JSON under the metadata key "mobilenet". Files with
+PyTorch's names and the same metadata are `mobilenet.models.pretrained.pytorch`'s.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mobilenet.models.pretrained import safetensors_file
+from mobilenet.models.pretrained.fit import put
+from mobilenet.models.pretrained.weights import PretrainedError, Weights
+
+KEY = "mobilenet"  # of the metadata
+
+
+def describe(weights: Weights) -> str:
+    """Everything of the weights but the arrays, as JSON."""
+    return json.dumps(
+        {
+            "settings": weights.settings,
+            "mean": weights.mean,
+            "std": weights.std,
+            "class_names": weights.class_names,
+        },
+        sort_keys=True,
+    )
+
+
+def undescribe(
+    text: str, params: dict[str, Any], batch_stats: dict[str, Any], source: str
+) -> Weights:
+    """Weights from `describe`'s text and the arrays; inverse of it.
+
+    Raises:
+      PretrainedError: the text is not `describe`'s.
+    """
+    try:
+        found = json.loads(text)
+        names = found["class_names"]
+        return Weights(
+            params,
+            batch_stats,
+            {key: _tuples(value) for key, value in found["settings"].items()},
+            tuple(map(float, found["mean"])),
+            tuple(map(float, found["std"])),
+            None if names is None else tuple(map(str, names)),
+            source,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PretrainedError(
+            f"The metadata of {source} is damaged: {type(error).__name__}: {error}."
+        ) from error
+
+
+def read(path: Path, source: str) -> Weights:
+    """Reads a file that `dumps` made.
+
+    Args:
+      path: of the file.
+      source: what `Weights.source` is to say.
+
+    Raises:
+      PretrainedError: damaged, or not such a file.
+    """
+    arrays, metadata = safetensors_file.read(path)
+    if KEY not in metadata or not all(n.startswith(("params/", "batch_stats/")) for n in arrays):
+        raise PretrainedError(
+            f"{path.name} was not written with this project's names; if its tensors are those of "
+            "another library, name it: --from=torchvision, timm or huggingface."
+        )
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for name, array in arrays.items():
+        put(variables, name.split("/"), array)
+    return undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
+
+
+def dumps(weights: Weights) -> bytes:
+    """The bytes of a file that `read` turns back into the same weights, to the last bit."""
+    tree = {"params": weights.params, "batch_stats": weights.batch_stats}
+    return safetensors_file.dumps(flatten(tree), {KEY: describe(weights)})
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Path with slashes -> array of a nested dictionary."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(array)
+        for path, array in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

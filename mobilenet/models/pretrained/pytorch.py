@@ -1,0 +1,318 @@
+"""PyTorch's MobileNetV2s: torchvision's, timm's and Hugging Face's names, settings and files.
+
+Sources: torchvision/models/mobilenetv2.py; timm/models/efficientnet.py (`mobilenetv2_*`);
+transformers/models/mobilenet_v2/modeling_mobilenet_v2.py.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenet.models.layers import make_divisible
+from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS, BlockSpec, Plan
+from mobilenet.models.pretrained import native, safetensors_file, state_dict
+from mobilenet.models.pretrained.fit import (
+    Fitted,
+    Layer,
+    Slot,
+    fit,
+    layers,
+    leaf,
+    paper_networks,
+    planned_network,
+    table_network,
+    variable_paths,
+)
+from mobilenet.models.pretrained.weights import (
+    IMAGENET,
+    TENSORFLOW,
+    PretrainedError,
+    Weights,
+)
+
+# A layer -> the prefixes of its convolution and of its batch normalisation.
+Naming = Callable[[Layer, int], tuple[str, str]]
+
+
+def torchvision_names(layer: Layer, blocks: int) -> tuple[str, str]:
+    """torchvision's prefixes of a layer in a network of so many blocks."""
+    if layer.role == "classifier":
+        return "classifier.1", ""
+    if layer.role in ("stem", "head"):
+        prefix = "features.0" if layer.role == "stem" else f"features.{blocks + 1}"
+        return f"{prefix}.0", f"{prefix}.1"
+    prefix = f"features.{layer.number + 1}.conv"
+    place = ("expand", "depthwise", "project").index(layer.role) - (not layer.expands)
+    if layer.role == "project":
+        return f"{prefix}.{place}", f"{prefix}.{place + 1}"
+    return f"{prefix}.{place}.0", f"{prefix}.{place}.1"
+
+
+def timm_names(layer: Layer, blocks: int) -> tuple[str, str]:
+    """timm's prefixes of a layer."""
+    del blocks
+    outside = {
+        "stem": ("conv_stem", "bn1"),
+        "head": ("conv_head", "bn2"),
+        "classifier": ("classifier", ""),
+    }
+    if layer.role in outside:
+        return outside[layer.role]
+    # A block without expansion is timm's DepthwiseSeparableConv: two convolutions.
+    names = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+    if not layer.expands:
+        names = {"depthwise": "conv_dw", "project": "conv_pw"}
+    prefix = f"blocks.{layer.stage}.{layer.block}"
+    return f"{prefix}.{names[layer.role]}", f"{prefix}.bn{list(names).index(layer.role) + 1}"
+
+
+def huggingface_names(layer: Layer, blocks: int) -> tuple[str, str]:
+    """Hugging Face's prefixes of a layer."""
+    del blocks
+    names = {"expand": "expand_1x1", "depthwise": "conv_3x3", "project": "reduce_1x1"}
+    if layer.role == "classifier":
+        return "classifier", ""
+    if layer.role == "stem":
+        prefix = "mobilenet_v2.conv_stem.first_conv"
+    elif layer.role == "head":
+        prefix = "mobilenet_v2.conv_1x1"
+    elif layer.number == 0:
+        prefix = f"mobilenet_v2.conv_stem.{names[layer.role]}"
+    else:
+        prefix = f"mobilenet_v2.layer.{layer.number - 1}.{names[layer.role]}"
+    return f"{prefix}.convolution", f"{prefix}.normalization"
+
+
+NAMES: dict[str, Naming] = {
+    "torchvision": torchvision_names,
+    "timm": timm_names,
+    "huggingface": huggingface_names,
+}
+_TENSORS = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def slots(found: Sequence[Layer], naming: Naming) -> list[Slot]:
+    """A network's tensors as PyTorch has them: kernels [out, in, h, w] and [classes, features]."""
+    blocks = 1 + max(layer.number for layer in found)
+    places = []
+    for layer in found:
+        conv, norm = naming(layer, blocks)
+        for name, path in variable_paths(layer).items():
+            dense = layer.role == "classifier"
+            if name == "kernel":
+                shape = tuple(layer.shape[axis] for axis in ((1, 0) if dense else (3, 2, 0, 1)))
+                places.append(
+                    Slot(f"{conv}.weight", shape, path, (1, 0) if dense else (2, 3, 1, 0))
+                )
+            else:
+                prefix = conv if dense else norm
+                places.append(Slot(f"{prefix}.{_TENSORS[name]}", (layer.shape[-1],), path))
+    return places
+
+
+def timm_deep_networks() -> Iterator[tuple[dict[str, Any], Plan]]:
+    """timm's mobilenetv2_110d and _120d: wider and deeper, but for stem, first and last stage.
+
+    The depth multiplier rounds up and leaves the first and the last stage as they are; the width
+    multiplier leaves the stem and the head (timm's `fix_stem_head`).
+    """
+    for width, depth in ((1.1, 1.2), (1.2, 1.4)):
+        blocks = [
+            BlockSpec(
+                spec.expansion_ratio,
+                make_divisible(spec.features * width),
+                spec.repeats
+                if stage in (0, len(PAPER_BLOCKS) - 1)
+                else math.ceil(spec.repeats * depth),
+                spec.strides,
+            )
+            for stage, spec in enumerate(PAPER_BLOCKS)
+        ]
+        yield table_network(blocks)
+
+
+def read(path: Path, names: str, source: str) -> Weights:
+    """Reads a checkpoint with PyTorch's tensors.
+
+    Beside Hugging Face's file its `config.json` is read: padding, epsilon, resolution, classes.
+    Without it, and for torchvision and timm, the library's defaults hold.
+
+    Args:
+      path: `.safetensors`, or what `torch.save` wrote (`.pth`, `.bin`).
+      names: a key of NAMES.
+      source: what `Weights.source` is to say.
+
+    Raises:
+      PretrainedError: the file is damaged, or not such a network.
+    """
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        arrays, metadata = safetensors_file.read(path)
+    else:
+        arrays = state_dict.read(path)
+    arrays = {k: v for k, v in arrays.items() if not k.endswith(".num_batches_tracked")}
+    if native.KEY in metadata:
+        # Written by `tensors` below, with everything that PyTorch's names cannot say.
+        told = native.undescribe(metadata[native.KEY], {}, {}, source)
+        fitted = _fit(arrays, names, path.name, [planned_network(told.settings)])
+        return dataclasses.replace(told, params=fitted.params, batch_stats=fitted.batch_stats)
+    if names == "huggingface" and not any(k.startswith("mobilenet_v2.") for k in arrays):
+        # The base model, MobileNetV2Model, is saved without the prefix.
+        arrays = {f"mobilenet_v2.{name}": array for name, array in arrays.items()}
+    networks = [*paper_networks(), *(timm_deep_networks() if names == "timm" else ())]
+    fitted = _fit(arrays, names, path.name, networks)
+    # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides alike.
+    settings = {"model.padding": "SYMMETRIC", "model.bn_epsilon": 1e-5, "data.image_size": 224}
+    preprocessing, class_names = IMAGENET, None
+    if names == "huggingface":
+        settings, class_names = _huggingface_config(path, fitted.num_classes)
+        preprocessing = TENSORFLOW
+    return Weights(
+        fitted.params,
+        fitted.batch_stats,
+        {**fitted.settings, **settings, **preprocessing.settings},
+        preprocessing.mean,
+        preprocessing.std,
+        class_names,
+        source,
+    )
+
+
+def _fit(
+    arrays: Mapping[str, np.ndarray],
+    names: str,
+    file: str,
+    networks: Sequence[tuple[dict[str, Any], Plan]],
+) -> Fitted:
+    _, plan = networks[0]
+    common = {
+        kind: sum(slot.name in arrays for slot in slots(layers(plan, 1), naming))
+        for kind, naming in NAMES.items()
+    }
+    nearest = max(common, key=lambda kind: common[kind])
+    if common[nearest] > 2 * common[names]:
+        raise PretrainedError(
+            f"{file} has {nearest}'s names, not {names}'s; read it with --from={nearest}."
+        )
+
+    def scheme(found: Sequence[Layer]) -> list[Slot]:
+        return slots(found, NAMES[names])
+
+    return fit(arrays, scheme, networks, file=file, names=f"{names}'s")
+
+
+# What of a Hugging Face configuration this project builds; other values are other networks.
+_HUGGINGFACE_NETWORK = {
+    "expand_ratio": 6,
+    "output_stride": 32,
+    "first_layer_is_expansion": True,
+    "hidden_act": "relu6",
+    "num_channels": 3,
+}
+
+
+def _huggingface_config(path: Path, outputs: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """Settings and class names from `config.json` beside a file; the library's defaults without."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+    except FileNotFoundError:
+        config = {}
+    except ValueError as error:
+        raise PretrainedError(f"{path.parent / 'config.json'} is not JSON: {error}.") from error
+    for key, value in _HUGGINGFACE_NETWORK.items():
+        if config.get(key, value) != value:
+            raise PretrainedError(
+                f"config.json beside {path.name} has {key} {config[key]!r}; this project's network "
+                f"has {value!r}."
+            )
+    settings = {
+        "model.padding": "SAME" if config.get("tf_padding", True) else "SYMMETRIC",
+        "model.bn_epsilon": float(config.get("layer_norm_eps", 1e-3)),
+        "data.image_size": int(config.get("image_size", 224)),
+    }
+    labels = {int(index): name for index, name in config.get("id2label", {}).items()}
+    # Of ImageNet, WordNet's ids are kept instead: data sets have them. LABEL_0 ... is no name.
+    named = sorted(labels) == list(range(outputs)) and outputs not in (0, 1000, 1001)
+    if not named or all(name == f"LABEL_{index}" for index, name in labels.items()):
+        return settings, None
+    return settings, tuple(labels[index] for index in range(outputs))
+
+
+# torchvision.models.MobileNetV2 but for width_mult, inverted_residual_setting and round_nearest.
+_TORCHVISION_NETWORK = {
+    "model.stem_features": 32,
+    "model.stem_strides": 2,
+    "model.head_features": 1280,
+    "model.shrink_head": False,
+    "model.kernel_size": 3,
+    "model.activation": "relu6",
+    "model.bottleneck_activation": "identity",
+    "model.shortcut": "bottleneck",
+    "model.shortcut_projection": False,
+    "model.expand_always": False,
+    "model.se_ratio": None,
+}
+
+
+def tensors(weights: Weights) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """A state dict with torchvision's names, in torchvision's order.
+
+    Args:
+      weights: with the whole network in `settings`.
+
+    Returns:
+      (name -> float32 array, or int64 for `num_batches_tracked`; what torchvision's own module
+      would do otherwise than this network, a sentence each).
+
+    Raises:
+      PretrainedError: the network has parts that torchvision's has no names for.
+    """
+    settings = weights.settings
+    for key, value in _TORCHVISION_NETWORK.items():
+        if settings.get(key, value) != value:
+            raise PretrainedError(
+                f"{key} is {settings[key]!r}, which torchvision's MobileNetV2 has no names for (it "
+                f"has {value!r}); write the weights with --names=mobilenet."
+            )
+    _, plan = planned_network(settings)
+    variables = {"params": weights.params, "batch_stats": weights.batch_stats}
+    found = layers(plan, settings["model.num_classes"], settings.get("data.channels", 3))
+    arrays = {}
+    for slot in slots(found, torchvision_names):
+        array = leaf(variables, slot.path)
+        if slot.axes is not None:
+            array = array.transpose(np.argsort(slot.axes))
+        arrays[slot.name] = np.ascontiguousarray(array)
+        if slot.name.endswith(".running_var"):
+            prefix = slot.name.removesuffix("running_var")
+            arrays[f"{prefix}num_batches_tracked"] = np.zeros((), np.int64)
+    return arrays, tuple(_differences(weights))
+
+
+def _differences(weights: Weights) -> Iterator[str]:
+    settings = weights.settings
+    if settings["model.padding"] != "SYMMETRIC":
+        yield (
+            "model.padding is 'SAME': torchvision's module pads symmetrically and gives other "
+            "outputs, so pad as TensorFlow before its convolutions of stride 2."
+        )
+    if settings["model.bn_epsilon"] != 1e-5:
+        yield (
+            f"model.bn_epsilon is {settings['model.bn_epsilon']:g}: give torchvision's module "
+            f"norm_layer=partial(BatchNorm2d, eps={settings['model.bn_epsilon']:g})."
+        )
+    if (weights.mean, weights.std) != (IMAGENET.mean, IMAGENET.std):
+        yield f"Pictures are normalised by mean {weights.mean} and std {weights.std}."
+    if not settings["model.num_classes"]:
+        yield "There is no classifier: load the tensors with strict=False."

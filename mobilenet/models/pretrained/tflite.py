@@ -1,0 +1,394 @@
+"""TFLite files: float, float16, int8 and uint8, with batch normalisation already folded.
+
+A TFLite file is a graph of operations on numbered tensors; nothing in it is named reliably. So the
+operations are read in order and checked to be a MobileNetV2: convolutions of the planned shapes and
+strides, ReLU6 where the paper has it, each block's shortcut, the pooling. Quantised weights become
+real = scale * (q - zero_point) (Jacob et al. 2017, arXiv 1712.05877, section 2.1), with one scale a
+tensor or one an output channel.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mobilenet.models.mobilenet_v2 import Plan
+from mobilenet.models.pretrained.fit import (
+    Fitted,
+    Layer,
+    Slot,
+    fit,
+    layers,
+    padding_convention,
+    paper_networks,
+    put,
+    variable_paths,
+)
+from mobilenet.models.pretrained.weights import TENSORFLOW, PretrainedError, Weights
+
+BN_EPSILON = 1e-3  # TF-Slim's and Keras'; the identity is exact for any
+# Operations that hand their input on, as far as the network's arithmetic goes.
+_TRANSPARENT = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "SOFTMAX")
+_POOLS = ("MEAN", "AVERAGE_POOL_2D")
+
+
+class _Convolution(NamedTuple):
+    """A convolution or dense layer: kernel as ours, what it reads and writes, and its manner.
+
+    `pads` are (size, before, after) along the height of what it reads.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    source: int
+    target: int
+    strides: int
+    pads: tuple[int, int, int]
+    relu6: bool
+    dense: bool
+
+
+class _Graph(NamedTuple):
+    """The convolutions in order, the sums as tensor -> its two terms, and the picture's size."""
+
+    convolutions: list[_Convolution]
+    sums: dict[int, tuple[int, int]]
+    pooled: dict[int, int]
+    picture: int
+    size: int
+    quantised: bool
+
+
+def read(path: Path, source: str) -> Weights:
+    """Reads a TFLite file's weights as float32, with BN that does nothing but add the bias.
+
+    Args:
+      path: of the file.
+      source: what `Weights.source` is to say.
+
+    Returns:
+      Weights whose BN is the identity plus a bias: scale 1, mean 0, variance 1 - epsilon.
+
+    Raises:
+      PretrainedError: truncated, no TFLite file, or another network.
+    """
+    try:
+        import tflite
+    except ImportError as error:
+        raise PretrainedError(
+            "Reading TFLite files needs a package that is not installed; `pip install .[convert]` "
+            "brings it."
+        ) from error
+    data = path.read_bytes()
+    if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):
+        raise PretrainedError(f"{path.name} is not a TFLite file: it has no TFL3 at byte 4.")
+    try:
+        graph = _Reader(data, path.name).read()
+    except PretrainedError:
+        raise
+    # The buffer's offsets lead anywhere when it is damaged.
+    except Exception as error:
+        raise PretrainedError(
+            f"{path.name} is truncated or damaged: {str(error).rstrip('.')}."
+        ) from error
+    fitted = _fit(graph, path.name)
+    padding = _check(graph, fitted.plan, fitted.num_classes, path.name)
+    settings = {
+        **fitted.settings,
+        "model.padding": padding,
+        "model.bn_epsilon": BN_EPSILON,
+        "data.image_size": graph.size,
+        **TENSORFLOW.settings,
+    }
+    notes = ()
+    if graph.quantised:
+        notes = (
+            "The weights are dequantised: activations are no longer rounded, so answers differ "
+            "from the TFLite file's in the last places.",
+        )
+    return Weights(
+        fitted.params,
+        fitted.batch_stats,
+        settings,
+        TENSORFLOW.mean,
+        TENSORFLOW.std,
+        None,
+        source,
+        notes,
+    )
+
+
+class _Reader:
+    """Walks the operations of a file's first subgraph."""
+
+    def __init__(self, data: bytes, file: str) -> None:
+        import tflite
+
+        self._lib: Any = tflite  # generated code, opaque to type checkers
+        self._model: Any = tflite.Model.GetRootAsModel(data, 0)
+        self._graph: Any = self._model.Subgraphs(0)
+        self._file = file
+        self._quantised = False
+        self._operators = _names(tflite.BuiltinOperator)
+        self._types = _names(tflite.TensorType)
+        # Tensor -> the one it is a copy of, as far as the arithmetic goes; what PAD added to it.
+        self._same: dict[int, int] = {}
+        self._padded: dict[int, tuple[int, int]] = {}
+
+    def read(self) -> _Graph:
+        """The graph in our terms."""
+        graph = self._graph
+        (picture,) = graph.InputsAsNumpy()
+        _, size, width, channels = self._shape(picture)
+        if size != width or channels != 3:
+            raise PretrainedError(
+                f"{self._file} takes pictures of {self._shape(picture)}; this project's are square "
+                "and RGB."
+            )
+        convolutions: list[_Convolution] = []
+        sums: dict[int, tuple[int, int]] = {}
+        pooled: dict[int, int] = {}
+        for number in range(graph.OperatorsLength()):
+            operator = graph.Operators(number)
+            code = self._model.OperatorCodes(operator.OpcodeIndex())
+            # Old files have the code in a byte field, new ones in both or in the wide one.
+            kind = self._operators[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            inputs = [int(i) for i in operator.InputsAsNumpy()]
+            (output,) = (int(i) for i in operator.OutputsAsNumpy())
+            if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+                convolutions.append(self._convolution(kind, operator, inputs, output))
+            elif kind == "ADD":
+                if self._relu6(self._options(operator, self._lib.AddOptions()), kind):
+                    raise PretrainedError(f"{self._file}: a sum ends in RELU6, not linearly.")
+                sums[output] = (self._origin(inputs[0]), self._origin(inputs[1]))
+            elif kind in _POOLS:
+                pooled[output] = self._origin(inputs[0])
+            elif kind == "PAD":
+                rows = self._constant(inputs[1]).reshape(-1, 2)
+                if not np.array_equal(rows[1], rows[2]) or rows[[0, 3]].any():
+                    raise PretrainedError(f"{self._file} pads by {rows.tolist()}.")
+                self._same[output] = self._origin(inputs[0])
+                self._padded[output] = (int(rows[1][0]), int(rows[1][1]))
+            elif kind == "RELU6" and convolutions:
+                last = convolutions[-1]
+                if self._origin(inputs[0]) != last.target or last.relu6:
+                    raise PretrainedError(f"{self._file} has a RELU6 that follows no convolution.")
+                convolutions[-1] = last._replace(target=output, relu6=True)
+            elif kind in _TRANSPARENT:
+                self._same[output] = self._origin(inputs[0])
+            else:
+                raise PretrainedError(
+                    f"{self._file} has the operation {kind}, which no MobileNetV2 has; it is "
+                    "another network."
+                )
+        return _Graph(convolutions, sums, pooled, self._origin(int(picture)), size, self._quantised)
+
+    def _convolution(
+        self, kind: str, operator: Any, inputs: list[int], output: int
+    ) -> _Convolution:
+        kernel = self._constant(inputs[1])
+        bias = inputs[2] if len(inputs) > 2 else -1
+        if kind == "FULLY_CONNECTED":
+            options = self._options(operator, self._lib.FullyConnectedOptions())
+            kernel, strides, pads = kernel.T, 1, (1, 0, 0)
+        else:
+            options = self._options(
+                operator,
+                self._lib.Conv2DOptions()
+                if kind == "CONV_2D"
+                else self._lib.DepthwiseConv2DOptions(),
+            )
+            # OHWI, and 1HWC for depthwise kernels.
+            kernel = kernel.transpose((1, 2, 3, 0) if kind == "CONV_2D" else (1, 2, 0, 3))
+            strides = int(options.StrideH())
+            if (options.StrideW(), options.DilationHFactor()) != (strides, 1):
+                raise PretrainedError(
+                    f"{self._file}: a convolution has strides {strides} x {options.StrideW()} and "
+                    f"dilation {options.DilationHFactor()}; MobileNetV2's are square and dense."
+                )
+            pads = self._pads(inputs[0], kernel.shape[0], strides, options.Padding())
+        return _Convolution(
+            kernel=kernel,
+            bias=np.zeros(kernel.shape[-1], np.float32) if bias < 0 else self._constant(bias),
+            source=self._origin(inputs[0]),
+            target=output,
+            strides=strides,
+            pads=pads,
+            relu6=self._relu6(options, kind),
+            dense=kind == "FULLY_CONNECTED",
+        )
+
+    def _pads(self, tensor: int, kernel: int, strides: int, padding: int) -> tuple[int, int, int]:
+        before, after = self._padded.get(tensor, (0, 0))
+        size = self._shape(self._origin(tensor))[1]
+        if padding == self._lib.Padding.SAME:
+            if (before, after) != (0, 0):
+                raise PretrainedError(f"{self._file} pads the input of a convolution twice.")
+            total = max((-(-size // strides) - 1) * strides + kernel - size, 0)
+            before, after = total // 2, total - total // 2
+        return size, before, after
+
+    def _relu6(self, options: Any, kind: str) -> bool:
+        known = {
+            self._lib.ActivationFunctionType.NONE: False,
+            self._lib.ActivationFunctionType.RELU6: True,
+        }
+        activation = options.FusedActivationFunction()
+        if activation not in known:
+            name = _names(self._lib.ActivationFunctionType)[activation]
+            raise PretrainedError(
+                f"{self._file}: a {kind} ends in {name}; MobileNetV2 has RELU6 or nothing."
+            )
+        return known[activation]
+
+    def _options(self, operator: Any, options: Any) -> Any:
+        table = operator.BuiltinOptions()
+        if table is not None:
+            options.Init(table.Bytes, table.Pos)
+        return options
+
+    def _origin(self, tensor: int) -> int:
+        while tensor in self._same:
+            tensor = self._same[tensor]
+        return int(tensor)
+
+    def _shape(self, tensor: int) -> list[int]:
+        return [int(n) for n in self._graph.Tensors(tensor).ShapeAsNumpy()]
+
+    def _constant(self, tensor: int) -> np.ndarray:
+        """A constant's numbers, dequantised: float32 [shape], or integers as they are."""
+        found = self._graph.Tensors(self._origin(tensor))
+        kind = self._types[found.Type()]
+        if kind not in _DTYPES:
+            raise PretrainedError(f"{self._file}: a weight is of type {kind}.")
+        raw = self._model.Buffers(found.Buffer()).DataAsNumpy()
+        shape = self._shape(self._origin(tensor))
+        dtype = np.dtype(_DTYPES[kind])
+        if not isinstance(raw, np.ndarray) or raw.size != int(np.prod(shape)) * dtype.itemsize:
+            size = getattr(raw, "size", 0)
+            raise PretrainedError(
+                f"{self._file} is truncated, or computes its weights: {found.Name().decode()!r} "
+                f"has {size:,} bytes instead of {int(np.prod(shape)) * dtype.itemsize:,}."
+            )
+        values = np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+        quantisation = found.Quantization()
+        if quantisation is None or not quantisation.ScaleLength():
+            return values if dtype.kind in "iu" else values.astype(np.float32)
+        self._quantised = True
+        scale = quantisation.ScaleAsNumpy().astype(np.float32)
+        zero = np.zeros(len(scale), np.int64)
+        if quantisation.ZeroPointLength():
+            zero = quantisation.ZeroPointAsNumpy()
+        # One a tensor, or one for each index of the quantised dimension.
+        along = [1] * len(shape)
+        if len(scale) > 1:
+            along[quantisation.QuantizedDimension()] = len(scale)
+        centred = values.astype(np.int64) - zero.reshape(along)
+        return centred.astype(np.float32) * scale.reshape(along)
+
+
+_DTYPES = {
+    "FLOAT32": "<f4",
+    "FLOAT16": "<f2",
+    "INT8": "i1",
+    "UINT8": "u1",
+    "INT32": "<i4",
+    "INT64": "<i8",
+}
+
+
+def _names(constants: type) -> dict[int, str]:
+    return {value: name for name, value in vars(constants).items() if name.isupper()}
+
+
+def _fit(graph: _Graph, file: str) -> Fitted:
+    """Fits the convolutions, numbered in order, and makes their BN the identity plus the bias."""
+    arrays = {}
+    for number, convolution in enumerate(graph.convolutions):
+        kernel = convolution.kernel
+        if _is_classifier(graph, convolution) and kernel.ndim == 4 and kernel.shape[:2] == (1, 1):
+            kernel = kernel[0, 0]
+        arrays[f"convolution {number}"] = kernel
+        arrays[f"bias {number}"] = convolution.bias
+
+    def scheme(found: Sequence[Layer]) -> list[Slot]:
+        places = []
+        for number, layer in enumerate(found):
+            paths = variable_paths(layer)
+            places.append(Slot(f"convolution {number}", layer.shape, paths["kernel"]))
+            places.append(Slot(f"bias {number}", (layer.shape[-1],), paths["bias"]))
+        return places
+
+    fitted = fit(arrays, scheme, paper_networks(), file=file, names="TFLite's")
+    variables = {"params": fitted.params, "batch_stats": fitted.batch_stats}
+    for layer in layers(fitted.plan, 0):
+        paths, size = variable_paths(layer), layer.shape[-1]
+        put(variables, paths["scale"], np.ones(size, np.float32))
+        put(variables, paths["mean"], np.zeros(size, np.float32))
+        # In float32 this plus epsilon is exactly 1: the rounding of the difference is below half a
+        # unit in the last place of 1.
+        put(variables, paths["var"], np.full(size, np.float32(1) - np.float32(BN_EPSILON)))
+    return fitted
+
+
+def _is_classifier(graph: _Graph, convolution: _Convolution) -> bool:
+    return convolution.dense or convolution.source in graph.pooled
+
+
+def _check(graph: _Graph, plan: Plan, num_classes: int, file: str) -> str:
+    """Checks that the operations are wired as the plan's, and returns the padding convention."""
+    blocks = {block.name: block for block in plan.blocks}
+    found = layers(plan, num_classes)
+    x = block_input = graph.picture
+    pads = []
+    for number, (layer, convolution) in enumerate(zip(found, graph.convolutions, strict=True)):
+        block = blocks.get(layer.name.split("/")[0])
+        if layer.role == "classifier":
+            x = next((pooled for pooled, source in graph.pooled.items() if source == x), -1)
+        strides = {"stem": plan.stem_strides, "depthwise": block.strides if block else 1}
+        expected = {
+            "input": x,
+            "strides": strides.get(layer.role, 1),
+            "relu6": layer.role not in ("project", "classifier"),
+        }
+        actual = {
+            "input": convolution.source,
+            "strides": convolution.strides,
+            "relu6": convolution.relu6,
+        }
+        for key, value in expected.items():
+            if actual[key] != value:
+                raise PretrainedError(
+                    f"{file} is not a MobileNetV2: convolution {number}, in the place of "
+                    f"{layer.name}, has {key} {actual[key]} instead of {value}."
+                )
+        if convolution.strides == 2:
+            pads.append(convolution.pads)
+        elif convolution.kernel.shape[0] == 3 and convolution.pads[1:] != (1, 1):
+            raise PretrainedError(
+                f"{file}: convolution {number} pads {convolution.pads[1:]} at stride 1."
+            )
+        x = convolution.target
+        if layer.role == "project" and block is not None:
+            if block.shortcut == "identity":
+                terms = {x, block_input}
+                x = next((total for total, parts in graph.sums.items() if set(parts) == terms), -1)
+                if x < 0:
+                    raise PretrainedError(
+                        f"{file} is not a MobileNetV2: {block.name} has no shortcut."
+                    )
+        if layer.role in ("stem", "project"):
+            block_input = x
+    shortcuts = sum(block.shortcut == "identity" for block in plan.blocks)
+    if len(graph.sums) != shortcuts:
+        raise PretrainedError(
+            f"{file} is not a MobileNetV2: it has {len(graph.sums)} sums instead of {shortcuts}."
+        )
+    padding = padding_convention(pads)
+    if padding is None:
+        raise PretrainedError(
+            f"{file} pads {', '.join(str(pad[1:]) for pad in pads)} at stride 2; this project's "
+            "network pads as TensorFlow or as PyTorch throughout."
+        )
+    return padding

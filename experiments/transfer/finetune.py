@@ -28,7 +28,7 @@ def get_config(arg=""):
     config.augment.crop_scale = (0.35, 1.0)
     config.augment.horizontal_flip = True
     config.train.global_batch_size = 32
-    config.train.num_epochs = 16.0
+    config.train.num_epochs = 12.0
     config.train.patience = 6
     config.train.best_by = "loss"
     config.train.label_smoothing = 0.1
@@ -44,10 +44,8 @@ def arms(arg=""):
     """Name of an arm -> what it overrides."""
     del arg
     return {
-        "linear probe": {"finetune.train_from": "classifier"},
-        "last stages": {"finetune.train_from": "blocks_5"},
         "all layers": {},
-        "all layers, BN frozen": {"finetune.batch_norm": "frozen"},
+        "linear probe": {"finetune.train_from": "classifier"},
         # The network of the weights named above, with their preprocessing and the same steps.
         "from scratch": {
             "pretrained": "",
@@ -55,6 +53,10 @@ def arms(arg=""):
             "model.width_multiplier": 0.35,
             "data.normalization": "symmetric",
         },
+        "last stages": {"finetune.train_from": "blocks_5"},
+        # Without batch statistics the scale of the weights counts: at the rate of the others the
+        # network collapses within an epoch.
+        "all layers, BN frozen": {"finetune.batch_norm": "frozen", "finetune.backbone_rate": 0.02},
     }
 
 

@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mobilenet import config as config_lib
@@ -429,8 +430,8 @@ def text(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     sizes = "/".join(dict.fromkeys(row["batch_size"] for row in rows if row["batch_size"]))
     table.add_column("network\n")
     for head in (
-        *("top-1\n%", "seeds\n", "params\nM", "MACs\nM", "size\nMB", "peak\nMB"),
-        *("latency\nms", f"images/s\nat {sizes or '-'}", "trained\nin"),
+        *("top-1\n%", "n\n", "params\nM", "MACs\nM", "size\nMB", "peak\nMB"),
+        *("latency\nms", f"images/s\nat {sizes or '-'}", "time\na run"),
     ):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
@@ -457,7 +458,7 @@ def _accuracy(row: Row) -> str:
     """The mean, and half of the interval, which is symmetric."""
     if not row["low"]:
         return row["top1_mean"]
-    return f"{row['top1_mean']} ± {(float(row['high']) - float(row['low'])) / 2:.2f}"
+    return f"{row['top1_mean']} ±{(float(row['high']) - float(row['low'])) / 2:.2f}"
 
 
 def _spread(row: Row, field: str) -> str:
@@ -483,9 +484,9 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
 
     lines = [
         "",
-        f"top-1: {several('data')}, split {several('split')}; mean over seeds ± half of the 95 % "
-        "t-interval",
-        f"trained on {several('device')}, {several('processor')}; time a run, mean over seeds",
+        f"top-1: {several('data')}, split {several('split')}; mean over n seeds ± half of the "
+        "95 % t-interval",
+        f"trained on {several('device')}, {several('processor')}; time is wall time, mean over seeds",
     ]
     lanes = [row for row in done if row["lanes"]]
     if lanes:
@@ -510,11 +511,10 @@ PANELS = (
 )
 # Where a label may stand around its point: points (1/72 inch) and alignments, the best first.
 PLACES = (
-    *((7, 0, "left", "center"), (-7, 0, "right", "center")),
-    *((0, 7, "center", "bottom"), (0, -7, "center", "top")),
-    *((6, 6, "left", "bottom"), (-6, 6, "right", "bottom")),
-    *((6, -6, "left", "top"), (-6, -6, "right", "top")),
-    *((0, 18, "center", "bottom"), (0, -18, "center", "top")),
+    *((6, 5, "left", "bottom"), (6, -5, "left", "top")),
+    *((-6, 5, "right", "bottom"), (-6, -5, "right", "top")),
+    *((6, 16, "left", "bottom"), (6, -16, "left", "top")),
+    *((-6, 16, "right", "bottom"), (-6, -16, "right", "top")),
 )
 
 
@@ -548,7 +548,8 @@ def plot(rows: Sequence[Row]) -> Figure:
                 color=colour,
                 marker=marker,
                 markersize=5,
-                capsize=3,
+                capsize=2,
+                elinewidth=1,
                 linestyle="none",
                 label=family,
             )
@@ -589,16 +590,26 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> None:
-    """Labels each point where its text covers the least of the other texts and points."""
+    """Labels each point where its text covers the least of other texts, points and bars."""
     figure: Any = axes.figure
-    pixels = figure.dpi / 72
-    places = axes.transData.transform(
-        [(scale * float(row[field]), float(row["top1_mean"])) for row in rows]
-    )
-    taken = [(x - 4 * pixels, y - 4 * pixels, x + 4 * pixels, y + 4 * pixels) for x, y in places]
+    margin = 4 * figure.dpi / 72  # half of a marker, in pixels
+
+    def boxes(row: Row) -> list[tuple[float, ...]]:
+        """A point and its bars, in pixels."""
+        x, y = scale * float(row[field]), float(row["top1_mean"])
+        ends = [(x, float(row[end] or y)) for end in ("low", "high")]
+        ends += [(scale * float(row.get(f"{field}_{end}") or x), y) for end in ("low", "high")]
+        (left, bottom), *_ = axes.transData.transform([(x, y)]) - margin
+        found = [(left, bottom, left + 2 * margin, bottom + 2 * margin)]
+        for one, other in (ends[:2], ends[2:]):
+            low, high = axes.transData.transform([one, other])
+            found.append((low[0] - 1, low[1] - 1, high[0] + 1, high[1] + 1))
+        return found
+
+    taken = [box for row in rows for box in boxes(row)]
     for row in rows:
         family = _family(row)
-        label = row["network"].removeprefix(family).lstrip("- ") or family
+        label = row["network"].removeprefix(family).strip(" -").replace(" ", ", ", 1) or family
         choices = []
         for right, up, across, along in PLACES:
             annotation = axes.annotate(
@@ -609,6 +620,7 @@ def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> N
                 ha=across,
                 va=along,
                 fontsize=8,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
             annotation.set_in_layout(False)
             box = annotation.get_window_extent().extents
@@ -616,7 +628,7 @@ def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> N
             covered = sum(_overlap(box, other) for other in taken)
             choices.append((covered + outside, annotation, box))
         best = min(choices, key=lambda choice: choice[0])
-        taken.append(tuple(best[2]))
+        taken.append(best[2])
         for choice in choices:
             if choice is not best:
                 choice[1].remove()

@@ -35,7 +35,7 @@ def backbone(**settings: Any) -> MobileNetV2:
 
 
 def tiny_backbone(**settings: Any) -> MobileNetV2:
-    plan = plan_blocks(blocks=TINY, stem_features=8, **settings)
+    plan = plan_blocks(**{"blocks": TINY, "stem_features": 8, **settings})
     return MobileNetV2(plan, num_classes=0, bn_momentum=0.9)
 
 
@@ -369,15 +369,17 @@ def test_deeplab_learns_to_segment_squares():
 
 def test_ssdlite_learns_to_find_squares():
     random = np.random.default_rng(0)
-    model = det.SSDLite(tiny_backbone(head_features=64), num_classes=3, extra_features=(32,))
-    anchors = jnp.asarray(model.anchors((64, 64)))
+    model = det.SSDLite(
+        tiny_backbone(blocks=TINY[:3], head_features=64), num_classes=3, extra_features=(32,)
+    )
+    anchors = jnp.asarray(model.anchors((32, 32)))
 
     def loss(output: Any, boxes: Any, labels: Any) -> jax.Array:
         targets = jax.vmap(lambda *objects: det.match(anchors, *objects))(boxes, labels)
         return det.multibox_loss(*output, targets)
 
     def batch(pictures: int) -> tuple[Any, Any, Any]:
-        images, _, boxes, labels = squares(random, pictures, 64, 3)
+        images, _, boxes, labels = squares(random, pictures, 32, 3)
         # A second row of padding, as batches of pictures with several objects have.
         return images, np.stack([boxes, boxes * 0], 1), np.stack([labels, labels * 0], 1)
 

@@ -451,7 +451,7 @@ def test_dequantised_networks_classify_as_the_int8_files(int8: Path):
 
     def score(name: str) -> tuple[float, float]:
         weights = pretrained.read("tflite", int8 / name)
-        mean, std = np.float32(weights.mean), np.float32(weights.std)
+        mean, std = np.array(weights.mean, np.float32), np.array(weights.std, np.float32)
         shown = (pictures.astype(np.float32) / 255 - mean) / std
         logits = np.concatenate(
             [parity.logits(weights, shown[start : start + 50]) for start in range(0, 200, 50)]

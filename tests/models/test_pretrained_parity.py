@@ -1,8 +1,11 @@
 """Converted weights give the logits of the frameworks they come from, where these are installed.
 
-Peers are of the extra `parity`; `.ci/run` installs what it can of them. `mobilenet.benchmark.parity`
-writes the same comparison as a table.
+Peers are of the extra `parity`; `.ci/run` installs what it can of them.
+`mobilenet.benchmark.parity` writes the same comparison as a table.
 """
+
+# The peers are extras; types are not checked against them.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
 
 from pathlib import Path
 

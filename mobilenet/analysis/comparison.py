@@ -203,10 +203,11 @@ def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         family, variant = NAMES.get(model, (model, ""))
         labels[group] = f"{family}-{variant}" if variant else family
         labels[group] += f" {float(width)}"
-        if len(resolutions) > 1:
-            labels[group] += f", {mine.get('data.image_size')} px"
+        if len(resolutions) > 1 and mine.get("data.image_size") is not None:
+            labels[group] += f", {mine['data.image_size']} px"
+    complete = [group for group, mine in values.items() if mine.get("data.name") is not None]
     for label in set(labels.values()):
-        same = [group for group in labels if labels[group] == label]
+        same = [group for group in complete if labels[group] == label]
         varying = _varying(values[group] for group in same)
         for group in same if varying else ():
             labels[group] += f", {_short({key: values[group].get(key) for key in varying})}"
@@ -250,7 +251,7 @@ def _check(
         for run, value in column.items():
             examples.setdefault(None if stats.is_missing(value) else value, run)
         if len(examples) > 1:
-            shown = ", ".join(f"{value!r} in {run}" for value, run in examples.items())
+            shown = ", ".join(f"{_shown(value)} in {run}" for value, run in examples.items())
             differing.append(f"{name} is {shown}")
     if differing:
         raise ResultError(
@@ -269,11 +270,16 @@ def _check(
             )
 
 
-def _classes(run: Path) -> str | None:
+def _classes(run: Path) -> tuple[str, ...] | None:
     names = (rundir.read_json(run / "data.json") or {}).get("class_names")
-    if names is None:
-        return None
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"
+    return None if names is None else tuple(names)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of many names the first ones and their number."""
+    if not isinstance(value, tuple):
+        return repr(value)
+    return f"{', '.join(value[:3])}{', ...' if len(value) > 3 else ''} ({len(value)})"
 
 
 def _described(
@@ -310,7 +316,7 @@ def _measured(
                 run if stats.is_missing(seed) else f"{seed:g}"
             )
     unfinished = "; ".join(
-        f"seed{'s' if len(seeds) > 1 else ''} {' '.join(sorted(seeds))} {status}"
+        f"seed{'s' if len(seeds) > 1 else ''} {' '.join(sorted(seeds, key=_by_number))} {status}"
         for status, seeds in others.items()
     )
     done = part[part["status"] == "done"].sort_values("seed")
@@ -348,6 +354,10 @@ def _measured(
     }
 
 
+def _by_number(seed: str) -> tuple[int, str]:
+    return len(seed), seed
+
+
 def _percent(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.2f}"
 
@@ -359,7 +369,8 @@ def _unfinished(rows: Iterable[Row]) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     known = list(NAMES)
     place = known.index(row["model"]) if row["model"] in known else len(known)
-    return place, float(row["width_multiplier"] or 0), float(row["image_size"] or 0), row["network"]
+    sizes = [float(row[field] or "inf") for field in ("width_multiplier", "image_size")]
+    return place, *sizes, row["network"]
 
 
 def finished(rows: Iterable[Row]) -> list[Row]:
@@ -486,7 +497,8 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
         "",
         f"top-1: {several('data')}, split {several('split')}; mean over n seeds ± half of the "
         "95 % t-interval",
-        f"trained on {several('device')}, {several('processor')}; time is wall time, mean over seeds",
+        f"trained on {several('device')}, {several('processor')}; wall time, mean over seeds",
+        "size: the parameters as float32",
     ]
     lanes = [row for row in done if row["lanes"]]
     if lanes:
@@ -499,7 +511,7 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
             f"speed: evaluation, one picture and a batch; median ± the farthest of rounds "
             f"({several('rounds')}); on {several('speed_device')}, {several('speed_processor')}"
         )
-        lines.append("peak: memory of that batch in use at once; size: parameters as float32")
+        lines.append("peak: memory for that batch, on an accelerator with the parameters")
     return [*lines, *notes]
 
 
@@ -712,7 +724,7 @@ def markdown(rows: Sequence[Row]) -> str:
     for scale in dict.fromkeys(row["scale"] for row in rows):
         mine = [row for row in rows if row["scale"] == scale]
         logs = mine[0]["logs"]
-        remarks = "".join(f" {row['remarks']}." for row in mine[:1] if row["remarks"])
+        remarks = "".join(f" Remarks: {row['remarks']}." for row in mine[:1] if row["remarks"])
         lines = [
             f"Scale `{scale}` of `{mine[0]['config']}`, logs in "
             f"[`{logs}`](experiments/results/{logs}). {'. '.join(_facts(mine))}.{remarks}",
@@ -724,15 +736,16 @@ def markdown(rows: Sequence[Row]) -> str:
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in mine:
+            name = row["network"] + (f" `{row['differs']}`" if row["differs"] else "")
             if not row["top1_mean"]:
-                lines.append(f"| {row['network']} | {row['unfinished']} |" + " – |" * 7)
+                lines.append(f"| {name} | {row['unfinished']} |" + " – |" * 7)
                 continue
             temporary = f" ({int(row['temp_mb']):,})" if row["temp_mb"] else ""
             interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
             batch = f", {row['batch_size']}" if row["batch_size"] else ""
             missing = f" ({row['unfinished']})" if row["unfinished"] else ""
             lines.append(
-                f"| {row['network']} | {row['top1_mean']}{interval}, {len(row['seeds'].split())}"
+                f"| {name} | {row['top1_mean']}{interval}, {len(row['seeds'].split())}"
                 f"{missing} | {int(row['params']):,} | {int(row['macs']) / 1e6:,.1f} M | "
                 f"{int(row['bytes']) / 1e6:.1f} | "
                 f"{row['peak_mb'] or '–'}{temporary} | {_range(row, 'latency_ms')} | "

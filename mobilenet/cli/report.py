@@ -69,7 +69,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             runs = Path(common.flag(values, "claims")) / scale
             reproduction.add(root, runs, scale, common.flag(values, "remarks"))
         if common.flag(values, "comparison"):
-            comparison.add(
+            compared = comparison.add(
                 directory,
                 Path(common.flag(values, "comparison")),
                 scale=common.flag(values, "scale"),
@@ -78,6 +78,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 ),
                 remarks=common.flag(values, "remarks"),
             )
+            print(f"{len(compared)} networks compared at scale {common.flag(values, 'scale')}")
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")

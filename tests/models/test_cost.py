@@ -174,6 +174,33 @@ def test_public_cifar_forms(settings: dict[str, Any], num_classes: int, params: 
     assert from_variables(plan, (32, 32, 3), num_classes).params == params
 
 
+@pytest.mark.parametrize(
+    ("output_stride", "side", "macs"),
+    [
+        (None, 224, 279_424_320),
+        (16, 224, 0),
+        (8, 224, 0),
+        (16, 513, 2_502_824_384),
+        (8, 513, 7_903_166_912),
+    ],
+)
+def test_macs_of_the_backbone_at_an_output_stride(output_stride: int | None, side: int, macs: int):
+    plan = plan_blocks(output_stride=output_stride, head_features=0)
+    total = cost.totals(cost.layer_costs(plan, (side, side, 3), 0))
+    assert total == from_variables(plan, (side, side, 3), 0)
+    assert (total.macs, total.params) == (macs, 1_811_712)
+
+
+def test_peak_memory_follows_the_output_stride():
+    # At 28 x 28 x 960 the depthwise convolutions of stage 5 overtake the first bottlenecks: input,
+    # output and the block's own input.
+    peak = cost.peak_activation(plan_blocks(output_stride=8), (224, 224, 3), 1000)
+    assert (peak.elements, peak.at) == (28 * 28 * (960 + 960 + 160), "blocks_5_1/depthwise")
+    assert cost.peak_activation(plan_blocks(output_stride=16), (224, 224, 3), 1000) == (
+        cost.peak_activation(plan_blocks(), (224, 224, 3), 1000)
+    )
+
+
 def test_peak_memory_refuses_shortcuts_between_expansions():
     with pytest.raises(ValueError, match="no published definition"):
         cost.peak_activation(plan_blocks(shortcut="expansion"), (32, 32, 3), 10)

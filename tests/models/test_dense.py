@@ -1,5 +1,6 @@
 """Dense prediction: dilated convolutions, the heads, their published sizes, and training."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -321,7 +322,8 @@ def train(
     optimizer = optax.adam(learning_rate)
     params, stats = variables["params"], variables["batch_stats"]
 
-    @jax.jit
+    # Compiling takes longer than all steps: let it optimise less.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(params: Any, stats: Any, moments: Any, images: Any, *targets: Any) -> Any:
         def objective(params: Any) -> Any:
             output, updated = model.apply(

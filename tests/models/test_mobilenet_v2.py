@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from mobilenet.models.layers import make_divisible
-from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, plan_blocks
+from mobilenet.models.mobilenet_v2 import (
+    PAPER_BLOCKS,
+    BlockSpec,
+    MobileNetV2,
+    last_at_strides,
+    plan_blocks,
+)
 from mobilenet.models.normalization import ACTIVATIONS, activate
 
 # Two stages, one of them with a shortcut: small enough to compile in a second or two.
@@ -68,18 +74,125 @@ def test_expansion_ratio_number_spares_the_first_stage_and_a_tuple_does_not():
     assert per_stage.blocks[-1].expanded_features == 80  # the classical bottleneck: t below 1
 
 
-def test_endpoints_have_the_strides_of_the_paper():
-    model: Any = MobileNetV2(plan_blocks(width_multiplier=0.35), num_classes=7)
-    image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    logits, found = jax.eval_shape(lambda v, x: model.apply(v, x, endpoints=True), variables, image)
+def endpoint_shapes(plan: Any, side: int) -> dict[str, tuple[int, ...]]:
+    """(H, W, C) of every endpoint of an image of `side` pixels, from a trace."""
+    model: Any = MobileNetV2(plan, num_classes=7)
+    image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    (logits, found), _ = jax.eval_shape(
+        lambda key, x: model.init_with_output(key, x, endpoints=True), jax.random.key(0), image
+    )
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
-    sizes = {name: x.shape[1] for name, x in found.items() if x.ndim == 4}
-    assert sizes == {
-        "stem": 112, "stage_0": 112, "stage_1": 56, "stage_2": 28, "stage_3": 14, "stage_4": 14,
-        "stage_5": 7, "stage_6": 7, "head": 7,
+    return {name: x.shape[1:] for name, x in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("side", "sizes"),
+    [(224, (112, 56, 28, 14, 7)), (320, (160, 80, 40, 20, 10)), (513, (257, 129, 65, 33, 17))],
+)
+def test_endpoints_have_the_strides_of_the_paper(side: int, sizes: tuple[int, ...]):
+    shapes = endpoint_shapes(plan_blocks(), side)
+    features = {
+        "stem": (0, 32), "stage_0": (0, 16), "blocks_1_0/expand": (0, 96), "stage_1": (1, 24),
+        "blocks_2_0/expand": (1, 144), "stage_2": (2, 32), "blocks_3_0/expand": (2, 192),
+        "stage_3": (3, 64), "stage_4": (3, 96), "blocks_5_0/expand": (3, 576), "stage_5": (4, 160),
+        "stage_6": (4, 320), "head": (4, 1280),
     }  # fmt: skip
-    assert found["features"].shape == (2, 1280)
+    expected = {name: (sizes[at], sizes[at], c) for name, (at, c) in features.items()}
+    assert shapes == {**expected, "features": (1280,)}
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "last"), [(32, (33, 33, 17)), (16, (33, 33, 33)), (8, (65, 65, 65))]
+)
+def test_endpoints_keep_the_output_stride(output_stride: int, last: tuple[int, ...]):
+    shapes = endpoint_shapes(plan_blocks(output_stride=output_stride), 513)
+    assert shapes["stage_2"] == (65, 65, 32)
+    assert [shapes[name][0] for name in ("stage_3", "stage_4", "stage_6")] == list(last)
+
+
+def test_last_endpoint_at_every_stride():
+    assert last_at_strides(plan_blocks()) == {
+        2: "stage_0", 4: "stage_1", 8: "stage_2", 16: "stage_4", 32: "head",
+    }  # fmt: skip
+    assert last_at_strides(plan_blocks(), expanded=True) == {
+        2: "blocks_1_0/expand", 4: "blocks_2_0/expand", 8: "blocks_3_0/expand",
+        16: "blocks_5_0/expand", 32: "head",
+    }  # fmt: skip
+    dilated = plan_blocks(output_stride=8, head_features=0)
+    assert list(last_at_strides(dilated).items())[-1] == (8, "stage_6")
+    cifar = plan_blocks(stem_strides=1, stage_strides=(1, 1, 2, 2, 1, 2, 1))
+    assert list(last_at_strides(cifar)) == [1, 2, 4, 8]
+    # Without an expansion the tensor before a reducing block is the last stage's output.
+    assert last_at_strides(plan_blocks(expansion_ratio=1), expanded=True)[16] == "stage_4"
+
+
+def test_every_named_endpoint_exists_at_its_stride():
+    for plan in (plan_blocks(), plan_blocks(output_stride=16, head_features=0)):
+        shapes = endpoint_shapes(plan, 320)
+        for expanded in (False, True):
+            for stride, name in last_at_strides(plan, expanded=expanded).items():
+                assert shapes[name][0] == 320 // stride
+
+
+def test_output_stride_turns_strides_into_dilation():
+    def numbers(output_stride: int | None) -> list[tuple[int, int]]:
+        return [(b.strides, b.dilation) for b in plan_blocks(output_stride=output_stride).blocks]
+
+    plain = [1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
+    assert numbers(None) == numbers(32) == [(strides, 1) for strides in plain]
+    # Block 13 (blocks_5_0) keeps stride 1 and rate 1, those behind it have rate 2.
+    assert numbers(16) == [(s, 1) for s in plain[:13]] + [(1, 1)] + [(1, 2)] * 3
+    # Block 6 (blocks_3_0) first, then rate 2, and from block 14 on rate 4.
+    assert numbers(8) == [(s, 1) for s in plain[:6]] + [(1, 1)] + [(1, 2)] * 7 + [(1, 4)] * 3
+
+
+@pytest.mark.parametrize("form", [{}, {"shortcut_projection": True}, {"shortcut": "expansion"}])
+def test_output_stride_changes_no_parameter_and_no_shortcut(form: dict[str, Any]):
+    # Stride 2 with equal widths too, where a stride of 1 would have a shortcut.
+    blocks = (*PAPER_BLOCKS[:5], BlockSpec(6, 96, 3, 2))
+    strided, dilated = (plan_blocks(blocks=blocks, output_stride=s, **form) for s in (None, 8))
+    plain = [dataclasses.replace(b, strides=1, dilation=1) for b in strided.blocks]
+    assert [dataclasses.replace(b, strides=1, dilation=1) for b in dilated.blocks] == plain
+
+
+@pytest.mark.parametrize(
+    ("padding", "side", "start"),
+    [
+        ("SYMMETRIC", 64, 0),  # windows around every second pixel from the first on
+        ("SAME", 65, 0),  # the same on odd sides
+        ("SAME", 64, None),  # TensorFlow's: from the second on, at every stride anew
+    ],
+)
+def test_dilated_features_are_the_strided_ones_and_those_between(
+    padding: Any, side: int, start: int | None
+):
+    blocks = (
+        BlockSpec(1, 8, 1, 2), BlockSpec(2, 8, 1, 2), BlockSpec(2, 8, 2, 2), BlockSpec(2, 12, 2, 2),
+    )  # fmt: skip
+    plans = {s: plan_blocks(blocks=blocks, stem_features=8, head_features=16, output_stride=s)
+             for s in (None, 8)}  # fmt: skip
+    images = np.random.default_rng(1).normal(size=(1, side, side, 3)).astype(np.float32)
+    models = {s: MobileNetV2(plan, 0, padding=padding) for s, plan in plans.items()}
+    variables = disturbed(models[None], images)
+    strided, dilated = (
+        jax.jit(lambda v, x, m=model: m.apply(v, x, endpoints=True)[1])(variables, images)
+        for model in models.values()
+    )
+    for name, rate in (("stage_1", 1), ("stage_2", 2), ("stage_3", 4), ("head", 4)):
+        first = rate - 1 if start is None else start
+        between = dilated[name][:, first::rate, first::rate]
+        assert dilated[name].shape[1] == -(-side // 8)
+        np.testing.assert_allclose(between, strided[name], rtol=1e-4, atol=1e-4)
+        assert np.abs(strided[name]).max() > 0.1
+
+
+def disturbed(model: Any, images: Any) -> Any:
+    """Variables in which no bias or mean is 0 and no scale or variance is 1."""
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    random = np.random.default_rng(2)
+    return jax.tree.map(
+        lambda x: x + random.uniform(0.1, 0.4, x.shape).astype(np.float32), variables
+    )
 
 
 def test_submodule_names_are_the_public_ones():
@@ -266,6 +379,11 @@ def test_evaluation_does_not_touch_statistics():
     [
         ({"stage_strides": (1, 2)}, "stage_strides has 2 values for 7 stages"),
         ({"expansion_ratio": (6, 6)}, "expansion_ratio has 2 values for 7 stages"),
+        ({"output_stride": 4}, "output_stride is 4; .* multiply to 32, .* None, 8, 16, 32"),
+        (
+            {"output_stride": 16, "stem_strides": 1, "stage_strides": (1, 1, 2, 2, 1, 2, 1)},
+            "strides multiply to 8, so allowed are None, 8",
+        ),
         ({"shortcut": "wide"}, "allowed are bottleneck, expansion, none"),
         ({"se_ratio": 0.25, "se_base": "output"}, "allowed are input, expanded"),
     ],

@@ -17,7 +17,7 @@ import safetensors.numpy
 from random_weights import assert_same, file_arrays, random_weights
 
 from mobilenet.models import pretrained
-from mobilenet.models.pretrained import fit, keras, native, pytorch, state_dict
+from mobilenet.models.pretrained import fit, keras, native, pytorch, state_dict, tflite
 from mobilenet.models.pretrained.weights import PretrainedError, Weights, shape_problems
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -284,6 +284,16 @@ def test_this_projects_files_say_everything(tmp_path: Path):
     assert_same(found, weights)
     assert found.settings == weights.settings
     assert (found.mean, found.std, found.class_names) == (weights.mean, weights.std, None)
+    wide = native.flatten({"params": weights.params})
+    wide = {name: array.astype(np.float64) for name, array in wide.items()}
+    safetensors.numpy.save_file(wide, path, {native.KEY: native.describe(weights)})
+    with pytest.raises(PretrainedError, match="is of type float64, not float32"):
+        pretrained.read("safetensors", path)
+    with pytest.raises(PretrainedError, match="metadata of .* is damaged: KeyError: 'class_names'"):
+        safetensors.numpy.save_file(
+            {"params/a": np.zeros(1, np.float32)}, path, {"mobilenet": "{}"}
+        )
+        pretrained.read("safetensors", path)
     with pytest.raises(PretrainedError, match="--from=torchvision, timm or huggingface"):
         safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, path)
         pretrained.read("safetensors", path)
@@ -433,6 +443,32 @@ def test_damaged_tflite_files_are_refused(int8: Path, tmp_path: Path):
         path.write_bytes(data[:part])
         with pytest.raises(PretrainedError, match="m.tflite is truncated"):
             pretrained.read("tflite", path)
+
+
+def test_graphs_that_are_wired_otherwise_are_refused(int8: Path):
+    file = "m.tflite"
+    graph = tflite.read_graph((int8 / "mobilenet_v2_1.0_224_quant.tflite").read_bytes(), file)
+    _, plan = fit.planned_network({})
+    assert tflite.check(graph, plan, 1001, file) == "SAME"
+
+    def changed(number: int, **fields: Any) -> tflite.Graph:
+        convolutions = list(graph.convolutions)
+        convolutions[number] = convolutions[number]._replace(**fields)
+        return graph._replace(convolutions=convolutions)
+
+    last = max(graph.sums)
+    others = {total: terms for total, terms in graph.sums.items() if total != last}
+    for wrong, message in (
+        (changed(2, relu6=True), "in the place of blocks_0_0/project, has relu6 True"),
+        (changed(4, strides=1), "in the place of blocks_1_0/depthwise, has strides 1 instead of 2"),
+        (changed(5, source=1), "in the place of blocks_1_0/project, has input 1"),
+        (changed(4, pads=(112, 1, 1)), r"pads \(0, 1\), \(1, 1\), .* at stride 2"),
+        (changed(1, pads=(112, 0, 1)), r"convolution 1 pads \(0, 1\) at stride 1"),
+        (graph._replace(sums=others), "blocks_5_2 has no shortcut"),
+        (graph._replace(sums={**graph.sums, 999: (1, 2)}), "11 sums instead of 10"),
+    ):
+        with pytest.raises(PretrainedError, match=message):
+            tflite.check(wrong, plan, 1001, file)
 
 
 @pytest.mark.slow

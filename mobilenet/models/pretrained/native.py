@@ -43,7 +43,7 @@ def undescribe(
     """
     try:
         found = json.loads(text)
-        names = found["class_names"]
+        names, _ = found["class_names"], found["settings"]["model.num_classes"]
         return Weights(
             params,
             batch_stats,
@@ -77,6 +77,8 @@ def read(path: Path, source: str) -> Weights:
         )
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise PretrainedError(f"{path.name}: {name} is of type {array.dtype}, not float32.")
         put(variables, name.split("/"), array)
     return undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
 

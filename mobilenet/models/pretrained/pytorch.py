@@ -165,7 +165,11 @@ def read(path: Path, names: str, source: str) -> Weights:
     if native.KEY in metadata:
         # Written by `tensors` below, with everything that PyTorch's names cannot say.
         told = native.undescribe(metadata[native.KEY], {}, {}, source)
-        fitted = _fit(arrays, names, path.name, [planned_network(told.settings)])
+        try:
+            network = planned_network(told.settings)
+        except (TypeError, ValueError) as error:
+            raise PretrainedError(f"The metadata of {path.name} is damaged: {error}.") from error
+        fitted = _fit(arrays, names, path.name, [network])
         return dataclasses.replace(told, params=fitted.params, batch_stats=fitted.batch_stats)
     if names == "huggingface" and not any(k.startswith("mobilenet_v2.") for k in arrays):
         # The base model, MobileNetV2Model, is saved without the prefix.

@@ -33,7 +33,7 @@ _TRANSPARENT = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "SOFTMAX")
 _POOLS = ("MEAN", "AVERAGE_POOL_2D")
 
 
-class _Convolution(NamedTuple):
+class Convolution(NamedTuple):
     """A convolution or dense layer: kernel as ours, what it reads and writes, and its manner.
 
     `pads` are (size, before, after) along the height of what it reads.
@@ -49,10 +49,14 @@ class _Convolution(NamedTuple):
     dense: bool
 
 
-class _Graph(NamedTuple):
-    """The convolutions in order, the sums as tensor -> its two terms, and the picture's size."""
+class Graph(NamedTuple):
+    """What a file computes, by numbers of tensors.
 
-    convolutions: list[_Convolution]
+    `convolutions` in order; `sums` tensor -> its two terms; `pooled` tensor -> what it is the mean
+    of; `picture` the input, of `size` pixels a side; `quantised` says whether a weight was.
+    """
+
+    convolutions: list[Convolution]
     sums: dict[int, tuple[int, int]]
     pooled: dict[int, int]
     picture: int
@@ -83,17 +87,9 @@ def read(path: Path, source: str) -> Weights:
     data = path.read_bytes()
     if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):
         raise PretrainedError(f"{path.name} is not a TFLite file: it has no TFL3 at byte 4.")
-    try:
-        graph = _Reader(data, path.name).read()
-    except PretrainedError:
-        raise
-    # The buffer's offsets lead anywhere when it is damaged.
-    except Exception as error:
-        raise PretrainedError(
-            f"{path.name} is truncated or damaged: {str(error).rstrip('.')}."
-        ) from error
+    graph = read_graph(data, path.name)
     fitted = _fit(graph, path.name)
-    padding = _check(graph, fitted.plan, fitted.num_classes, path.name)
+    padding = check(graph, fitted.plan, fitted.num_classes, path.name)
     settings = {
         **fitted.settings,
         "model.padding": padding,
@@ -119,6 +115,23 @@ def read(path: Path, source: str) -> Weights:
     )
 
 
+def read_graph(data: bytes, file: str) -> Graph:
+    """The operations of a TFLite file in this module's terms.
+
+    Raises:
+      PretrainedError: truncated or damaged, or operations that no MobileNetV2 has.
+    """
+    try:
+        return _Reader(data, file).read()
+    except PretrainedError:
+        raise
+    # The buffer's offsets lead anywhere when it is damaged.
+    except Exception as error:
+        raise PretrainedError(
+            f"{file} is truncated or damaged: {str(error).rstrip('.')}."
+        ) from error
+
+
 class _Reader:
     """Walks the operations of a file's first subgraph."""
 
@@ -136,7 +149,7 @@ class _Reader:
         self._same: dict[int, int] = {}
         self._padded: dict[int, tuple[int, int]] = {}
 
-    def read(self) -> _Graph:
+    def read(self) -> Graph:
         """The graph in our terms."""
         graph = self._graph
         (picture,) = graph.InputsAsNumpy()
@@ -146,7 +159,7 @@ class _Reader:
                 f"{self._file} takes pictures of {self._shape(picture)}; this project's are square "
                 "and RGB."
             )
-        convolutions: list[_Convolution] = []
+        convolutions: list[Convolution] = []
         sums: dict[int, tuple[int, int]] = {}
         pooled: dict[int, int] = {}
         for number in range(graph.OperatorsLength()):
@@ -182,11 +195,9 @@ class _Reader:
                     f"{self._file} has the operation {kind}, which no MobileNetV2 has; it is "
                     "another network."
                 )
-        return _Graph(convolutions, sums, pooled, self._origin(int(picture)), size, self._quantised)
+        return Graph(convolutions, sums, pooled, self._origin(int(picture)), size, self._quantised)
 
-    def _convolution(
-        self, kind: str, operator: Any, inputs: list[int], output: int
-    ) -> _Convolution:
+    def _convolution(self, kind: str, operator: Any, inputs: list[int], output: int) -> Convolution:
         kernel = self._constant(inputs[1])
         bias = inputs[2] if len(inputs) > 2 else -1
         if kind == "FULLY_CONNECTED":
@@ -208,7 +219,7 @@ class _Reader:
                     f"dilation {options.DilationHFactor()}; MobileNetV2's are square and dense."
                 )
             pads = self._pads(inputs[0], kernel.shape[0], strides, options.Padding())
-        return _Convolution(
+        return Convolution(
             kernel=kernel,
             bias=np.zeros(kernel.shape[-1], np.float32) if bias < 0 else self._constant(bias),
             source=self._origin(inputs[0]),
@@ -302,7 +313,7 @@ def _names(constants: type) -> dict[int, str]:
     return {value: name for name, value in vars(constants).items() if name.isupper()}
 
 
-def _fit(graph: _Graph, file: str) -> Fitted:
+def _fit(graph: Graph, file: str) -> Fitted:
     """Fits the convolutions, numbered in order, and makes their BN the identity plus the bias."""
     arrays = {}
     for number, convolution in enumerate(graph.convolutions):
@@ -332,12 +343,25 @@ def _fit(graph: _Graph, file: str) -> Fitted:
     return fitted
 
 
-def _is_classifier(graph: _Graph, convolution: _Convolution) -> bool:
+def _is_classifier(graph: Graph, convolution: Convolution) -> bool:
     return convolution.dense or convolution.source in graph.pooled
 
 
-def _check(graph: _Graph, plan: Plan, num_classes: int, file: str) -> str:
-    """Checks that the operations are wired as the plan's, and returns the padding convention."""
+def check(graph: Graph, plan: Plan, num_classes: int, file: str) -> str:
+    """Checks that the operations are wired as the plan's.
+
+    Args:
+      graph: with as many convolutions as the plan has layers, of its shapes.
+      plan: of the network.
+      num_classes: 0 for a file without a classifier.
+      file: for messages.
+
+    Returns:
+      The padding convention, "SAME" or "SYMMETRIC".
+
+    Raises:
+      PretrainedError: another stride, activation, shortcut or padding; names the first one.
+    """
     blocks = {block.name: block for block in plan.blocks}
     found = layers(plan, num_classes)
     x = block_input = graph.picture

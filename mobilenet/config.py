@@ -283,7 +283,7 @@ INHERITED = (
     "data.channels",
 )
 # What comes with them unless it is set: the same weights compute with other strides too.
-INHERITED_STRIDES = ("model.stem_strides", "model.stage_strides")
+INHERITED_STRIDES = ("model.stem_strides", "model.stage_strides", "model.output_stride")
 
 
 def inherit(config: Config, source: Config) -> None:

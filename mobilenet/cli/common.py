@@ -157,7 +157,7 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         "result",
-        "result (what the run's test result is of), newest, best (validation, by train.best_by), or a "
+        "result (what the test result is of), newest, best (validation, by train.best_by), or a "
         "step",
         flag_values=values,
     )

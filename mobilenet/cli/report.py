@@ -6,20 +6,28 @@
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report --comparison=runs/networks --scale=cifar \
         --config_file=experiments/comparison/architectures.py:cifar    # and `mobilenet compare`
+    mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
     mobilenet report                # the README's tables again, from the rows
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
 from mobilenet import rows
-from mobilenet.analysis import benchmarks, claims, comparison, results
+from mobilenet.analysis import benchmarks, claims, comparison, pretrained, results
 from mobilenet.cli import common
 
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
-TABLES = {"benchmark": benchmarks, claims.TABLE: claims, comparison.TABLE: comparison}
+TABLES: dict[str, Callable[..., str]] = {
+    "benchmark": benchmarks.markdown,
+    claims.TABLE: claims.markdown,
+    comparison.TABLE: comparison.markdown,
+    pretrained.ACCURACY: pretrained.accuracy_markdown,
+    pretrained.PARITY: pretrained.parity_markdown,
+}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,6 +39,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
     )
+    flags.DEFINE_string("evaluation", "", "of converted weights, to commit", flag_values=values)
     flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
     flags.DEFINE_string("row", "", "name of the row", flag_values=values)
     flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
@@ -62,6 +71,16 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
+        if common.flag(values, "evaluation"):
+            made = pretrained.make_row(
+                common.require(values, "row", "int8"),
+                Path(common.flag(values, "evaluation")),
+                published_top1=common.flag(values, "published_top1"),
+                published_source=common.flag(values, "published_source"),
+                remarks=common.flag(values, "remarks"),
+            )
+            pretrained.add(directory, made)
+            print(f"{made['row']}: top-1 {made['top1']} % of {made['examples']} pictures")
         if common.flag(values, "claims"):
             from mobilenet import reproduction  # with JAX, which tables need not wait for
 
@@ -84,7 +103,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             shutil.copyfile(measured, directory / "benchmark.csv")
             benchmarks.plot(rows.read(measured), directory / "figures" / "benchmark.svg")
         tables = {
-            path.stem: TABLES.get(path.stem, results).markdown(rows.read(path))
+            path.stem: TABLES.get(path.stem, results.markdown)(rows.read(path))
             for path in sorted(directory.glob("*.csv"))
         }
         readme = root / "README.md"

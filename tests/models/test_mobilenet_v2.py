@@ -156,32 +156,31 @@ def test_output_stride_changes_no_parameter_and_no_shortcut(form: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("padding", "side", "start"),
+    ("padding", "offset"),
     [
-        ("SYMMETRIC", 64, 0),  # windows around every second pixel from the first on
-        ("SAME", 65, 0),  # the same on odd sides
-        ("SAME", 64, None),  # TensorFlow's: from the second on, at every stride anew
+        ("SYMMETRIC", 0),  # windows around every second pixel from the first on
+        ("SAME", 1),  # TensorFlow's on even sides: from the second on, at every stride anew
     ],
 )
-def test_dilated_features_are_the_strided_ones_and_those_between(
-    padding: Any, side: int, start: int | None
-):
+def test_dilated_features_are_the_strided_ones_and_those_between(padding: Any, offset: int):
     blocks = (
         BlockSpec(1, 8, 1, 2), BlockSpec(2, 8, 1, 2), BlockSpec(2, 8, 2, 2), BlockSpec(2, 12, 2, 2),
     )  # fmt: skip
     plans = {s: plan_blocks(blocks=blocks, stem_features=8, head_features=16, output_stride=s)
              for s in (None, 8)}  # fmt: skip
-    images = np.random.default_rng(1).normal(size=(1, side, side, 3)).astype(np.float32)
-    models = {s: MobileNetV2(plan, 0, padding=padding) for s, plan in plans.items()}
+    images = np.random.default_rng(1).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    models = {
+        s: MobileNetV2(plan, 0, padding=padding, conv_form="grouped") for s, plan in plans.items()
+    }
     variables = disturbed(models[None], images)
     strided, dilated = (
         jax.jit(lambda v, x, m=model: m.apply(v, x, endpoints=True)[1])(variables, images)
         for model in models.values()
     )
     for name, rate in (("stage_1", 1), ("stage_2", 2), ("stage_3", 4), ("head", 4)):
-        first = rate - 1 if start is None else start
+        first = offset * (rate - 1)
         between = dilated[name][:, first::rate, first::rate]
-        assert dilated[name].shape[1] == -(-side // 8)
+        assert dilated[name].shape[1:3] == (8, 8)
         np.testing.assert_allclose(between, strided[name], rtol=1e-4, atol=1e-4)
         assert np.abs(strided[name]).max() > 0.1
 

@@ -40,7 +40,8 @@ def test_a_row_has_the_weights_and_a_wilson_interval(tmp_path: Path):
         )
     assert [r["top1"] for r in rows.read(tmp_path / "results" / "pretrained.csv")] == ["91.50"]
     text = pretrained.accuracy_markdown([row])
-    assert f"| a | 91.50 [{row["low"]}, {row["high"]}], 200 | 99.50 | 92.5 (-1.00); its card |" in text
+    ends = f"[{row['low']}, {row['high']}]"
+    assert f"| a | 91.50 {ends}, 200 | 99.50 | 92.5 (-1.00); its card |" in text
 
 
 def test_what_is_no_evaluation_of_converted_weights_is_refused(tmp_path: Path):

@@ -187,6 +187,7 @@ def test_a_sweep_over_networks_is_listed_with_their_costs(tmp_path: Path):
     assert "2 points of 2 shapes" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_step_trains_every_network(name: str):
     # Every parameter and statistic is finite after a step, and no longer what it was.

@@ -164,7 +164,8 @@ def make_keras_model(
 
     Args:
       width: multiplier.
-      resolution: in pixels, which decides what it pads; None builds it for any.
+      resolution: in pixels, which decides what it pads; None builds it for any, which Keras does
+        without a classifier alone: then the features [B, F] take the place of the logits.
       rng: the generator.
     """
     import keras
@@ -173,8 +174,11 @@ def make_keras_model(
         alpha=width,
         input_shape=(resolution, resolution, 3),
         weights=None,
-        classes=1001,
-        classifier_activation=None,
+        **(
+            {"classes": 1001, "classifier_activation": None}
+            if resolution
+            else {"include_top": False, "pooling": "avg"}
+        ),
     )
     kinds = {"gamma": "scale", "moving_mean": "mean", "moving_variance": "var"}
     for layer in model.layers:

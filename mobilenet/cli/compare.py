@@ -1,6 +1,6 @@
 """How networks compare: accuracy, size, speed and training time, a row a network.
 
-    mobilenet sweep --config=FILE --workdir=runs/networks      # trains them, with several seeds
+    mobilenet sweep --config=experiments/comparison/architectures.py --workdir=runs/networks
     mobilenet compare --workdir=runs/networks                  # WORKDIR/comparison.csv and .png
     mobilenet compare --workdir=runs/networks --measure=false  # without timing anything
 
@@ -84,7 +84,7 @@ def measure(workdir: Path, rows: "Sequence[Row]", rounds: int, batch_size: int) 
             cases.append(
                 suite.Case(row["network"], "evaluate", config, size, classes, model=row["network"])
             )
-        print(f"timing {len(cases)} networks, batch {size}:", flush=True)
+        print(f"timing, batch {size}: {', '.join(case.name for case in cases)}", flush=True)
         try:
             measured[size] = suite.measure_together(
                 cases, rounds, environment, functools.partial(print, flush=True)

@@ -4,8 +4,8 @@
         runs/digits_s0 runs/digits_s1 runs/digits_s2
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
-    mobilenet report --comparison=runs/networks --scale=cifar \
-        --config_file=experiments/comparison/architectures.py:cifar    # and `mobilenet compare`
+    mobilenet report --comparison=runs/networks --scale=cpu \
+        --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
     mobilenet report                # the README's tables again, from the rows
 """
@@ -93,7 +93,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 Path(common.flag(values, "comparison")),
                 scale=common.flag(values, "scale"),
                 config=common.require(
-                    values, "config_file", "experiments/comparison/architectures.py:cifar"
+                    values, "config_file", "experiments/comparison/architectures.py:cpu"
                 ),
                 remarks=common.flag(values, "remarks"),
             )

@@ -60,7 +60,7 @@ def test_dilated_convolutions_equal_xla_with_their_gradients(
 ):
     x = np.random.default_rng(0).normal(size=(1, 9, 8, 3)).astype(np.float32)
     features = 3 if depthwise else 5
-    layer = Conv(
+    layer: Any = Conv(
         features, kernel_size=3, dilation=dilation, depthwise=depthwise, padding="SAME", form=form
     )
     params = layer.init(jax.random.key(0), x)["params"]
@@ -371,10 +371,11 @@ def test_ssdlite_learns_to_find_squares():
         tiny_backbone(blocks=TINY[:3], head_features=64), num_classes=3, extra_features=(32,)
     )
     anchors = jnp.asarray(model.anchors((32, 32)))
+    match: Any = jax.vmap(functools.partial(det.match, anchors))
 
     def loss(output: Any, boxes: Any, labels: Any) -> jax.Array:
-        targets = jax.vmap(lambda *objects: det.match(anchors, *objects))(boxes, labels)
-        return det.multibox_loss(*output, targets)
+        logits, code = output
+        return det.multibox_loss(logits, code, match(boxes, labels))
 
     def batch(pictures: int) -> tuple[Any, Any, Any]:
         images, _, boxes, labels = squares(random, pictures, 32, 3)

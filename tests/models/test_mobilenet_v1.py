@@ -148,6 +148,38 @@ def test_frozen_modules_run_as_in_evaluation():
         assert all(np.array_equal(a, b) for a, b in pairs) == (name in frozen)
 
 
+def test_gradient_descent_moves_every_parameter_and_lowers_the_loss():
+    model = small_model()
+    variables = initial(model)
+    labels = jnp.arange(4)
+
+    @jax.jit
+    def step(params: Any, batch_stats: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                IMAGES,
+                True,
+                mutable=["batch_stats"],
+            )
+            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+            return -picked.mean(), updated["batch_stats"]
+
+        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), batch_stats
+
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    losses = []
+    for _ in range(8):
+        value, params, batch_stats = step(params, batch_stats)
+        losses.append(float(value))
+    assert losses[-1] < losses[0]
+    moved = jax.tree.map(
+        np.array_equal, (params, batch_stats), (variables["params"], variables["batch_stats"])
+    )
+    assert not any(jax.tree.leaves(moved))
+
+
 def test_remat_recomputes_every_block():
     assert remat_count(small_model()) == 0
     assert remat_count(small_model(remat=True)) == 3

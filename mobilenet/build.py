@@ -267,10 +267,7 @@ def build_data(
     if stored is not None:
         class_names = tuple(stored["class_names"])
         if not class_names:
-            raise ConfigError(
-                f"{workdir} has no classifier, only features; train one on a data set with "
-                f"--config.pretrained={workdir}."
-            )
+            raise no_classifier(workdir)
         if match_classes and class_names != dataset.class_names:
             classes = _match(config, class_names, dataset.class_names, workdir)
         elif class_names != dataset.class_names:
@@ -296,6 +293,14 @@ def build_data(
     if workdir is not None and stored is None and jax.process_index() == 0:
         rundir.write_json(workdir / DATA_FILE, built.stored())
     return built
+
+
+def no_classifier(workdir: Path | None) -> ConfigError:
+    """The error of a run that only extracts features, such as a converted backbone."""
+    return ConfigError(
+        f"{workdir} has no classifier, only features; train one on a data set with "
+        f"--config.pretrained={workdir}."
+    )
 
 
 def _match(

@@ -34,6 +34,8 @@ class Predictor:
         stored = build.read_stored(workdir)
         if stored is None:
             raise CheckpointError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+        if not stored["class_names"]:
+            raise build.no_classifier(workdir)
         self._config = config
         num_classes = build.resolve_classes(config, len(stored["class_names"]))
         names = list(stored["class_names"])

@@ -337,6 +337,16 @@ def test_lanes_cannot_end_alone(tmp_path: Path):
 # ---- evaluated elsewhere
 
 
+def test_features_alone_are_neither_evaluated_nor_predicted_with(source: Path, tmp_path: Path):
+    stored = json.loads((source / "data.json").read_text()) | {"class_names": []}
+    (tmp_path / "data.json").write_text(json.dumps(stored))
+    config = rundir.read_config(source)
+    with pytest.raises(ConfigError, match="has no classifier, only features; train one"):
+        build.build_data(config, tmp_path)
+    with pytest.raises(ConfigError, match="has no classifier, only features; train one"):
+        inference.Predictor(config, {}, tmp_path)
+
+
 def test_a_run_is_evaluated_on_pictures_whose_classes_are_named_alike(
     source: Path, folder: Path, tmp_path: Path
 ):

@@ -330,6 +330,17 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
+# Keys that came after the first committed runs: at their defaults they do not count, so that runs
+# made before them, which are found by their fingerprint, are still what they were.
+LATER_KEYS = (
+    "pretrained",
+    "finetune.",
+    "model.output_stride",
+    "train.best_by",
+    "train.patience",
+)
+
+
 def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
     """A hash of what a run computes: equal for configurations that compute the same.
 
@@ -344,8 +355,12 @@ def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
       16 hexadecimal digits.
     """
     left_out = (*RUNTIME_KEYS, *without)
+    default = dict(flatten(get_config()))
     computed = {
-        key: _plain(value) for key, value in flatten(config) if not key.startswith(left_out)
+        key: _plain(value)
+        for key, value in flatten(config)
+        if not key.startswith(left_out)
+        and not (key.startswith(LATER_KEYS) and _plain(value) == _plain(default[key]))
     }
     text = json.dumps(computed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -150,3 +150,13 @@ def test_keys_are_locked():
 def test_unknown_argument_is_refused():
     with pytest.raises(ConfigError, match="allowed are none and 'smoke'"):
         config_lib.get_config("tiny")
+
+
+def test_keys_that_came_later_count_only_when_they_are_set():
+    config, other = config_lib.get_config(), config_lib.get_config()
+    config_lib.update(other, {"train.patience": 3})
+    assert config_lib.fingerprint(config) != config_lib.fingerprint(other)
+    for key in config_lib.LATER_KEYS:
+        assert any(known.startswith(key) for known, _ in config_lib.flatten(config)), key
+    # The base configuration's, from before those keys.
+    assert config_lib.fingerprint(config) == "7e7d7a68f8494b6b"

@@ -3,11 +3,11 @@
 One training picture in ten is held out for validation. It chooses the checkpoint, ends the run, and
 was all that the recipe was chosen by; the test pictures are measured once.
 
-Convert: mobilenet convert --from=tfjs model.json --to=runs/imagenet_0.35
+Convert: mobilenet convert --from=tfjs model.json --to=runs/imagenet
 Run:     mobilenet train --config=experiments/transfer/finetune.py --workdir=runs/flowers \
-             --config.pretrained=runs/imagenet_0.35 --config.data.data_dir=flowers
+             --config.pretrained=runs/imagenet --config.data.data_dir=flowers
 Arms:    mobilenet sweep --config=experiments/transfer/finetune.py --workdir=runs/transfer \
-             --config.pretrained=runs/imagenet_0.35 --config.data.data_dir=flowers
+             --config.pretrained=runs/imagenet --config.data.data_dir=flowers
 Result:  experiments/results/transfer.csv
 """
 
@@ -21,7 +21,9 @@ def get_config(arg=""):
     # Of a few hundred steps: statistics must have left those of ImageNet behind by the first
     # validation, which 0.99 has not.
     config.model.bn_momentum = 0.9
+    config.pretrained = "runs/imagenet"
     config.data.name = "folder"
+    config.data.data_dir = "pictures"
     config.data.image_size = 224
     config.data.crop_fraction = 0.875
     config.augment.random_resized_crop = True
@@ -37,7 +39,10 @@ def get_config(arg=""):
     config.finetune.backbone_rate = 0.25
     config.eval.batch_size = 64
     config.log.every_steps = 10
-    return base.shrink(config) if arg == "smoke" else config
+    if arg == "smoke":
+        config.pretrained = ""  # two steps from scratch, on the embedded digits
+        return base.shrink(config)
+    return config
 
 
 def arms(arg=""):

@@ -1,7 +1,7 @@
 """Committed results about other projects' weights: parity of logits, and accuracy on pictures.
 
-    experiments/results/parity.csv       of `python -m mobilenet.benchmark.parity`
-    experiments/results/pretrained.csv   of `mobilenet evaluate` on converted weights
+experiments/results/parity.csv       of `python -m mobilenet.benchmark.parity`
+experiments/results/pretrained.csv   of `mobilenet evaluate` on converted weights
 """
 
 import json

@@ -103,6 +103,7 @@ def apply_split(
             y,
             kernel_size=block.kernel_size,
             strides=plan.strides,
+            dilation=plan.dilation,
             depthwise=True,
             activation=activation,
         )

@@ -126,6 +126,14 @@ class ConvBNAct(nn.Module):
         return self.norm(activation=self.activation, name="bn")(x, use_running_average=not train)
 
 
+class Exact(nn.Module):
+    """The identity, where a tensor may be rounded: (x, train) -> x, without variables."""
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        del train
+        return x
+
+
 class SqueezeExcite(nn.Module):
     """Channel gating from the spatial mean (Hu et al. 2018, arXiv 1709.01507, section 3).
 
@@ -134,22 +142,28 @@ class SqueezeExcite(nn.Module):
     Attributes:
       squeeze_features: width of the layer between the two; the caller derives it from the ratio.
       gate: a key of `GATES`.
+      dense, point: constructors for the two dense layers, and for modules that the pooled mean, the
+        gate and the product go through (quantisers, say).
     """
 
     squeeze_features: int
     gate: str = "sigmoid"
     dtype: Any = jnp.float32
+    dense: ModuleDef = nn.Dense
+    point: ModuleDef = Exact
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         # The mean runs in float32 so that bfloat16 does not lose it over large maps.
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+        pooled = self.point(name="pooled")(pooled, train)
         dense = functools.partial(
-            nn.Dense, dtype=self.dtype, kernel_init=INITIALIZERS["lecun_fan_in"]
+            self.dense, dtype=self.dtype, kernel_init=INITIALIZERS["lecun_fan_in"]
         )
         hidden = dense(self.squeeze_features, name="reduce")(pooled)
-        gate = dense(x.shape[-1], name="expand")(jax.nn.relu(hidden))
-        return x * GATES[self.gate](gate)[:, None, None, :]
+        logits = dense(x.shape[-1], name="expand")(jax.nn.relu(hidden))
+        gate = self.point(name="gate")(GATES[self.gate](logits), train)
+        return self.point(name="product")(x * gate[:, None, None, :], train)
 
 
 class Dropout(nn.Module):

@@ -12,19 +12,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from mobilenet.models.initializers import INITIALIZERS, normal
-from mobilenet.models.layers import (
-    Conv,
-    ConvBNAct,
-    Dropout,
-    ModuleDef,
-    Padding,
-    SqueezeExcite,
-    make_divisible,
-)
-from mobilenet.models.normalization import BatchNorm
+from mobilenet.models.layers import ConvBNAct, Exact, ModuleDef, SqueezeExcite, make_divisible
+from mobilenet.models.network import Network, Part, resolve_strides
 
 SHORTCUTS = ("bottleneck", "expansion", "none")
 SE_BASES = ("input", "expanded")
@@ -182,17 +173,11 @@ def plan_blocks(
     Raises:
       ValueError: a table, list or name that does not fit.
     """
-    if stage_strides is not None and len(stage_strides) != len(blocks):
-        raise ValueError(
-            f"stage_strides has {len(stage_strides)} values for {len(blocks)} stages; give one for "
-            "each stage."
-        )
+    stage_strides = resolve_strides([spec.strides for spec in blocks], stage_strides)
     if shortcut not in SHORTCUTS:
         raise ValueError(f"shortcut is {shortcut!r}; allowed are {', '.join(SHORTCUTS)}.")
     if se_base not in SE_BASES:
         raise ValueError(f"se_base is {se_base!r}; allowed are {', '.join(SE_BASES)}.")
-    if stage_strides is None:
-        stage_strides = [spec.strides for spec in blocks]
     total = math.prod((stem_strides, *stage_strides))
     allowed = [stride for stride in OUTPUT_STRIDES if stride <= total]
     if output_stride is not None and output_stride not in allowed:
@@ -268,10 +253,11 @@ class InvertedResidual(nn.Module):
 
     Attributes:
       plan: widths, stride and shortcut of the block.
-      conv, norm: module constructors bound by the network.
+      conv, norm, layer, dense, point: module constructors bound by the network.
       activation: after the expansion and the depthwise convolution.
       bottleneck_activation: after the projection; the paper's is "identity", its Fig. 6a compares
         "relu6".
+      se_gate: of the squeeze-and-excitation, a key of `mobilenet.models.layers.GATES`.
 
     `__call__` maps x [B, H, W, C] and the previous block's expanded tensor to the output [B,
     ceil(H/s), ceil(W/s), features] and this block's expanded tensor [B, H, W, expanded_features].
@@ -285,6 +271,9 @@ class InvertedResidual(nn.Module):
     kernel_size: int = 3
     se_gate: str = "sigmoid"
     dtype: Any = jnp.float32
+    layer: ModuleDef = ConvBNAct
+    dense: ModuleDef = nn.Dense
+    point: ModuleDef = Exact
 
     @nn.compact
     def __call__(
@@ -294,7 +283,7 @@ class InvertedResidual(nn.Module):
         train: bool,
     ) -> tuple[Float[Array, "B h w F"], Float[Array, "B H W E"]]:
         plan = self.plan
-        layer = functools.partial(ConvBNAct, conv=self.conv, norm=self.norm)
+        layer = functools.partial(self.layer, conv=self.conv, norm=self.norm)
         expanded = x
         if plan.expands:
             expanded = layer(
@@ -302,7 +291,7 @@ class InvertedResidual(nn.Module):
             )(x, train)
         if plan.shortcut == "expansion":
             assert before is not None
-            expanded = expanded + before
+            expanded = self.point(name="expanded_sum")(expanded + before, train)
         y = layer(
             features=plan.expanded_features,
             kernel_size=self.kernel_size,
@@ -313,115 +302,61 @@ class InvertedResidual(nn.Module):
             name="depthwise",
         )(expanded, train)
         if plan.squeeze_features:
-            y = SqueezeExcite(plan.squeeze_features, self.se_gate, self.dtype, name="se")(y)
+            y = SqueezeExcite(
+                plan.squeeze_features,
+                self.se_gate,
+                self.dtype,
+                dense=self.dense,
+                point=self.point,
+                name="se",
+            )(y, train)
         y = layer(features=plan.features, activation=self.bottleneck_activation, name="project")(
             y, train
         )
-        if plan.shortcut == "identity":
-            y = y + x
-        elif plan.shortcut == "projection":
-            y = y + layer(features=plan.features, activation="identity", name="shortcut")(x, train)
+        if plan.shortcut == "projection":
+            x = layer(features=plan.features, activation="identity", name="shortcut")(x, train)
+        if plan.shortcut in ("identity", "projection"):
+            y = self.point(name="sum")(y + x, train)
         return y, expanded
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2: stem, planned bottlenecks, head, global mean, dropout, classifier.
+class MobileNetV2(Network):
+    """MobileNetV2: stem, planned bottlenecks, and a head where the plan has one.
 
-    Attributes:
+    Attributes besides those of `mobilenet.models.network.Network`:
       plan: from `plan_blocks`.
-      num_classes: 0 returns the pooled features instead of logits.
       activation: of `mobilenet.models.normalization.ACTIVATIONS`.
+      bottleneck_activation, se_gate: as of `InvertedResidual`.
       kernel_size: of the depthwise convolutions, odd. The stem's is 3.
-      dropout_rate: before the classifier, in [0, 1).
-      padding: "SAME" as TensorFlow, "SYMMETRIC" as PyTorch; they differ at stride 2.
-      bn_momentum: weight of the old running average (PyTorch's momentum is one minus it).
-      bn_axis_name, bn_axis_index_groups: mapped axis over which batch statistics are averaged, and
-        its groups; None keeps them local.
-      dtype: of activations and products; parameters and BN statistics stay float32.
-      conv_form: "auto", "grouped" or "shifted" (`mobilenet.models.depthwise.resolve_form`).
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      frozen: names of `modules` that run as in evaluation also in training: their BN uses its
-        running statistics, and leaves them as they are.
-      conv, norm: constructors to put in place of `Conv` and `BatchNorm` (quantised ones, say).
 
-    `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
-    features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
-    holds `stem`, `stage_0` ..., `head` as [B, h, w, c], for each block that reduces the resolution
-    its expanded tensor as `blocks_{stage}_{block}/expand`, and `features`; `last_at_strides` names
-    those that dense heads read. `dropout_keys` holds one PRNG key an example. In training mode
-    `batch_stats` must be mutable.
+    The endpoints have besides, for each block that reduces the resolution, its expanded tensor as
+    `blocks_{stage}_{block}/expand`; `last_at_strides` names those that dense heads read.
     """
 
     plan: Plan
-    num_classes: int = 1000
     activation: str = "relu6"
     bottleneck_activation: str = "identity"
     kernel_size: int = 3
     se_gate: str = "sigmoid"
-    dropout_rate: float = 0.0
-    padding: Padding = "SAME"
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 1e-3
-    bn_axis_name: str | None = None
-    bn_axis_index_groups: tuple[tuple[int, ...], ...] | None = None
-    initializer: str = "he_fan_out"
-    dtype: Any = jnp.float32
-    conv_form: str = "auto"
-    remat: bool = False
-    frozen: tuple[str, ...] = ()
-    conv: ModuleDef = Conv
-    norm: ModuleDef = BatchNorm
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the submodules in order of computation, as in `params`."""
-        blocks = (plan.name for plan in self.plan.blocks)
-        last = (("head", self.plan.head_features), ("classifier", self.num_classes))
-        return ("stem", *blocks, *(name for name, present in last if present))
+    def tail(self) -> tuple[str, ...]:
+        """Names of the submodules between the last block and the classifier."""
+        return ("head",) if self.plan.head_features else ()
 
-    def constructors(self) -> tuple[ModuleDef, ModuleDef]:
-        """`conv` and `norm` with the network's settings bound, as every layer receives them."""
-        conv = functools.partial(
-            self.conv,
-            padding=self.padding,
-            form=self.conv_form,
-            dtype=self.dtype,
-            kernel_init=INITIALIZERS[self.initializer],
-        )
-        norm = functools.partial(
-            self.norm,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            axis_name=self.bn_axis_name,
-            axis_index_groups=self.bn_axis_index_groups,
-            dtype=self.dtype,
-        )
-        return conv, norm
-
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "B H W C"],
-        train: bool = False,
-        *,
-        endpoints: bool = False,
-        dropout_keys: Key[Array, " B"] | None = None,
-    ) -> Any:
-        conv, norm = self.constructors()
-        layer = functools.partial(ConvBNAct, conv=conv, norm=norm, activation=self.activation)
-        block = nn.remat(InvertedResidual, static_argnums=(3,)) if self.remat else InvertedResidual
-
-        def learns(name: str) -> bool:
-            return train and name not in self.frozen
-
-        found: dict[str, Any] = {}
-        x = layer(
+    def make_stem(self, layer: ModuleDef) -> Part:
+        return layer(
             features=self.plan.stem_features,
             kernel_size=3,
             strides=self.plan.stem_strides,
+            activation=self.activation,
             name="stem",
-        )(images.astype(self.dtype), learns("stem"))
-        found["stem"] = x
+        )
+
+    def run_blocks(
+        self, x: Array, train: bool, conv: ModuleDef, norm: ModuleDef, found: dict[str, Any]
+    ) -> Array:
+        block = self.checkpointed(InvertedResidual, train=3)
         expanded = None
         for plan in self.plan.blocks:
             x, expanded = block(
@@ -433,22 +368,17 @@ class MobileNetV2(nn.Module):
                 kernel_size=self.kernel_size,
                 se_gate=self.se_gate,
                 dtype=self.dtype,
+                layer=self.layer,
+                dense=self.dense,
+                point=self.point,
                 name=plan.name,
-            )(x, expanded, learns(plan.name))
+            )(x, expanded, self.learns(plan.name, train))
             if plan.expands and plan.strides > 1:
                 found[f"{plan.name}/expand"] = expanded
             found[f"stage_{plan.stage}"] = x
-        if self.plan.head_features:
-            x = layer(features=self.plan.head_features, name="head")(x, learns("head"))
-            found["head"] = x
-        # The mean and the classifier's sum run in float32: both are small and end in the loss.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        found["features"] = x
-        if self.num_classes:
-            x = Dropout(self.dropout_rate, name="dropout")(x, train, dropout_keys)
-            x = nn.Dense(
-                self.num_classes,
-                kernel_init=normal(0.01),  # torchvision's classifier
-                name="classifier",
-            )(x)
-        return (x, found) if endpoints else x
+        return x
+
+    def make_head(self, layer: ModuleDef) -> Part | None:
+        if not self.plan.head_features:
+            return None
+        return layer(features=self.plan.head_features, activation=self.activation, name="head")

@@ -8,14 +8,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mobilenet.models import mobilenet_v2
 from mobilenet.models.initializers import normal
-from mobilenet.models.layers import ConvBNAct, ModuleDef, make_divisible
-from mobilenet.models.mobilenet_v1 import Block, Layer, Network, resolve_strides
+from mobilenet.models.layers import ModuleDef, make_divisible
 from mobilenet.models.mobilenet_v2 import InvertedResidual
+from mobilenet.models.network import Network, Part, resolve_strides
 from mobilenet.models.normalization import activate
 
 STEM_FEATURES = 16
@@ -162,7 +161,7 @@ class MobileNetV3(Network):
     "NBN" on the pooled map. The endpoint `features` is its output, and so is the result when
     `num_classes` is 0.
 
-    Attributes besides those of `mobilenet.models.mobilenet_v1.Network`:
+    Attributes besides those of `mobilenet.models.network.Network`:
       plan: from `plan_blocks`.
     """
 
@@ -173,7 +172,7 @@ class MobileNetV3(Network):
         """Names of the submodules between the last block and the classifier."""
         return ("head", "penultimate")
 
-    def make_stem(self, layer: Layer) -> ConvBNAct:
+    def make_stem(self, layer: ModuleDef) -> Part:
         return layer(
             features=self.plan.stem_features,
             kernel_size=3,
@@ -182,7 +181,7 @@ class MobileNetV3(Network):
             name="stem",
         )
 
-    def make_block(self, plan: BlockPlan, conv: ModuleDef, norm: ModuleDef) -> Block:
+    def make_block(self, plan: BlockPlan, conv: ModuleDef, norm: ModuleDef) -> Part:
         block = self.checkpointed(InvertedResidual, train=3)(
             plan=plan,
             conv=conv,
@@ -191,17 +190,20 @@ class MobileNetV3(Network):
             kernel_size=plan.kernel_size,
             se_gate="hard_sigmoid",
             dtype=self.dtype,
+            layer=self.layer,
+            dense=self.dense,
+            point=self.point,
             name=plan.name,
         )
         return lambda x, train: block(x, None, train)[0]
 
-    def make_head(self, layer: Layer) -> ConvBNAct:
+    def make_head(self, layer: ModuleDef) -> Part:
         return layer(features=self.plan.head_features, activation=HS, name="head")
 
-    def after_mean(self, x: Float[Array, "B C"]) -> Float[Array, "B F"]:
-        dense = nn.Dense(
+    def after_mean(self, x: Float[Array, "B C"], train: bool) -> Float[Array, "B F"]:
+        dense = self.dense(
             self.plan.penultimate_features,
             kernel_init=normal(0.01),  # torchvision's
             name="penultimate",
         )
-        return activate(dense(x), HS)
+        return self.point(name="activated")(activate(dense(x), HS), train)

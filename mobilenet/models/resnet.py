@@ -13,8 +13,8 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from mobilenet.models.depthwise import resolve_padding
-from mobilenet.models.layers import ConvBNAct, ModuleDef, Padding, make_divisible
-from mobilenet.models.mobilenet_v1 import Block, Layer, Network, resolve_strides
+from mobilenet.models.layers import ConvBNAct, Exact, ModuleDef, Padding, make_divisible
+from mobilenet.models.network import Network, Part, resolve_strides
 from mobilenet.models.normalization import activate
 
 BOTTLENECK_RATIO = 4  # output channels of a bottleneck / channels of its 3x3 convolution (Table 1)
@@ -134,7 +134,7 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       plan: widths, stride and shortcut.
-      conv, norm: module constructors bound by the network.
+      conv, norm, layer, point: module constructors bound by the network.
       padding: of the max-pooling.
 
     `__call__` maps x [B, H, W, C] to [B, ceil(H/s), ceil(W/s), features], of which H and W are
@@ -145,11 +145,13 @@ class ResidualBlock(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     padding: Padding = "SAME"
+    layer: ModuleDef = ConvBNAct
+    point: ModuleDef = Exact
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
         plan = self.plan
-        layer = functools.partial(ConvBNAct, conv=self.conv, norm=self.norm)
+        layer = functools.partial(self.layer, conv=self.conv, norm=self.norm)
         relu = functools.partial(layer, features=plan.inner_features, activation="relu")
         # What ends a branch: its ReLU comes after the addition.
         last = functools.partial(layer, features=plan.features, activation="identity")
@@ -165,13 +167,13 @@ class ResidualBlock(nn.Module):
             y = last(kernel_size=3, name="conv2")(y, train)
         if plan.projects:
             x = last(strides=plan.strides, name="shortcut")(x, train)
-        return activate(x + y, "relu")
+        return self.point(name="sum")(activate(x + y, "relu"), train)
 
 
 class ResNet(Network):
     """ResNet: stem and residual blocks, ReLU throughout; it has no head.
 
-    Attributes besides those of `mobilenet.models.mobilenet_v1.Network`:
+    Attributes besides those of `mobilenet.models.network.Network`:
       plan: from `plan_blocks`.
 
     The endpoint `stem` is before max-pooling, at stride 2; `stage_0` to `stage_3` (conv2_x to
@@ -180,7 +182,7 @@ class ResNet(Network):
 
     plan: Plan
 
-    def make_stem(self, layer: Layer) -> ConvBNAct:
+    def make_stem(self, layer: ModuleDef) -> Part:
         return layer(
             features=self.plan.stem_features,
             kernel_size=self.plan.stem_kernel_size,
@@ -189,7 +191,13 @@ class ResNet(Network):
             name="stem",
         )
 
-    def make_block(self, plan: BlockPlan, conv: ModuleDef, norm: ModuleDef) -> Block:
+    def make_block(self, plan: BlockPlan, conv: ModuleDef, norm: ModuleDef) -> Part:
         return self.checkpointed(ResidualBlock, train=2)(
-            plan=plan, conv=conv, norm=norm, padding=self.padding, name=plan.name
+            plan=plan,
+            conv=conv,
+            norm=norm,
+            padding=self.padding,
+            layer=self.layer,
+            point=self.point,
+            name=plan.name,
         )

@@ -1,0 +1,184 @@
+"""What the classifiers share: `Network`, the frame that they fill with stem, blocks and head."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mobilenet.models.initializers import INITIALIZERS, normal
+from mobilenet.models.layers import Conv, ConvBNAct, Dropout, Exact, ModuleDef, Padding
+from mobilenet.models.normalization import BatchNorm
+
+Part = Callable[[Array, bool], Array]  # a submodule as a function of (x, train)
+
+
+class Network(nn.Module):
+    """A classifier of a stem, planned blocks, a head, the global mean, dropout and a dense layer.
+
+    A network overrides `make_stem` and `make_block` (or `run_blocks`), and where it has more behind
+    its blocks, `make_head`, `after_mean` and `tail`.
+
+    Attributes:
+      plan: every channel count and stride; its `blocks` have a `name` and a `stage` each.
+      num_classes: 0 returns the features that the classifier reads instead of logits.
+      dropout_rate: before the classifier, in [0, 1).
+      padding: "SAME" as TensorFlow, "SYMMETRIC" as PyTorch; they differ at stride 2.
+      bn_momentum: weight of the old running average (PyTorch's momentum is one minus it).
+      bn_axis_name, bn_axis_index_groups: mapped axis over which batch statistics are averaged, and
+        its groups; None keeps them local.
+      initializer: of the convolutions, a key of `mobilenet.models.initializers.INITIALIZERS`.
+      dtype: of activations and products; parameters and BN statistics stay float32.
+      conv_form: "auto", "grouped" or "shifted" (`mobilenet.models.depthwise.resolve_form`).
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      frozen: names of `modules` that run as in evaluation also in training: their BN uses its
+        running statistics, and leaves them as they are.
+      conv, norm, layer, dense: constructors to put in place of `Conv`, `BatchNorm`, `ConvBNAct` and
+        `nn.Dense` (quantised ones, say). `point` is one for tensors that no layer ends in: the
+        input, sums, pooled and gated maps, each of which goes through a module of its own.
+
+    `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
+    features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
+    holds `stem`, `stage_0` ... and, if there is one, `head` as [B, h, w, c], and `features`.
+    `dropout_keys` holds one PRNG key an example. In training mode `batch_stats` must be mutable.
+    """
+
+    plan: Any
+    num_classes: int = 1000
+    dropout_rate: float = 0.0
+    padding: Padding = "SAME"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    bn_axis_name: str | None = None
+    bn_axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    initializer: str = "he_fan_out"
+    dtype: Any = jnp.float32
+    conv_form: str = "auto"
+    remat: bool = False
+    frozen: tuple[str, ...] = ()
+    conv: ModuleDef = Conv
+    norm: ModuleDef = BatchNorm
+    layer: ModuleDef = ConvBNAct
+    dense: ModuleDef = nn.Dense
+    point: ModuleDef = Exact
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the submodules in order of computation, as in `params`."""
+        blocks = (plan.name for plan in self.plan.blocks)
+        return ("stem", *blocks, *self.tail, *(("classifier",) if self.num_classes else ()))
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Names of the submodules between the last block and the classifier."""
+        return ()
+
+    def constructors(self) -> tuple[ModuleDef, ModuleDef]:
+        """`conv` and `norm` with the network's settings bound, as every layer receives them."""
+        conv = functools.partial(
+            self.conv,
+            padding=self.padding,
+            form=self.conv_form,
+            dtype=self.dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+        )
+        norm = functools.partial(
+            self.norm,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            axis_name=self.bn_axis_name,
+            axis_index_groups=self.bn_axis_index_groups,
+            dtype=self.dtype,
+        )
+        return conv, norm
+
+    def learns(self, name: str, train: bool) -> bool:
+        """`train` for one of `modules`."""
+        return train and name not in self.frozen
+
+    def make_stem(self, layer: ModuleDef) -> Part:
+        """The first layer, named `stem`; `layer` has its constructors bound."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its stem is.")
+
+    def make_block(self, plan: Any, conv: ModuleDef, norm: ModuleDef) -> Part:
+        """The block of one entry of the plan, named as it says."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its blocks are.")
+
+    def run_blocks(
+        self, x: Array, train: bool, conv: ModuleDef, norm: ModuleDef, found: dict[str, Any]
+    ) -> Array:
+        """From the stem's output to the last block's; adds the endpoints on the way to `found`."""
+        for plan in self.plan.blocks:
+            x = self.make_block(plan, conv, norm)(x, self.learns(plan.name, train))
+            found[f"stage_{plan.stage}"] = x
+        return x
+
+    def make_head(self, layer: ModuleDef) -> Part | None:
+        """The layer between the last block and the global mean, named `head`; None without."""
+        del layer
+        return None
+
+    def after_mean(self, x: Float[Array, "B C"], train: bool) -> Float[Array, "B F"]:
+        """From the global mean to what the classifier reads."""
+        del train
+        return x
+
+    def checkpointed(self, block: type[nn.Module], train: int) -> Callable[..., Any]:
+        """A block's class, recomputed in the backward pass if `remat`.
+
+        Args:
+          block: the class.
+          train: position of `train` among the arguments of its `__call__`, `self` being 0.
+        """
+        return nn.remat(block, static_argnums=(train,)) if self.remat else block
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        train: bool = False,
+        *,
+        endpoints: bool = False,
+        dropout_keys: Key[Array, " B"] | None = None,
+    ) -> Any:
+        conv, norm = self.constructors()
+        layer = functools.partial(self.layer, conv=conv, norm=norm)
+        found: dict[str, Any] = {}
+        x = self.point(name="input")(images, train).astype(self.dtype)
+        x = self.make_stem(layer)(x, self.learns("stem", train))
+        found["stem"] = x
+        x = self.run_blocks(x, train, conv, norm, found)
+        head = self.make_head(layer)
+        if head is not None:
+            x = head(x, self.learns("head", train))
+            found["head"] = x
+        # The mean and what follows it run in float32: they are small and end in the loss.
+        x = self.point(name="pooled")(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), train)
+        x = self.after_mean(x, train)
+        found["features"] = x
+        if self.num_classes:
+            x = Dropout(self.dropout_rate, name="dropout")(x, train, dropout_keys)
+            x = self.dense(
+                self.num_classes,
+                kernel_init=normal(0.01),  # torchvision's classifier
+                name="classifier",
+            )(x)
+        return (x, found) if endpoints else x
+
+
+def resolve_strides(table: Sequence[int], stage_strides: Sequence[int] | None) -> Sequence[int]:
+    """The strides of the stages: those of the block table unless others are given.
+
+    Raises:
+      ValueError: another number of strides than there are stages.
+    """
+    if stage_strides is None:
+        return table
+    if len(stage_strides) != len(table):
+        raise ValueError(
+            f"stage_strides has {len(stage_strides)} values for {len(table)} stages; give one for "
+            "each stage."
+        )
+    return stage_strides

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mobilenet.config import Config, ConfigError
 from mobilenet.models import cost, mobilenet_v1, mobilenet_v3, resnet, tracing
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
+from mobilenet.models.network import Network
 from mobilenet.train import steps
 
 
@@ -43,7 +44,7 @@ def plan(model: Config) -> Plan:
     )
 
 
-def _constructor(model: Config) -> Callable[..., Any]:
+def _constructor(model: Config) -> Callable[..., Network]:
     """The network's class with its plan, and what no other network has, bound."""
     if model.name == "mobilenet_v2":
         return functools.partial(
@@ -73,11 +74,8 @@ def _constructor(model: Config) -> Callable[..., Any]:
     return functools.partial(resnet.ResNet, plan=found)
 
 
-def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> Any:
-    """The network of a configuration: MobileNetV2, or one that is used like it.
-
-    `Any`, because what networks have in common (`apply`, `modules`, `constructors`, the settings
-    below, names of submodules and endpoints) is a convention that has no type.
+def build_model(config: Config, num_classes: int, *, devices: int | None = None) -> Network:
+    """The network of a configuration.
 
     Args:
       config: complete configuration.
@@ -107,7 +105,7 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
     return network.clone(frozen=frozen_modules(network, config.finetune))
 
 
-def frozen_modules(model: MobileNetV2, finetune: Config) -> tuple[str, ...]:
+def frozen_modules(model: Network, finetune: Config) -> tuple[str, ...]:
     """Names of the modules whose parameters stay: all before `finetune.train_from`.
 
     Raises:

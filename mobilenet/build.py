@@ -20,7 +20,7 @@ from mobilenet.data.batches import Batches as HostBatches
 from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
-from mobilenet.models.mobilenet_v2 import MobileNetV2
+from mobilenet.models.network import Network
 from mobilenet.train import optim, state, steps
 from mobilenet.train.loop import Batches, Parts
 
@@ -360,7 +360,7 @@ def build_augment(
 
 
 def build_train_step(
-    config: Config, model: MobileNetV2, augment: Callable[..., Any], *, lanes: bool = False
+    config: Config, model: Network, augment: Callable[..., Any], *, lanes: bool = False
 ) -> Callable[..., Any]:
     """The training step of a network, mapped over all devices; the state is donated.
 
@@ -410,7 +410,7 @@ CHUNK_PIXELS = 2**18
 
 
 def build_forward(
-    model: MobileNetV2, mean: tuple[float, ...], std: tuple[float, ...]
+    model: Network, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Evaluation: (variables, uint8 images [B, H, W, C]) -> logits float32 [B, K].
 
@@ -435,7 +435,7 @@ def build_forward(
 
 
 def build_eval_step(
-    model: MobileNetV2,
+    model: Network,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,

@@ -17,7 +17,8 @@ from mobilenet import architecture, build
 from mobilenet.benchmark import plain
 from mobilenet.config import Config
 from mobilenet.models.layers import ConvBNAct
-from mobilenet.models.mobilenet_v2 import InvertedResidual, MobileNetV2
+from mobilenet.models.mobilenet_v2 import InvertedResidual
+from mobilenet.models.network import Network
 from mobilenet.train import steps
 
 # Of the pictures; PyTorch's and this project's steps both normalise uint8 pictures themselves.
@@ -178,7 +179,7 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
     return found
 
 
-def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
     augment = build.build_augment(config, *normalization(config))
     update: Any = build.build_train_step(config, model, augment)
     state: Any = steps.place(build.init_state(config, spec.num_classes))
@@ -199,7 +200,7 @@ def _jax_train(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
     )
 
 
-def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+def _jax_evaluate(config: Config, spec: Spec, model: Network) -> Subject:
     variables = jax.device_put(build.init_variables(config, spec.num_classes))
     images = pictures(config, spec)["image"]
     apply = jax.jit(build.build_forward(model, *normalization(config)))
@@ -211,7 +212,7 @@ def _jax_evaluate(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
     )
 
 
-def _jax_block(config: Config, spec: Spec, model: MobileNetV2) -> Subject:
+def _jax_block(config: Config, spec: Spec, model: Network) -> Subject:
     plan = architecture.plan(config.model)
     conv, norm = model.constructors()
     blocks = {block.name: block for block in plan.blocks}

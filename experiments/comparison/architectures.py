@@ -10,7 +10,7 @@ measured and tuned for none. A network may do better with its own; what is compa
 recipe makes of them.
 
     (none)   CIFAR-10 at 32 pixels, 200 epochs, both budgets: for a GPU
-    cpu      5,000 pictures at 24 pixels, 3 epochs, the smaller budget: minutes a run on two cores
+    cpu      5,000 pictures at 24 pixels, 8 epochs, the smaller budget: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    mobilenet sweep --config=experiments/comparison/architectures.py --workdir=runs/networks
@@ -66,8 +66,8 @@ def get_config(arg=""):
         config.data.image_size = 24
         config.data.train_examples = 5000
         config.train.global_batch_size = 64
-        config.train.num_epochs = 3.0
-        config.schedule.warmup_epochs = 0.5
+        config.train.num_epochs = 8.0
+        config.schedule.warmup_epochs = 1.0
         config.eval.every_epochs = 0.0
         config.log.every_steps = 50
     return base.shrink(config) if arg == "smoke" else config

@@ -271,7 +271,7 @@ def depthwise_conv(
       kernel: [kh, kw, 1, c] of the dtype of `x`.
       strides: 1 or 2, along height and width.
       padding: 'SAME' (TensorFlow's), 'SYMMETRIC' (PyTorch's) or ((top, bottom), (left, right)).
-      dilation: 1 or 2, the step between the taps of the window.
+      dilation: step between the taps of the window (atrous convolution), at least 1.
       form: 'shifted' (multiply-adds of this module), 'grouped' (`lax.conv_general_dilated`) or
         'auto'; see `resolve_form`.
 
@@ -280,13 +280,13 @@ def depthwise_conv(
       and so do its gradients.
 
     Raises:
-      ValueError: an unknown form or padding, strides or dilation other than 1 and 2, a kernel that
-        does not match the channels, or a window larger than the padded image.
+      ValueError: an unknown form or padding, strides other than 1 and 2, a dilation below 1, a
+        kernel that does not match the channels, or a window larger than the padded image.
     """
     if strides not in (1, 2):
         raise ValueError(f"strides must be 1 or 2, got {strides!r}")
-    if dilation not in (1, 2):
-        raise ValueError(f"dilation must be 1 or 2, got {dilation!r}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation!r}")
     if kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
         raise ValueError(
             f"kernel must be [kh, kw, 1, {x.shape[-1]}] for images {x.shape}, got {kernel.shape}"

@@ -69,22 +69,13 @@ class Conv(nn.Module):
             )
         shape = (self.kernel_size, self.kernel_size, in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        dilation = self.dilation
-        if self.depthwise and dilation > 2:
-            # `depthwise_conv` steps by 1 or 2: the rest of the step is zeros between the taps.
-            step = 2 if dilation % 2 == 0 else 1
-            between = (0, 0, dilation // step - 1)
-            kernel = jax.lax.pad(
-                kernel, jnp.zeros((), self.dtype), (between, between, (0, 0, 0), (0, 0, 0))
-            )
-            dilation = step
         apply = depthwise_conv if self.depthwise else conv
         y = apply(
             x.astype(self.dtype),
             kernel,
             strides=self.strides,
             padding=self.padding,
-            dilation=dilation,
+            dilation=self.dilation,
             form=self.form,
         )
         if self.use_bias:

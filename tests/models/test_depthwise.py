@@ -27,6 +27,10 @@ GRID = [
     ((2, 9, 9, 3), (3, 3), 2, ((0, 0), (0, 0)), 1),
     ((2, 8, 7, 3), (1, 1), 2, "SAME", 1),
     ((1, 22, 5, 2), (7, 7), 2, "SAME", 1),
+    ((2, 9, 8, 3), (3, 3), 1, "SAME", 3),
+    ((1, 14, 11, 2), (3, 5), 2, "SYMMETRIC", 3),
+    ((2, 5, 6, 3), (3, 3), 1, "SAME", 4),  # the window is larger than the image
+    ((1, 13, 12, 2), (3, 3), 2, ((4, 3), (2, 5)), 4),
 ]
 
 
@@ -210,7 +214,7 @@ def test_padding_matches_the_published_conventions():
     ("options", "message"),
     [
         (dict(strides=3), "strides"),
-        (dict(dilation=3), "dilation"),
+        (dict(dilation=0), "dilation"),
         (dict(form="fast"), "form"),
         (dict(padding="VALID"), "padding"),
         (dict(padding=((0, 0), (-2, 0))), "does not fit"),

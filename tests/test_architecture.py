@@ -62,7 +62,7 @@ def test_strides_in_the_configuration_are_the_tables():
 )
 def test_total_stride_and_costs_are_the_networks(name: str, changes: dict[str, Any]):
     config = config_of(name, model__width_multiplier=0.5, data__image_size=64, **changes)
-    model = architecture.build_model(config, 7)
+    model: Any = architecture.build_model(config, 7)
     variables, found = traced(model, 64)
     last = max(endpoint for endpoint in found if endpoint.startswith("stage_"))
     assert found[last].shape[1] == 64 // config_lib.total_stride(config.model)

@@ -216,7 +216,7 @@ def logits(weights: Weights, images: np.ndarray) -> np.ndarray:
     """This project's logits: images [B, H, W, 3], already normalised, to float32 [B, K]."""
     config = config_lib.get_config()
     config_lib.update(config, weights.settings)
-    model = architecture.build_model(config, config.model.num_classes)
+    model: Any = architecture.build_model(config, config.model.num_classes)
     variables = {"params": weights.params, "batch_stats": weights.batch_stats}
     return np.asarray(_compiled(model)(variables, jnp.asarray(images)))
 

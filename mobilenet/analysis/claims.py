@@ -20,7 +20,7 @@ from typing import Any
 from mobilenet import rows as table_rows
 from mobilenet import rundir
 from mobilenet.analysis import stats
-from mobilenet.analysis.results import ResultError
+from mobilenet.analysis.results import ResultError, copy_logs
 from mobilenet.analysis.stats import Interval
 
 POWER = 0.8
@@ -577,8 +577,9 @@ def add(
         for arm in arms.values():
             for run in arm.arm.runs.values():
                 # Unfinished ones too: the verdict counts them.
-                if rundir.status(run) != "pending":
-                    _copy_logs(run, target / run.name)
+                logs = target / run.name
+                if rundir.status(run) != "pending" and not logs.exists():  # claims share arms
+                    copy_logs(run, logs, [file for file in LOGGED if (run / file).exists()])
     path = results / f"{TABLE}.csv"
     others = [row for row in table_rows.read(path) if row["scale"] != scale]
     order = [claim.name for claim in CLAIMS]
@@ -586,20 +587,6 @@ def add(
     both = sorted([*others, *made], key=lambda row: (row["scale"], order.index(row["claim"])))
     table_rows.write(path, FIELDS, both)
     return made
-
-
-def _copy_logs(run: Path, target: Path) -> None:
-    if target.exists():
-        return  # claims share arms
-    target.mkdir(parents=True)
-    for file in LOGGED:
-        if (run / file).exists():
-            shutil.copyfile(run / file, target / file)
-    # Where the data lay on the machine of the run is nobody's concern.
-    config = rundir.read_json(target / "config.json")
-    if config is not None:
-        config["data"]["data_dir"] = ""
-        rundir.write_json(target / "config.json", config)
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

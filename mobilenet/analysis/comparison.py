@@ -19,7 +19,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mobilenet import config as config_lib
 from mobilenet import rows as table_rows
@@ -565,7 +564,7 @@ def plot(rows: Sequence[Row]) -> Figure:
                 linestyle="none",
                 label=family,
             )
-        _scale(axis, [scale * float(row[field]) for row in shown])
+        plots.log_axis(axis, [scale * float(row[field]) for row in shown])
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -590,15 +589,6 @@ def _lengths(rows: Sequence[Row], middles: Sequence[float], low: str, high: str)
         [abs(float(row[end] or "nan") - middle) for row, middle in zip(rows, middles, strict=True)]
         for end in (low, high)
     ]
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A log axis with plain numbers at its ticks."""
-    axes.set_xscale("log")
-    wide = max(values) > 4 * min(values)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mobilenet.analysis import stats
 from mobilenet.analysis.stats import Column, Frame
@@ -130,7 +130,7 @@ def pareto(
         if label in published.columns:
             _name_points(axes, scale * published[cost], published, label, GREY)
         costs.append(scale * published[cost])
-    _log_axis(axes, pd.concat(costs))
+    log_axis(axes, pd.concat(costs))
     axes.set(xlabel=name, ylabel=TOP1)
     _legend_beside(axes)
     return figure
@@ -358,7 +358,7 @@ def figure5(published: Frame, ours: Frame | None = None) -> Figure:
         axes.errorbar(
             line["macs_m"], line["top1"], bars, color=colour, marker=marker, markersize=5, capsize=3
         )
-    _log_axis(axes, pd.concat([frame["macs_m"] for frame in frames]))
+    log_axis(axes, pd.concat([frame["macs_m"] for frame in frames]))
     if ours is not None:
         axes.plot([], [], **_hollow(GREY, "o"), linestyle="--", linewidth=1, label="published")
         axes.plot([], [], color=GREY, marker="o", markersize=5, label="ours")
@@ -513,12 +513,12 @@ def _name_points(axes: Axes, costs: Column, frame: Frame, label: str, colour: An
         )
 
 
-def _log_axis(axes: Axes, values: Column) -> None:
-    """A log axis whose ticks are plain numbers, also where it spans less than a decade."""
+def log_axis(axes: Axes, values: Sequence[float] | Column) -> None:
+    """A log axis whose ticks are plain numbers, also where `values` span less than a decade."""
     axes.set_xscale("log")
-    wide = values.max() > 4 * values.min()
+    wide = max(values) > 4 * min(values)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -33,6 +33,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.expansion_ratio": "6"}, "model.expansion_ratio is '6'; it must be None, a number"),
     ({"model.stage_strides": (1, 2)}, "model.stage_strides is .*7 strides of 1 or 2"),
     ({"model.stage_strides": (1, 1, 2, 2, 1, 3, 1)}, "7 strides of 1 or 2"),
+    ({"model.output_stride": 4}, "model.output_stride is 4; allowed are None, 8, 16, 32"),
+    ({"model.stem_strides": 1, "model.output_stride": 32}, "model.output_stride is 32; the network's strides multiply to 16, so it must be at most that"),
     ({"model.blocks": ((6, 16, 1),)}, "each row must be"),
     ({"model.blocks": ((6, 16, 1, 3),)}, "strides 1 or 2"),
     ({"data.image_size": 16}, "data.image_size is 16; the network's strides multiply to 32"),
@@ -48,7 +50,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"augment.random_crop_padding": 64}, r"it must be at most data.image_size \(32\)"),
     ({"augment.hue": 0.7}, r"augment.hue is 0.7; it must be in \[0, 0.5\]"),
     ({"train.global_batch_size": 0}, "train.global_batch_size is 0; it must be finite and at least 1"),
-    ({"train.num_epochs": 0.0}, "train.num_epochs is 0.0; it must be finite and above 0"),
+    ({"train.num_epochs": 0.0}, "train.num_epochs is 0.0; without training"),
     ({"train.num_epochs": float("inf")}, "train.num_epochs is inf"),
     ({"train.accumulation_steps": 3}, "it must divide the 128 pictures of one device"),
     ({"train.global_batch_size": 3, "augment.mixup_alpha": 0.2}, "must be even"),
@@ -62,6 +64,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"schedule.warmup_epochs": 10.0}, r"it must be below train.num_epochs \(10.0\)"),
     ({"checkpoint.keep_newest": 0}, "checkpoint.keep_newest is 0; it must be finite and at least 1"),
     ({"model.bn_statistics": "global"}, "allowed are sync, group, local"),
+    ({"quantize.weights.bits": 9}, r"quantize.weights: bits is 9; it must be in 2..8 for weights"),
+    ({"quantize.activations.bits": 3}, r"bits is 3; it must be in 4..16 for activations"),
+    ({"quantize.weights.estimator": "kl"}, "allowed for weights are min_max, percentile, mse"),
+    ({"quantize.activations.update": "follow"}, "allowed for activations are observe, fixed"),
+    ({"quantize.activations.update": "lsq"}, "learns a symmetric grid; set symmetric=True"),
+    ({"quantize.rules": (("stem/.*", "bit=8"),)}, "the rule 'stem/.*' says 'bit=8'; it must be one"),
+    ({"quantize.rules": (("stem(", "bits=8"),)}, r"the rule 'stem\(' is no regular expression"),
+    ({"quantize.rules": (("stem",),)}, "it must be a pattern of site names and the changes"),
+    ({"quantize.equalize": True}, "nothing is quantised; set quantize.weights.bits"),
+    ({"quantize.calibration_examples": 0}, "quantize.calibration_examples is 0; it must be finite"),
+    ({"quantize.weights.bits": 8, "model.dtype": "bfloat16"}, "must compute in float32"),
+    ({"quantize.weights.bits": 8, "quantize.absorb_bias": True}, "it needs quantize.equalize=True"),
 ]  # fmt: skip
 
 
@@ -103,6 +117,9 @@ def test_every_key_is_checked_or_free():
         "augment.random_resized_crop", "augment.crop_scale", "augment.crop_ratio",
         "augment.horizontal_flip", "optimizer.nesterov", "optimizer.decay_depthwise",
         "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
+        "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.update",
+        "quantize.activations.bits", "quantize.activations.estimator",
+        "quantize.activations.update", "quantize.rules",
     }  # fmt: skip
     keys = {key for key, _ in config_lib.flatten(config_lib.get_config())}
     assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)

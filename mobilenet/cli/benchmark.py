@@ -10,6 +10,7 @@ WORKDIR/benchmark.csv, .json and .png; cases that are in there already are not m
 """
 
 import functools
+import os
 from pathlib import Path
 
 from absl import flags
@@ -35,6 +36,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     path = common.require(values, "config", "experiments/benchmarks/steps.py")
     workdir = Path(common.require(values, "workdir", "runs/benchmark"))
     common.require_at_least(values, rounds=1, batch_size=1)
+
+    # This process has the device's name from JAX, and leaves its memory to those that measure.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from mobilenet.analysis import benchmarks
     from mobilenet.benchmark import subjects, suite

@@ -7,8 +7,8 @@ addition are not counted. Golden values for every count are in `tests/models/ref
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -255,42 +255,3 @@ def peak_activation(
                 alive += block_in if layer.role != "shortcut" else block_out
             candidates.append(Peak(alive, layer.name))
     return max(candidates, key=lambda peak: peak.elements)
-
-
-def count_from_variables(
-    params: Mapping[str, Any], output_sizes: Mapping[str, tuple[int, int]]
-) -> Totals:
-    """Counts a built network from its parameter shapes, independently of any plan.
-
-    Args:
-      params: the `params` collection (arrays or `jax.ShapeDtypeStruct`).
-      output_sizes: (height, width) that each convolution writes, by the path of its module, such as
-        `blocks_1_0/depthwise/conv`; dense layers act once an image and need no entry.
-    """
-    weights = biases = bn = macs = outputs = 0
-
-    def visit(node: Mapping[str, Any], path: str) -> None:
-        nonlocal weights, biases, bn, macs, outputs
-        if "scale" in node:
-            bn += node["scale"].size
-            return
-        if "kernel" in node:
-            kernel = node["kernel"]
-            height, width = output_sizes[path] if kernel.ndim == 4 else (1, 1)
-            weights += kernel.size
-            macs += kernel.size * height * width
-            outputs += kernel.shape[-1] * height * width if kernel.ndim == 4 else 0
-            biases += node["bias"].size if "bias" in node else 0
-            return
-        for name, child in node.items():
-            visit(child, f"{path}/{name}" if path else name)
-
-    visit(params, "")
-    return Totals(
-        params=weights + biases + 2 * bn,
-        params_weights=weights,
-        params_folded=weights + biases + bn,
-        params_with_statistics=weights + biases + 4 * bn,
-        macs=macs,
-        conv_output_elements=outputs,
-    )

@@ -4,11 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from mobilenet.models import cost
+from mobilenet.models import cost, tracing
 from mobilenet.models.mobilenet_v2 import MobileNetV2, plan_blocks
 
 COUNTS = Path(__file__).parent / "reference" / "analytic_costs.csv"
@@ -43,22 +41,8 @@ def image(row: dict[str, str]) -> tuple[int, int, int]:
 
 
 def from_variables(plan: Any, shape: tuple[int, int, int], num_classes: int) -> cost.Totals:
-    """Counts from the shapes of a traced network: no plan, no formula of `layer_costs`."""
-    sizes: dict[str, tuple[int, int]] = {}
-    model = MobileNetV2(plan, num_classes=num_classes)
-
-    def run(key: jax.Array, images: jax.Array) -> Any:
-        return model.init_with_output(
-            key, images, capture_intermediates=lambda m, _: m.name == "conv"
-        )[1]
-
-    variables = jax.eval_shape(
-        run, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    )
-    for path, out in jax.tree_util.tree_leaves_with_path(variables["intermediates"]):
-        names = [key.key for key in path if hasattr(key, "key")][:-1]
-        sizes["/".join(names)] = out.shape[1:3]
-    return cost.count_from_variables(variables["params"], sizes)
+    """Counts from the shapes of a traced network: no plan, no formula of `cost.layer_costs`."""
+    return cost.totals(tracing.layer_costs(MobileNetV2(plan, num_classes=num_classes), shape))
 
 
 def test_reference_files_are_whole():

@@ -33,10 +33,49 @@ _TRANSPARENT = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "SOFTMAX")
 _POOLS = ("MEAN", "AVERAGE_POOL_2D")
 
 
+class Integers(NamedTuple):
+    """The codes of a quantised weight or bias: real = scale * (codes - zero_point).
+
+    `codes` keep the file's type, with the axes as ours; `scale` (float32) and `zero_point` (int64)
+    are [1], or one for each of the last axis.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+
+class Tensor(NamedTuple):
+    """What a file says of a tensor: its shape, its type (`UINT8`), and its grid.
+
+    `scale` (float32) and `zero_point` (int64) are [n], n = 0 where it is not quantised.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+
+class Step(NamedTuple):
+    """An operation as it stands in the file, by numbers of tensors, constants among its inputs.
+
+    `keeps_axes` belongs to MEAN: the axes that it averages over stay, with size 1. `window` is
+    (height, width) of a pooling.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    output: int
+    keeps_axes: bool = False
+    window: tuple[int, int] = (0, 0)
+
+
 class Convolution(NamedTuple):
     """A convolution or dense layer: kernel as ours, what it reads and writes, and its manner.
 
-    `pads` are (size, before, after) along the height of what it reads.
+    `pads` are (size, before, after) along the height of what it reads. Where the file is quantised,
+    `integers` and `bias_integers` are what `kernel` and `bias` were dequantised from.
     """
 
     kernel: np.ndarray
@@ -47,6 +86,8 @@ class Convolution(NamedTuple):
     pads: tuple[int, int, int]
     relu6: bool
     dense: bool
+    integers: Integers | None = None
+    bias_integers: Integers | None = None
 
 
 class Graph(NamedTuple):
@@ -54,6 +95,7 @@ class Graph(NamedTuple):
 
     `convolutions` in order; `sums` tensor -> its two terms; `pooled` tensor -> what it is the mean
     of; `picture` the input, of `size` pixels a side; `quantised` says whether a weight was.
+    `steps` are all operations as they stand in the file, `tensors` what those read and write.
     """
 
     convolutions: list[Convolution]
@@ -62,6 +104,8 @@ class Graph(NamedTuple):
     picture: int
     size: int
     quantised: bool
+    steps: list[Step]
+    tensors: dict[int, Tensor]
 
 
 def read(path: Path, source: str) -> Weights:
@@ -77,17 +121,7 @@ def read(path: Path, source: str) -> Weights:
     Raises:
       PretrainedError: truncated, no TFLite file, or another network.
     """
-    try:
-        import tflite
-    except ImportError as error:
-        raise PretrainedError(
-            "Reading TFLite files needs a package that is not installed; `pip install .[convert]` "
-            "brings it."
-        ) from error
-    data = path.read_bytes()
-    if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):
-        raise PretrainedError(f"{path.name} is not a TFLite file: it has no TFL3 at byte 4.")
-    graph = read_graph(data, path.name)
+    graph = load_graph(path)
     fitted = _fit(graph, path.name)
     padding = check(graph, fitted.plan, fitted.num_classes, path.name)
     settings = {
@@ -113,6 +147,25 @@ def read(path: Path, source: str) -> Weights:
         source,
         notes,
     )
+
+
+def load_graph(path: Path) -> Graph:
+    """`read_graph` of a file.
+
+    Raises:
+      PretrainedError: as `read_graph`; no TFLite file; or what reads them is not installed.
+    """
+    try:
+        import tflite
+    except ImportError as error:
+        raise PretrainedError(
+            "Reading TFLite files needs a package that is not installed; `pip install .[convert]` "
+            "brings it."
+        ) from error
+    data = path.read_bytes()
+    if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):
+        raise PretrainedError(f"{path.name} is not a TFLite file: it has no TFL3 at byte 4.")
+    return read_graph(data, path.name)
 
 
 def read_graph(data: bytes, file: str) -> Graph:
@@ -162,6 +215,7 @@ class _Reader:
         convolutions: list[Convolution] = []
         sums: dict[int, tuple[int, int]] = {}
         pooled: dict[int, int] = {}
+        steps: list[Step] = []
         for number in range(graph.OperatorsLength()):
             operator = graph.Operators(number)
             code = self._model.OperatorCodes(operator.OpcodeIndex())
@@ -169,6 +223,7 @@ class _Reader:
             kind = self._operators[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
             inputs = [int(i) for i in operator.InputsAsNumpy()]
             (output,) = (int(i) for i in operator.OutputsAsNumpy())
+            steps.append(self._step(kind, operator, inputs, output))
             if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 convolutions.append(self._convolution(kind, operator, inputs, output))
             elif kind == "ADD":
@@ -195,14 +250,58 @@ class _Reader:
                     f"{self._file} has the operation {kind}, which no MobileNetV2 has; it is "
                     "another network."
                 )
-        return Graph(convolutions, sums, pooled, self._origin(int(picture)), size, self._quantised)
+        used = {n for step in steps for n in (*step.inputs, step.output) if n >= 0}
+        return Graph(
+            convolutions,
+            sums,
+            pooled,
+            self._origin(int(picture)),
+            size,
+            self._quantised,
+            steps,
+            {number: self._tensor(number) for number in sorted(used)},
+        )
+
+    def _step(self, kind: str, operator: Any, inputs: list[int], output: int) -> Step:
+        step = Step(kind, tuple(inputs), output)
+        if kind == "MEAN":
+            options = self._options(operator, self._lib.ReducerOptions())
+            return step._replace(keeps_axes=bool(options.KeepDims()))
+        if kind == "AVERAGE_POOL_2D":
+            options = self._options(operator, self._lib.Pool2DOptions())
+            return step._replace(window=(options.FilterHeight(), options.FilterWidth()))
+        return step
+
+    def _tensor(self, number: int) -> Tensor:
+        found = self._graph.Tensors(number)
+        scale, zero_point = self._grid(found)
+        shape = tuple(int(found.Shape(axis)) for axis in range(found.ShapeLength()))
+        return Tensor(shape, self._types[found.Type()], scale, zero_point)
+
+    def _grid(self, tensor: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scales, float32, and zero points, int64, of a tensor: none, one, or one an index."""
+        quantisation = tensor.Quantization()
+        if quantisation is None or not quantisation.ScaleLength():
+            return np.zeros(0, np.float32), np.zeros(0, np.int64)
+        scale = quantisation.ScaleAsNumpy().astype(np.float32)
+        if not quantisation.ZeroPointLength():
+            return scale, np.zeros(len(scale), np.int64)
+        return scale, quantisation.ZeroPointAsNumpy().astype(np.int64)
+
+    def _integers(self, tensor: int, axes: Sequence[int]) -> Integers | None:
+        """A constant's codes, with its axes in that order; None where it is not quantised."""
+        found = self._graph.Tensors(self._origin(tensor))
+        scale, zero_point = self._grid(found)
+        if not len(scale):
+            return None
+        return Integers(self._values(tensor).transpose(axes), scale, zero_point)
 
     def _convolution(self, kind: str, operator: Any, inputs: list[int], output: int) -> Convolution:
         kernel = self._constant(inputs[1])
         bias = inputs[2] if len(inputs) > 2 else -1
         if kind == "FULLY_CONNECTED":
             options = self._options(operator, self._lib.FullyConnectedOptions())
-            kernel, strides, pads = kernel.T, 1, (1, 0, 0)
+            axes, strides, pads = (1, 0), 1, (1, 0, 0)
         else:
             options = self._options(
                 operator,
@@ -211,14 +310,15 @@ class _Reader:
                 else self._lib.DepthwiseConv2DOptions(),
             )
             # OHWI, and 1HWC for depthwise kernels.
-            kernel = kernel.transpose((1, 2, 3, 0) if kind == "CONV_2D" else (1, 2, 0, 3))
+            axes = (1, 2, 3, 0) if kind == "CONV_2D" else (1, 2, 0, 3)
             strides = int(options.StrideH())
             if (options.StrideW(), options.DilationHFactor()) != (strides, 1):
                 raise PretrainedError(
                     f"{self._file}: a convolution has strides {strides} x {options.StrideW()} and "
                     f"dilation {options.DilationHFactor()}; MobileNetV2's are square and dense."
                 )
-            pads = self._pads(inputs[0], kernel.shape[0], strides, options.Padding())
+            pads = self._pads(inputs[0], kernel.shape[1], strides, options.Padding())
+        kernel = kernel.transpose(axes)
         return Convolution(
             kernel=kernel,
             bias=np.zeros(kernel.shape[-1], np.float32) if bias < 0 else self._constant(bias),
@@ -228,6 +328,8 @@ class _Reader:
             pads=pads,
             relu6=self._relu6(options, kind),
             dense=kind == "FULLY_CONNECTED",
+            integers=self._integers(inputs[1], axes),
+            bias_integers=None if bias < 0 else self._integers(bias, (0,)),
         )
 
     def _pads(self, tensor: int, kernel: int, strides: int, padding: int) -> tuple[int, int, int]:
@@ -267,8 +369,8 @@ class _Reader:
     def _shape(self, tensor: int) -> list[int]:
         return [int(n) for n in self._graph.Tensors(tensor).ShapeAsNumpy()]
 
-    def _constant(self, tensor: int) -> np.ndarray:
-        """A constant's numbers, dequantised: float32 [shape], or integers as they are."""
+    def _values(self, tensor: int) -> np.ndarray:
+        """A constant's numbers as they stand in the file: [shape]."""
         found = self._graph.Tensors(self._origin(tensor))
         kind = self._types[found.Type()]
         if kind not in _DTYPES:
@@ -282,20 +384,21 @@ class _Reader:
                 f"{self._file} is truncated, or computes its weights: {found.Name().decode()!r} "
                 f"has {size:,} bytes instead of {int(np.prod(shape)) * dtype.itemsize:,}."
             )
-        values = np.frombuffer(raw.tobytes(), dtype).reshape(shape)
-        quantisation = found.Quantization()
-        if quantisation is None or not quantisation.ScaleLength():
-            return values if dtype.kind in "iu" else values.astype(np.float32)
+        return np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+
+    def _constant(self, tensor: int) -> np.ndarray:
+        """A constant's numbers, dequantised: float32 [shape], or integers as they are."""
+        values = self._values(tensor)
+        found = self._graph.Tensors(self._origin(tensor))
+        scale, zero_point = self._grid(found)
+        if not len(scale):
+            return values if values.dtype.kind in "iu" else values.astype(np.float32)
         self._quantised = True
-        scale = quantisation.ScaleAsNumpy().astype(np.float32)
-        zero = np.zeros(len(scale), np.int64)
-        if quantisation.ZeroPointLength():
-            zero = quantisation.ZeroPointAsNumpy()
         # One a tensor, or one for each index of the quantised dimension.
-        along = [1] * len(shape)
+        along = [1] * values.ndim
         if len(scale) > 1:
-            along[quantisation.QuantizedDimension()] = len(scale)
-        centred = values.astype(np.int64) - zero.reshape(along)
+            along[found.Quantization().QuantizedDimension()] = len(scale)
+        centred = values.astype(np.int64) - zero_point.reshape(along)
         return centred.astype(np.float32) * scale.reshape(along)
 
 

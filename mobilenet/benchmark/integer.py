@@ -1,0 +1,300 @@
+"""Integer executor against LiteRT: are the codes of real int8 networks the same?
+
+    python -m mobilenet.benchmark.integer --files=DIR --pictures=DIR \\
+        --out=experiments/results/integer_executor.csv
+
+Each quantised TFLite classifier of a folder classifies the photographs of another (`labels.csv`
+with the columns path and class_index), in LiteRT and in `mobilenet.quantize.integer`. A row counts
+the codes that are equal, one apart, and the largest difference:
+
+    network     logits of all photographs, of LiteRT's built-in kernels and of XNNPACK, its default
+    any other   results of one kind of operation, which is given LiteRT's own inputs, so that no
+                difference is inherited from an earlier one
+
+The executor's rounding "builtin" is that of LiteRT's built-in kernels, and leaves no difference.
+Its default, "double", breaks ties in convolutions otherwise: one code in thousands is one apart,
+which grows over a network. XNNPACK requantises in other ways again.
+"""
+
+# LiteRT is an extra; types are not checked against it.
+# pyright: reportMissingImports=false
+
+import argparse
+import csv
+import importlib.metadata
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mobilenet import rows as csv_rows
+from mobilenet.data import images
+from mobilenet.quantize import integer, tflite_file
+from mobilenet.train import records
+
+KERNELS = ("builtin", "xnnpack")
+# LiteRT's own, and the one that the executor has by default.
+ROUNDINGS: tuple[integer.Rounding, ...] = ("builtin", "double")
+FIELDS = (
+    *("file", "part", "kernels", "rounding", "pictures", "values", "equal", "off_by_one"),
+    *("largest", "mean", "largest_real", "mean_real"),
+    *("top1_agreement", "top1", "top5", "litert_top1", "litert_top5"),
+    *("processor", "versions", "commit"),
+)
+
+
+def installed() -> bool:
+    """Whether LiteRT can be imported."""
+    return importlib.util.find_spec("ai_edge_litert") is not None
+
+
+class LiteRT:
+    """One TFLite file in LiteRT's interpreter, single-threaded.
+
+    Args:
+      path: of the file.
+      output: number of the tensor that is handed out in place of the file's output; None for that.
+      kernels: "builtin", or "xnnpack" for what an application gets by default.
+      keep: make `tensor` answer for every tensor; built-in kernels only.
+    """
+
+    def __init__(
+        self, path: Path, output: int | None = None, *, kernels: str = "builtin", keep: bool = False
+    ) -> None:
+        from ai_edge_litert import interpreter
+
+        resolvers = {
+            "builtin": interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            "xnnpack": interpreter.OpResolverType.AUTO,
+        }
+        data = path.read_bytes()
+        self._interpreter: Any = interpreter.Interpreter(
+            model_content=data if output is None else with_output(data, output),
+            experimental_preserve_all_tensors=keep,
+            experimental_op_resolver_type=resolvers[kernels],
+            num_threads=1,
+        )
+        self._interpreter.allocate_tensors()
+        (self._given,) = self._interpreter.get_input_details()
+        (self._answer,) = self._interpreter.get_output_details()
+
+    def run(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [H, W, C] of one picture, or float where the file reads that -> its output."""
+        self._interpreter.set_tensor(self._given["index"], codes[None])
+        self._interpreter.invoke()
+        return self.tensor(self._answer["index"])
+
+    def tensor(self, number: int) -> np.ndarray:
+        """A tensor as the last picture left it."""
+        return np.array(self._interpreter.get_tensor(number))
+
+
+def with_output(data: bytes, tensor: int) -> bytes:
+    """A TFLite file whose only output is another of its tensors."""
+    import tflite
+
+    graph: Any = tflite.Model.GetRootAsModel(data, 0).Subgraphs(0)
+    if graph.OutputsLength() != 1:
+        raise ValueError(f"the file has {graph.OutputsLength()} outputs instead of one.")
+    table = graph._tab  # the generated classes read vectors, and do not say where they are
+    field = table.Offset(8)  # `outputs` is the third field of the schema's SubGraph
+    start = table.Vector(field)
+    return data[:start] + int(tensor).to_bytes(4, "little", signed=True) + data[start + 4 :]
+
+
+class Photographs(NamedTuple):
+    """Pictures [B, size, size, 3], float32 in [-1, 1], and labels int64 [B], 0 .. 999."""
+
+    pictures: np.ndarray
+    labels: np.ndarray
+
+
+def photographs(folder: Path, size: int, limit: int | None = None) -> Photographs:
+    """The pictures of a folder's labels.csv as they are evaluated, centre crop of 87.5 %.
+
+    Args:
+      folder: with labels.csv: the columns path (relative to it) and class_index.
+      size: side in pixels.
+      limit: take this many, evenly spread; None takes all.
+    """
+    with open(folder / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if limit is not None:
+        rows = [rows[n * len(rows) // limit] for n in range(limit)]
+    found = [images.load_eval_view((folder / row["path"]).read_bytes(), size=size) for row in rows]
+    return Photographs(
+        np.stack(found).astype(np.float32) / 127.5 - 1,
+        np.array([int(row["class_index"]) for row in rows]),
+    )
+
+
+def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Top-1 and top-5, in percent; 1,001 classes have a background before the first one."""
+    wanted = labels + logits.shape[1] - 1000
+    found = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :5] == wanted[:, None]
+    return 100 * float(found[:, 0].mean()), 100 * float(found.any(axis=1).mean())
+
+
+def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """How far two lists of codes are apart: counts, fractions, and differences in codes."""
+    apart = np.concatenate(
+        [
+            np.abs(mine.astype(np.int64).ravel() - other.astype(np.int64).ravel())
+            for mine, other in zip(ours, theirs, strict=True)
+        ]
+    )
+    return {
+        "values": apart.size,
+        "equal": float((apart == 0).mean()),
+        "off_by_one": float((apart == 1).mean()),
+        "largest": int(apart.max()),
+        "mean": float(apart.mean()),
+    }
+
+
+def compare_operations(
+    path: Path, codes: np.ndarray, *, rounding: integer.Rounding = "double"
+) -> dict[str, dict[str, Any]]:
+    """Every operation on LiteRT's own inputs, built-in kernels: kind -> `difference`.
+
+    Args:
+      path: of the file.
+      codes: of pictures, [B, H, W, 3].
+      rounding: of the executor.
+    """
+    graph = tflite_file.read(path)
+    runtime = LiteRT(path, keep=True)
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    # Pooled tensors are [B, C] here, and [B, 1, 1, C] in most files.
+    pooled = {op.output for op in graph.operations if isinstance(op, (integer.Mean, integer.Dense))}
+    for picture in codes:
+        runtime.run(picture)
+        for operation in graph.operations:
+            tensors = {}
+            for name in operation.inputs:
+                tensor = runtime.tensor(int(name))
+                tensors[name] = tensor.reshape(1, -1) if name in pooled else tensor
+            ours = integer.run_op(graph, operation, tensors, rounding=rounding)
+            mine, theirs = found.setdefault(kind(operation), ([], []))
+            mine.append(ours)
+            theirs.append(runtime.tensor(int(operation.output)))
+    return {name: difference(*pair) for name, pair in found.items()}
+
+
+def kind(operation: integer.Operation) -> str:
+    """What a row calls an operation."""
+    name = type(operation).__name__.lower()
+    if isinstance(operation, integer.Convolution):
+        return "depthwise" if operation.depthwise else name
+    return f"mean ({operation.rule})" if isinstance(operation, integer.Mean) else name
+
+
+def executor_logits(
+    graph: integer.Graph,
+    codes: np.ndarray,
+    *,
+    rounding: integer.Rounding = "double",
+    batch_size: int = 4,
+) -> np.ndarray:
+    """Codes of the logits [B, classes] of codes of pictures, a few pictures at a time."""
+    return np.concatenate(
+        [
+            integer.run(graph, codes[start : start + batch_size], rounding=rounding)
+            for start in range(0, len(codes), batch_size)
+        ]
+    )
+
+
+def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[str, Any]]:
+    """The rows of one file, without versions and commit, for the roundings of `ROUNDINGS`.
+
+    Args:
+      path: of the file.
+      found: pictures of its size.
+      compared: number of pictures on which operation after operation is compared.
+    """
+    graph = tflite_file.read(path)
+    scale = graph.grids[graph.output].scale
+    codes = graph.quantize_input(found.pictures)
+    runtimes = {name: LiteRT(path, int(graph.output), kernels=name) for name in KERNELS}
+    answers = {
+        name: np.stack([runtime.run(picture).ravel() for picture in codes])
+        for name, runtime in runtimes.items()
+    }
+    # Evenly spread over the classes.
+    few = codes[:: max(1, len(codes) // compared)][:compared]
+    for rounding in ROUNDINGS:
+        common = {"file": path.name, "rounding": rounding}
+        started = time.perf_counter()
+        ours = executor_logits(graph, codes, rounding=rounding)
+        seconds = (time.perf_counter() - started) / len(codes)
+        print(f"{path.name}, {rounding}: {seconds:.3f} s a picture", file=sys.stderr)
+        top1, top5 = hits(ours, found.labels)
+        for kernels, theirs in answers.items():
+            apart = difference([ours], [theirs])
+            litert_top1, litert_top5 = hits(theirs, found.labels)
+            yield {
+                **common,
+                **apart,
+                "part": "network",
+                "kernels": kernels,
+                "pictures": len(codes),
+                "largest_real": scale * apart["largest"],
+                "mean_real": scale * apart["mean"],
+                "top1_agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+                "top1": top1,
+                "top5": top5,
+                "litert_top1": litert_top1,
+                "litert_top5": litert_top5,
+            }
+        for part, apart in compare_operations(path, few, rounding=rounding).items():
+            yield {**common, **apart, "part": part, "kernels": "builtin", "pictures": len(few)}
+
+
+def rows(files: Path, pictures: Path, *, compared: int) -> Iterator[dict[str, Any]]:
+    """The rows of every .tflite file of a folder."""
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("ai-edge-litert", "numpy")
+    )
+    here = records.environment()
+    stamp = {"processor": here["processor"], "versions": versions, "commit": here["commit"]}
+    for path in sorted(files.glob("*.tflite")):
+        shape = tflite_file.read(path).input_shape
+        assert shape is not None  # the reader always has one
+        for row in measure(path, photographs(pictures, shape[0]), compared=compared):
+            yield {**row, **stamp}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the table and prints it; 1 if an operation is more than one code away."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--files", type=Path, required=True, help="folder of .tflite files")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder with labels.csv")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    parser.add_argument(
+        "--compared", type=int, default=8, help="pictures compared operation by operation"
+    )
+    args = parser.parse_args(argv)
+    if not installed():
+        print("LiteRT is not installed; `pip install .[export]` brings it.", file=sys.stderr)
+        return 2
+    found: list[dict[str, Any]] = []
+    for row in rows(args.files, args.pictures, compared=args.compared):
+        found.append(row)
+        print(
+            f"{row['file'][:28]:<28} {row['rounding']:<8} {row['part']:<14} {row['kernels']:<8} "
+            f"equal {row['equal']:.6f}, one apart {row['off_by_one']:.6f}, largest {row['largest']}"
+            + (f", agreement {row['top1_agreement']:.3f}" if row["part"] == "network" else ""),
+            flush=True,
+        )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    csv_rows.write(args.out, FIELDS, found)
+    return int(any(row["largest"] > 1 for row in found if row["part"] != "network"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

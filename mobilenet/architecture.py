@@ -1,4 +1,4 @@
-"""From `config.model` to the network and its costs."""
+"""From `config.model` and `config.quantize` to the network and its costs."""
 
 import functools
 import re
@@ -7,10 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mobilenet.config import Config, ConfigError
+from mobilenet.config import Config, ConfigError, is_quantized, quantization_rules
 from mobilenet.models import cost, mobilenet_v1, mobilenet_v3, resnet, tracing
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
 from mobilenet.models.network import Network
+from mobilenet.quantize.layers import quantize_network
 from mobilenet.train import steps
 
 
@@ -100,9 +101,22 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
         conv_form=model.conv_form,
         remat=model.remat,
     )
+    frozen = frozen_modules(network, config.finetune)
     if config.finetune.batch_norm == "frozen":
-        return network.clone(frozen=network.modules)
-    return network.clone(frozen=frozen_modules(network, config.finetune))
+        frozen = network.modules
+    network = network.clone(frozen=frozen)
+    return quantized(network, config) if is_quantized(config) else network
+
+
+def quantized(network: Network, config: Config) -> Network:
+    """The network with quantisers where `config.quantize` has them."""
+    quantize = config.quantize
+    if quantize.equalize and config.model.activation == "relu6":
+        # A channel that trades scale with its neighbours must not be clipped at 6.
+        network = network.clone(activation="relu")
+    return quantize_network(
+        network, quantization_rules(config), batch_norm_ends=quantize.batch_norm_epochs > 0
+    )
 
 
 def frozen_modules(model: Network, finetune: Config) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: the only module that knows every part."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,11 +22,18 @@ from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
 from mobilenet.models.network import Network
+from mobilenet.quantize import layers, ptq
+from mobilenet.quantize.calibration import CalibrationError
+from mobilenet.quantize.rules import RuleError, resolve
 from mobilenet.train import optim, state, steps
 from mobilenet.train.loop import Batches, Parts
 
-INIT_STREAM = 0  # of the run's seed; `mobilenet.train.steps` has the others
+# Streams of the run's seed; `mobilenet.train.steps` has the others.
+INIT_STREAM, CALIBRATION_STREAM = 0, 3
+# Pictures of one turn of calibration, in pixels: 16 of 224 x 224. All their activations are kept.
+CALIBRATION_PIXELS = 2**20 * 3 // 4
 DATA_FILE = "data.json"
+QUANTIZATION_FILE = "quantization.json"  # what the preparation of a quantised run did, in numbers
 
 
 def resolve_classes(config: Config, available: int | None = None) -> int:
@@ -166,6 +174,30 @@ class Data:
             **self._reading(),
         )
         return Ahead(batches, self.config.data.prefetch_batches, self.classes)
+
+    def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
+        """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
+
+        Args:
+          examples: how many, drawn by the run's seed; all when there are fewer.
+        """
+        config, source = self.config, self.dataset.splits["train"]
+        order = np.random.default_rng([config.seed, CALIBRATION_STREAM]).permutation(len(source))
+        chosen = np.sort(order[:examples])
+        size = max(1, min(len(chosen), CALIBRATION_PIXELS // config.data.image_size**2))
+        loaded = self.load("train")
+        if isinstance(loaded, memory.Arrays):
+            for begin in range(0, len(chosen), size):
+                yield loaded.image[chosen[begin : begin + size]]
+            return
+        subset = datasets.SubsetSource(loaded, chosen)
+        reading = {**self._reading(), "process_index": 0, "process_count": 1}
+        batches = pipeline.eval_batches(
+            subset, global_batch_size=size, crop_fraction=config.data.crop_fraction, **reading
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield batch["image"][batch["mask"] > 0]
 
     def _reading(self) -> dict[str, Any]:
         data = self.config.data
@@ -399,6 +431,7 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generi
         "learning_rate": np.float32(learning_rate),
         "weight_decay": np.float32(config.optimizer.weight_decay),
         "backbone_rate": np.float32(config.finetune.backbone_rate),
+        "step_rate": np.float32(config.quantize.step_rate),
         "label_smoothing": np.float32(config.train.label_smoothing),
         "ema_decay": np.float32(config.train.ema_decay),
     }
@@ -486,11 +519,13 @@ ARGUMENTS = (
     "train.label_smoothing",
     "train.ema_decay",
     "finetune.backbone_rate",
+    *(f"quantize.{key}" for key in config_lib.PREPARATION),
     "schedule.",
 )
 # What the steps are made of, besides the data's statistics and classes.
 _STEP_KEYS = (
-    "model.", "augment.", "optimizer.", "finetune.", "train.accumulation_steps", "train.ema_decay",
+    "model.", "augment.", "optimizer.", "finetune.", "quantize.", "train.accumulation_steps",
+    "train.ema_decay",
 )  # fmt: skip
 
 
@@ -507,6 +542,8 @@ def _step_config(config: Config) -> str:
     for key in ("learning_rate", "weight_decay"):
         config.optimizer[key] = default.optimizer[key]
     config.finetune.backbone_rate = default.finetune.backbone_rate
+    if config_lib.is_quantized(config):
+        config_lib.normalize_quantization(config)
     config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
     return _reduced(config, _STEP_KEYS)
 
@@ -539,7 +576,7 @@ def init_variables(
     config: Config, num_classes: int, shared: Shared | None = None
 ) -> dict[str, Any]:
     """Initial variables from the run's seed, the same on every process and backend."""
-    keys = ("model.", "data.image_size", "data.channels")
+    keys = ("model.", "data.image_size", "data.channels")  # not quantize: float variables
     init = (shared or Shared()).initializer(_reduced(config, keys), num_classes)
     return init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
 
@@ -547,7 +584,7 @@ def init_variables(
 def load_pretrained(
     config: Config, data: Data, num_classes: int, shared: Shared | None = None
 ) -> transfer.Pretrained:
-    """The variables that a run starts from, of the weights that `config.pretrained` names."""
+    """The float variables that a run starts from, of the weights that `config.pretrained` names."""
     names = data.dataset.class_names
     return transfer.start_from(
         Path(config.pretrained),
@@ -561,14 +598,81 @@ def init_state(
     config: Config,
     num_classes: int,
     shared: Shared | None = None,
-    pretrained: transfer.Pretrained | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> state.TrainState:
-    """The training state at step 0."""
-    if pretrained is not None:
-        variables = jax.tree.map(jnp.asarray, pretrained.variables)
-    else:
+    """The training state at step 0: of initial variables, or of those given."""
+    if variables is None:
         variables = init_variables(config, num_classes, shared)
+    variables = jax.tree.map(jnp.asarray, variables)
     return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
+
+
+def state_structure(config: Config, num_classes: int) -> state.TrainState:
+    """Shapes and dtypes of a run's state: what its checkpoints hold."""
+    model = architecture.build_model(config, num_classes)
+    image = jax.ShapeDtypeStruct((1, *architecture.image_shape(config)), jnp.float32)
+
+    def create(key: jax.Array, image: jax.Array) -> state.TrainState:
+        variables = model.init(key, image)
+        return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
+
+    return jax.eval_shape(create, jax.random.key(0), image)
+
+
+def check_rules(config: Config, num_classes: int) -> None:
+    """Refuses rules that do not fit the network, before anything is compiled.
+
+    Raises:
+      ConfigError: a rule that no site follows, or that a site does not allow.
+    """
+    sites = layers.sites(state_structure(config, num_classes).quant)
+    try:
+        resolve(config_lib.quantization_rules(config), sites)
+    except RuleError as error:
+        raise ConfigError(f"quantize: {error}.") from error
+
+
+def quantize_variables(
+    config: Config, data: Data, num_classes: int, variables: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Quantises float variables as `config.quantize` says (`mobilenet.quantize.ptq.prepare`).
+
+    Raises:
+      ConfigError: rules or pictures that do not fit.
+    """
+    quantize, network = config.quantize, architecture.build_model(config, num_classes)
+    steps_per_epoch, _ = count_steps(config, len(data.dataset.splits["train"]))
+    settings = ptq.Settings(
+        # Training goes on with batch normalisation, which a fold for good would leave behind.
+        fold=quantize.fold and not config.train.num_epochs,
+        equalize=quantize.equalize,
+        absorb=quantize.absorb_bias,
+        correct=quantize.correct_bias,
+        adaround_steps=quantize.adaround_steps,
+        percentile=quantize.percentile,
+        seed=config.seed,
+        observe_steps=quantize.observe_epochs * steps_per_epoch or math.inf,
+        batch_norm_steps=quantize.batch_norm_epochs * steps_per_epoch or math.inf,
+    )
+    prepare = jax.jit(preprocess(data.mean, data.std))
+
+    def batches() -> Iterator[np.ndarray]:
+        for images in data.calibration_batches(quantize.calibration_examples):
+            yield np.asarray(prepare(images))
+
+    try:
+        return ptq.prepare(
+            network,  # pyright: ignore[reportArgumentType]
+            config_lib.quantization_rules(config),
+            jax.device_get(variables),
+            batches,
+            architecture.image_shape(config),
+            settings,
+        )
+    except RuleError as error:
+        raise ConfigError(f"quantize: {error}.") from error
+    except CalibrationError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Parts:
@@ -610,10 +714,23 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         _step_config(config), num_classes, data.mean, data.std, streamed, False
     )
     pretrained = load_pretrained(config, data, num_classes, shared) if config.pretrained else None
+    if config_lib.is_quantized(config):
+        check_rules(config, num_classes)
+
+    def init() -> state.TrainState:
+        variables = pretrained.variables if pretrained else None
+        if config_lib.is_quantized(config):
+            variables = variables or init_variables(config, num_classes, shared)
+            variables, facts = quantize_variables(config, data, num_classes, variables)
+            if jax.process_index() == 0:
+                rundir.write_json(workdir / QUANTIZATION_FILE, facts)
+        return init_state(config, num_classes, shared, variables)
+
     costs = cost.totals(architecture.layer_costs(config, num_classes))
     every = config.eval.every_epochs
     return Parts(
-        init=lambda: init_state(config, num_classes, shared, pretrained),
+        init=init,
+        structure=lambda: state_structure(config, num_classes),
         train_step=train_step,
         eval_step=eval_step,
         train_batches=data.train_batches,
@@ -647,7 +764,8 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
 def count_steps(config: Config, examples: int) -> tuple[float, int]:
     """(steps an epoch, steps of the run) with `examples` in the train part."""
     steps_per_epoch = examples / config.train.global_batch_size
-    return steps_per_epoch, max(1, round(config.train.num_epochs * steps_per_epoch))
+    total = config.train.num_epochs * steps_per_epoch
+    return steps_per_epoch, max(1, round(total)) if total else 0
 
 
 def build_lanes(

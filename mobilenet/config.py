@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from mobilenet.quantize import rules
+
 # An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
 Config: TypeAlias = Any
 
@@ -95,6 +97,35 @@ def get_config(arg: str = "") -> Config:
     model.conv_form = "auto"  # auto, grouped, shifted: how convolutions are computed
     model.remat = False  # recompute blocks in the backward pass: less memory, more time
 
+    # Quantisation of the weights in `pretrained` (of initial ones without): before the first step,
+    # so that 0 epochs are post-training quantisation and more are quantisation-aware training.
+    config.quantize = quantize = ml_collections.ConfigDict()
+    quantize.weights = weights = ml_collections.ConfigDict()
+    weights.bits = 0  # 2..8; 0: float
+    weights.symmetric = True  # zero point 0, or an affine grid
+    weights.per_channel = True  # a grid for each output channel, or one for the tensor
+    weights.estimator = "min_max"  # of the range: min_max, percentile, mse
+    # In training: follow (the extremes at every step), fixed (as chosen before), lsq (learned).
+    weights.ranges = "follow"
+    quantize.activations = activations = ml_collections.ConfigDict()
+    activations.bits = 0  # 4..16; 0: float
+    activations.symmetric = False
+    activations.estimator = "min_max"  # min_max, moving_average, percentile, mse, kl
+    # In training: observe (moving average of extremes), fixed, lsq, lsq_plus, pact (learned).
+    activations.ranges = "observe"
+    # Rows (pattern of site names, changes), the first match counts: ("stem/.*", "bits=8").
+    quantize.rules = ()
+    quantize.calibration_examples = 512  # pictures of the train part, drawn by the seed
+    quantize.percentile = 99.99  # of the estimator of that name
+    quantize.fold = True  # batch normalisation into the weights, for good, when nothing is trained
+    quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
+    quantize.absorb_bias = False  # of equalised layers
+    quantize.correct_bias = "none"  # none, empirical, analytic
+    quantize.adaround_steps = 0  # of each layer's learned rounding; 0: to nearest
+    quantize.observe_epochs = 0.0  # of training in which ranges are observed; 0: all
+    quantize.batch_norm_epochs = 0.0  # of training with batch statistics, fixed after; 0: all
+    quantize.step_rate = 1.0  # learning rate of learned steps / the weights' they belong to
+
     config.data = data = ml_collections.ConfigDict()
     data.name = "digits"  # digits, folder, or the name of a TFDS data set
     data.data_dir = ""  # the folder, or TFDS's directory; "" is the per-user default
@@ -133,7 +164,8 @@ def get_config(arg: str = "") -> Config:
 
     config.train = train = ml_collections.ConfigDict()
     train.global_batch_size = 128  # pictures a step over all devices
-    train.num_epochs = 10.0  # passes over the train part; may be a fraction
+    # Passes over the train part; may be a fraction. 0 evaluates what the run starts from.
+    train.num_epochs = 10.0
     train.accumulation_steps = 1  # parts each device's batch is computed in
     train.label_smoothing = 0.0  # in [0, 1)
     # What makes a validation the best: top1, loss (of few pictures the less noisy one).
@@ -335,6 +367,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 LATER_KEYS = (
     "pretrained",
     "finetune.",
+    "quantize.",
     "model.output_stride",
     "train.best_by",
     "train.patience",
@@ -412,6 +445,13 @@ CHOICES = {
     "data.channels": (1, 3),
     "train.best_by": ("top1", "loss"),
     "finetune.batch_norm": ("adapt", "frozen"),
+    "quantize.weights.symmetric": (True, False),
+    "quantize.weights.per_channel": (True, False),
+    "quantize.activations.symmetric": (True, False),
+    "quantize.fold": (True, False),
+    "quantize.equalize": (True, False),
+    "quantize.absorb_bias": (True, False),
+    "quantize.correct_bias": ("none", "empirical", "analytic"),
     "optimizer.name": ("sgd", "rmsprop", "adamw"),
     "schedule.name": ("constant", "cosine", "exponential", "piecewise"),
 }
@@ -456,6 +496,12 @@ RANGES = {
     "train.patience": (0, math.inf),
     "train.ema_decay": (0, 1),
     "finetune.backbone_rate": (0, 1),
+    "quantize.calibration_examples": (1, math.inf),
+    "quantize.percentile": (50, 100),
+    "quantize.adaround_steps": (0, math.inf),
+    "quantize.observe_epochs": (0, math.inf),
+    "quantize.batch_norm_epochs": (0, math.inf),
+    "quantize.step_rate": (0, math.inf),
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.momentum": (0, 1),
     "optimizer.decay": (0, 1),
@@ -482,7 +528,7 @@ EXCLUSIVE = {
     "data.validation_fraction": "high",
     "data.test_fraction": "low",
     "data.crop_fraction": "low",
-    "train.num_epochs": "low",
+    "quantize.percentile": "low",
     "train.label_smoothing": "high",
     "train.ema_decay": "high",
     "optimizer.learning_rate": "low",
@@ -539,6 +585,7 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     _validate_batches(config, devices, processes)
     _validate_schedule(config)
     _validate_finetuning(config)
+    _validate_quantization(config)
 
 
 def _validate_model(model: Config) -> None:
@@ -726,6 +773,91 @@ def _validate_finetuning(config: Config) -> None:
         patience,
         "it counts validations, so eval.every_epochs must be above 0",
     )
+
+
+def is_quantized(config: Config) -> bool:
+    """Whether the network rounds anything: some bits are set, or a rule says so."""
+    quantize = config.quantize
+    return bool(quantize.weights.bits or quantize.activations.bits or quantize.rules)
+
+
+def quantization_rules(config: Config) -> rules.Rules:
+    """The rules of `config.quantize`.
+
+    Raises:
+      ConfigError: a value that is not allowed.
+    """
+    quantize = config.quantize
+    try:
+        return rules.parse(quantize.weights, quantize.activations, quantize.rules)
+    except rules.RuleError as error:
+        raise ConfigError(f"quantize: {error}.") from error
+
+
+# Keys of the quantize section that decide what a run starts from, and not what its step computes.
+PREPARATION = (
+    *("weights.bits", "weights.estimator", "activations.bits", "activations.estimator"),
+    *("calibration_examples", "percentile", "fold", "absorb_bias", "correct_bias"),
+    *("adaround_steps", "observe_epochs", "step_rate"),
+)
+
+
+def normalize_quantization(config: Config) -> None:
+    """Sets, in place, what a quantised network's steps do not depend on to fixed values."""
+    default = get_config().quantize
+    for key in PREPARATION:
+        value = default
+        for part in key.split("."):
+            value = value[part]
+        config.update_from_flattened_dict({f"quantize.{key}": value})
+    config.quantize.weights.bits = 8  # any: the network stays one that is quantised
+    # Whether it ends is the program's; when it does, a number.
+    config.quantize.batch_norm_epochs = float(config.quantize.batch_norm_epochs > 0)
+
+
+def _validate_quantization(config: Config) -> None:
+    quantize, model = config.quantize, config.model
+    quantization_rules(config)
+    _check(
+        config.train.num_epochs > 0 or bool(config.pretrained),
+        "train.num_epochs",
+        config.train.num_epochs,
+        "without training there must be weights to start from: set pretrained",
+    )
+    if not is_quantized(config):
+        for key in ("equalize", "adaround_steps"):
+            _check(
+                not quantize[key],
+                f"quantize.{key}",
+                quantize[key],
+                "nothing is quantised; set quantize.weights.bits",
+            )
+        return
+    _check(
+        model.name == "mobilenet_v2",
+        "model.name",
+        model.name,
+        "quantize knows mobilenet_v2 alone",
+    )
+    _check(
+        model.dtype == "float32",
+        "model.dtype",
+        model.dtype,
+        "a quantised network must compute in float32, which holds every code exactly",
+    )
+    _check(
+        not quantize.equalize or model.activation in ("relu", "relu6", "identity"),
+        "quantize.equalize",
+        True,
+        f"model.activation is {model.activation!r}, which does not scale with its input",
+    )
+    for key, needs in (("absorb_bias", "equalize"), ("equalize", "fold")):
+        _check(
+            not quantize[key] or quantize[needs],
+            f"quantize.{key}",
+            True,
+            f"it needs quantize.{needs}=True",
+        )
 
 
 def _validate_schedule(config: Config) -> None:

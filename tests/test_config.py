@@ -67,8 +67,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quantize.weights.bits": 9}, r"quantize.weights: bits is 9; it must be in 2..8 for weights"),
     ({"quantize.activations.bits": 3}, r"bits is 3; it must be in 4..16 for activations"),
     ({"quantize.weights.estimator": "kl"}, "allowed for weights are min_max, percentile, mse"),
-    ({"quantize.activations.update": "follow"}, "allowed for activations are observe, fixed"),
-    ({"quantize.activations.update": "lsq"}, "learns a symmetric grid; set symmetric=True"),
+    ({"quantize.activations.ranges": "follow"}, "allowed for activations are observe, fixed"),
+    ({"quantize.activations.ranges": "lsq"}, "learns a symmetric grid; set symmetric=True"),
     ({"quantize.rules": (("stem/.*", "bit=8"),)}, "the rule 'stem/.*' says 'bit=8'; it must be one"),
     ({"quantize.rules": (("stem(", "bits=8"),)}, r"the rule 'stem\(' is no regular expression"),
     ({"quantize.rules": (("stem",),)}, "it must be a pattern of site names and the changes"),
@@ -117,9 +117,9 @@ def test_every_key_is_checked_or_free():
         "augment.random_resized_crop", "augment.crop_scale", "augment.crop_ratio",
         "augment.horizontal_flip", "optimizer.nesterov", "optimizer.decay_depthwise",
         "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
-        "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.update",
+        "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.ranges",
         "quantize.activations.bits", "quantize.activations.estimator",
-        "quantize.activations.update", "quantize.rules",
+        "quantize.activations.ranges", "quantize.rules",
     }  # fmt: skip
     keys = {key for key, _ in config_lib.flatten(config_lib.get_config())}
     assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)

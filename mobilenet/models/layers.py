@@ -59,6 +59,10 @@ class Conv(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: Initializer = INITIALIZERS["he_fan_out"]
 
+    def prepare(self, kernel: Array) -> Array:
+        """The kernel that is used, from the parameter: for subclasses that round or mask it."""
+        return kernel
+
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
         in_features = 1 if self.depthwise else x.shape[-1]
@@ -68,7 +72,8 @@ class Conv(nn.Module):
                 f"{self.features}; set features to {x.shape[-1]}."
             )
         shape = (self.kernel_size, self.kernel_size, in_features, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.prepare(kernel).astype(self.dtype)
         apply = depthwise_conv if self.depthwise else conv
         y = apply(
             x.astype(self.dtype),
@@ -133,8 +138,8 @@ class SqueezeExcite(nn.Module):
     Attributes:
       squeeze_features: width of the layer between the two; the caller derives it from the ratio.
       gate: a key of `GATES`.
-      dense, point: constructors for the two dense layers, and for modules that the pooled mean, the
-        gate and the product go through (quantisers, say).
+      dense, point: constructors for the two dense layers, and for modules that each tensor on the
+        way goes through (quantisers, say).
     """
 
     squeeze_features: int
@@ -151,8 +156,9 @@ class SqueezeExcite(nn.Module):
         dense = functools.partial(
             self.dense, dtype=self.dtype, kernel_init=INITIALIZERS["lecun_fan_in"]
         )
-        hidden = dense(self.squeeze_features, name="reduce")(pooled)
-        logits = dense(x.shape[-1], name="expand")(jax.nn.relu(hidden))
+        hidden = jax.nn.relu(dense(self.squeeze_features, name="reduce")(pooled))
+        hidden = self.point(name="hidden")(hidden, train)
+        logits = self.point(name="scores")(dense(x.shape[-1], name="expand")(hidden), train)
         gate = self.point(name="gate")(GATES[self.gate](logits), train)
         return self.point(name="product")(x * gate[:, None, None, :], train)
 

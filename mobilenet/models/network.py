@@ -37,7 +37,7 @@ class Network(nn.Module):
         running statistics, and leaves them as they are.
       conv, norm, layer, dense: constructors to put in place of `Conv`, `BatchNorm`, `ConvBNAct` and
         `nn.Dense` (quantised ones, say). `point` is one for tensors that no layer ends in: the
-        input, sums, pooled and gated maps, each of which goes through a module of its own.
+        input, sums, pooled and gated maps, logits, each of which goes through a module of its own.
 
     `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
     features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
@@ -165,6 +165,7 @@ class Network(nn.Module):
                 kernel_init=normal(0.01),  # torchvision's classifier
                 name="classifier",
             )(x)
+            x = self.point(name="logits")(x, train)
         return (x, found) if endpoints else x
 
 

@@ -129,7 +129,10 @@ def _train(x: Array, scale: Array, bias: Array, rule: Rule) -> tuple[Array, Arra
 
 
 def _backward(
-    rule: Rule, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+    rule: Rule,
+    residuals: tuple[Array, ...],
+    cotangents: tuple[Array, Array, Array],
+    batch: Array | float = 1.0,
 ) -> tuple[Array, Array, Array]:
     """Gradient of (y, mean, var) with respect to (x, scale, bias).
 
@@ -142,6 +145,8 @@ def _backward(
     device's `x` moved the statistics of all. The gradients of scale and bias stay local sums, as
     automatic differentiation leaves them, for the training step to average. `sum g d` is taken as
     `sum g x - mean sum g`, which loses log10(|mean| / std) digits and saves writing `d`.
+
+    `batch` is 0 where the statistics did not come from `x`: then dx is its first term alone.
     """
     x, mean, var, scale, bias = residuals
     g, gmean, gvar = cotangents
@@ -154,13 +159,40 @@ def _backward(
     gsum = _sum(g)
     gdsum = _sum(g * wide) - mean * gsum
     shared = _pmean(jnp.stack([gsum, gdsum, gmean, gvar]), rule) / count
-    linear = 2 * shared[3] - multiplier * r * r * shared[1]
-    constant = shared[2] - multiplier * shared[0]
+    linear = batch * (2 * shared[3] - multiplier * r * r * shared[1])
+    constant = batch * (shared[2] - multiplier * shared[0])
     dx = multiplier * g + linear * (wide - mean) + constant
     return dx.astype(x.dtype), (gdsum * r).astype(scale.dtype), gsum.astype(bias.dtype)
 
 
 _train.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _train_until(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, fixed: Array, rule: Rule
+) -> tuple[Array, Array, Array]:
+    """As `_train`, with the given statistics instead of those of `x` where `fixed` holds."""
+    return _forward_until(x, scale, bias, mean, var, fixed, rule)[0]
+
+
+def _forward_until(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, fixed: Array, rule: Rule
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    mean, var = lax.cond(fixed, lambda: (mean, var), lambda: _statistics(x, rule))
+    y = _normalise(x, mean, var, scale, bias, rule)
+    return (y, mean, var), (x, mean, var, scale, bias, fixed)
+
+
+def _backward_until(
+    rule: Rule, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array | None, ...]:
+    *others, fixed = residuals
+    batch = 1.0 - fixed.astype(jnp.float32)
+    return *_backward(rule, tuple(others), cotangents, batch), None, None, None
+
+
+_train_until.defvjp(_forward_until, _backward_until)
 
 
 class BatchNorm(nn.Module):
@@ -191,13 +223,16 @@ class BatchNorm(nn.Module):
     bias_init: Callable[..., Any] = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b c"], use_running_average: bool) -> Float[Array, "*b c"]:
+    def __call__(
+        self, x: Float[Array, "*b c"], use_running_average: bool | Array
+    ) -> Float[Array, "*b c"]:
         """Normalises `x`, and updates the running statistics unless they are used.
 
         Args:
           x: [..., c] of any floating dtype.
           use_running_average: normalise by the stored statistics (evaluation) rather than by those
-            of `x` (training; `batch_stats` must then be mutable).
+            of `x` (training; `batch_stats` must then be mutable). A traced boolean decides while
+            the program runs: training that stops to update its statistics at some step.
 
         Returns:
           Same shape as `x`, in `self.dtype`.
@@ -218,11 +253,17 @@ class BatchNorm(nn.Module):
             None if self.is_initializing() else self.axis_name,
             None if groups is None else tuple(tuple(group) for group in groups),
         )
-        if use_running_average:
+
+        if isinstance(use_running_average, jax.Array):
+            parts = _train_until(x, scale, bias, mean.value, var.value, use_running_average, rule)
+            y, new_mean, new_var = cast(tuple[Array, Array, Array], parts)
+            keep = jnp.where(use_running_average, 1.0, self.momentum)
+        elif use_running_average:
             return _normalise(x, mean.value, var.value, scale, bias, rule)
-        y, batch_mean, batch_var = cast(tuple[Array, Array, Array], _train(x, scale, bias, rule))
+        else:
+            y, new_mean, new_var = cast(tuple[Array, Array, Array], _train(x, scale, bias, rule))
+            keep = self.momentum
         if not self.is_initializing():
-            old, new = self.momentum, 1 - self.momentum
-            mean.value = old * mean.value + new * lax.stop_gradient(batch_mean)
-            var.value = old * var.value + new * lax.stop_gradient(batch_var)
+            mean.value = keep * mean.value + (1 - keep) * lax.stop_gradient(new_mean)
+            var.value = keep * var.value + (1 - keep) * lax.stop_gradient(new_var)
         return y

@@ -1,8 +1,8 @@
 """Checkpoints with Orbax: asynchronous, newest and best kept, every byte verified on restore.
 
-A checkpoint is a directory of items (`params`, `batch_stats`, `ema`, `opt_state`, `meta`), each a
-nested dictionary of NumPy arrays, so that a notebook reads what it needs without devices, and a run
-on two devices continues on one.
+A checkpoint is a directory of items (`params`, `batch_stats`, `ema`, `opt_state`, `quant`, `meta`;
+empty ones are left out), each a nested dictionary of NumPy arrays, so that a notebook reads what it
+needs without devices, and a run on two devices continues on one.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mobilenet import rundir
-from mobilenet.train.state import TrainState, to_host
+from mobilenet.train.state import TrainState, evaluated, to_host
 
-ITEMS = ("params", "batch_stats", "ema", "opt_state")
+ITEMS = ("params", "batch_stats", "ema", "opt_state", "quant")
 SCHEMA = 1  # of the items above; raised when they change meaning
 
 log = logging.getLogger("mobilenet")
@@ -44,9 +44,8 @@ class Restored:
     @property
     def eval_variables(self) -> dict[str, Any]:
         """The variables to evaluate: the averaged ones when the run kept an average."""
-        if self.items["ema"]:
-            return dict(self.items["ema"])
-        return {"params": self.items["params"], "batch_stats": self.items["batch_stats"]}
+        items = self.items
+        return evaluated(items["params"], items["batch_stats"], items["ema"], items["quant"])
 
 
 def _digest(tree: Any) -> str:
@@ -236,7 +235,8 @@ class Checkpoints:
             )
         items = jax.tree.map(np.asarray, items)
         for name in ITEMS:
-            if _digest(items[name]) != meta["digests"][name]:
+            # Checkpoints from before quantisation have no digest of that.
+            if _digest(items[name]) != meta["digests"].get(name, _digest({})):
                 raise CheckpointError(
                     f"The checkpoint {path} is damaged: the bytes of its {name} do not match their "
                     "digest."

@@ -45,7 +45,9 @@ class Parts:
     """What a run consists of; `mobilenet.build` makes them from a configuration.
 
     Attributes:
-      init: () -> state at step 0; with lanes every leaf has a leading lane axis.
+      init: () -> state at step 0; with lanes every leaf has a leading lane axis. Only called when
+        there is no checkpoint.
+      structure: () -> shapes and dtypes of the state of one run.
       train_step, eval_step: mapped over devices (`mobilenet.train.steps`).
       train_batches: (start_step, num_steps) -> this process's share of each global batch, arrays
         [b, ...], or [lanes, b, ...].
@@ -67,6 +69,7 @@ class Parts:
     """
 
     init: Callable[[], TrainState]
+    structure: Callable[[], Any]
     train_step: Callable[..., Any]
     eval_step: Callable[..., Any]
     train_batches: Callable[[int, int], Batches]
@@ -346,7 +349,7 @@ def train_lanes(
             _Lane(index if parts.lanes else None, workdir, parts, facts, began, stack)
             for index, (workdir, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
         ]
-        state, start = _restore(parts.init(), lanes)
+        state, start = _restore(parts, lanes)
         state = steps.place(state)
         finished = [_finished(lane.workdir, start) for lane in lanes]
         if all(finished):
@@ -490,6 +493,10 @@ def train_lanes(
                         f"Interrupted by {signal.Signals(number).name}; step {step} of "
                         f"{parts.total_steps} is saved. The same command continues from there.",
                     )
+            if not parts.total_steps:  # what the run starts from is its result
+                host = to_host(state) if parts.lanes else state
+                for lane in alive():
+                    lane.checkpoints.save(lane.of(host))
             for lane in alive():
                 lane.checkpoints.wait()
         except (Interrupted, Stopped):
@@ -529,15 +536,15 @@ def _names(workdirs: Sequence[Path]) -> str:
     return f"{workdirs[0]}{more}"
 
 
-def _restore(state: TrainState, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
-    """The newest state that every lane has a whole checkpoint of, and its step.
+def _restore(parts: Parts, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
+    """The newest state that every lane has a whole checkpoint of, and its step, or a first state.
 
     Lanes save one after the other, so that a kill can leave some a checkpoint ahead: those go back
     to the step of the others, or all to the start if one of them keeps none of that step.
     """
     found = [lane.checkpoints.read_newest() for lane in lanes]
     if any(restored is None for restored in found):
-        return state, 0
+        return parts.init(), 0
     common = min(restored.step for restored in found if restored is not None)
     restored = []
     for lane, newest in zip(lanes, found, strict=True):
@@ -547,8 +554,8 @@ def _restore(state: TrainState, lanes: Sequence[_Lane]) -> tuple[TrainState, int
             restored.append(lane.checkpoints.read(common))
         else:
             log.warning("%s keeps no checkpoint of step %d; starting again.", lane.workdir, common)
-            return state, 0
-    states = [restore_state(r, lane.of(state)) for r, lane in zip(restored, lanes, strict=True)]
+            return parts.init(), 0
+    states = [restore_state(r, parts.structure()) for r in restored]
     if lanes[0].index is None:
         return states[0], common
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states), common

@@ -14,6 +14,7 @@ import optax
 
 Schedule = Callable[[int], float]
 CLASSIFIER = "classifier"  # the module whose learning rate is not scaled by `backbone_rate`
+QUANTIZER = ("step", "offset", "clip")  # parameters of quantisers, which have a rate of their own
 
 
 def decay_mask(params: Any, *, depthwise: bool) -> Any:
@@ -61,7 +62,10 @@ def _scale_by_learning_rate(frozen: Sequence[str]) -> optax.GradientTransformati
             module = str(getattr(path[0], "key", path[0])) if path else ""
             if module in frozen:
                 return jnp.zeros_like(update)  # weight decay and momentum do not move it either
-            return (rate if module == CLASSIFIER else backbone) * update
+            own = rate if module == CLASSIFIER else backbone
+            if str(getattr(path[-1], "key", path[-1])) in QUANTIZER:
+                own = own * extra.get("step_rate", 1.0)
+            return own * update
 
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
@@ -81,8 +85,9 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser whose `update` takes its numbers as keyword arguments.
 
-    They are `learning_rate`, `weight_decay`, and `backbone_rate`: the learning rate of everything
-    but the classifier, as a fraction of the classifier's (1 when left out).
+    They are `learning_rate`, `weight_decay`, `backbone_rate`: the learning rate of everything but
+    the classifier, as a fraction of the classifier's, and `step_rate`: that of quantisers' steps,
+    as a fraction of their module's (both 1 when left out).
 
     Args:
       name: "sgd": weight decay joins the gradient, momentum accumulates gradients, the rate scales

@@ -16,7 +16,8 @@ class TrainState:
       step: number of updates made, int32 scalar.
       params: float32 parameters.
       batch_stats: running BN statistics, float32.
-      opt_state: of the optimiser; masks and ranges of compression live there too.
+      quant: bits and ranges of a quantised network, float32; {} of others.
+      opt_state: of the optimiser; masks of compression live there too.
       ema: {"params", "batch_stats"} averaged over steps, or {} when off. The statistics are
         averaged with the weights: they belong to the weights that produced them.
     """
@@ -26,6 +27,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
+    quant: Any = flax.struct.field(default_factory=dict)
 
     if TYPE_CHECKING:  # what the decorator adds
 
@@ -34,9 +36,14 @@ class TrainState:
     @property
     def eval_variables(self) -> dict[str, Any]:
         """The variables that are evaluated and exported: the averaged ones when there are any."""
-        if self.ema:
-            return dict(self.ema)
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return evaluated(self.params, self.batch_stats, self.ema, self.quant)
+
+
+def evaluated(params: Any, batch_stats: Any, ema: Any, quant: Any) -> dict[str, Any]:
+    """The variables to evaluate, of the parts of a state: the averaged ones when there are any."""
+    variables = dict(ema) if ema else {"params": params, "batch_stats": batch_stats}
+    # Ranges are averages already, and belong to the activations of now.
+    return {**variables, "quant": quant} if quant else variables
 
 
 def to_host(tree: Any) -> Any:
@@ -61,4 +68,5 @@ def create(variables: Any, optimizer: Any, *, ema: bool) -> TrainState:
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema=average,
+        quant=variables.get("quant", {}),
     )

@@ -54,12 +54,12 @@ def make_train_step(
 
     The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]; `hyper`
     the scalars `seed` (uint32), `learning_rate`, `weight_decay`, `backbone_rate`,
-    `label_smoothing`, `ema_decay`.
+    `step_rate`, `label_smoothing`, `ema_decay`.
     It returns the new state and metrics as (sum, count) over all devices.
     """
 
     def part_loss(
-        params: Any, batch_stats: Any, batch: Batch, hyper: Hyper
+        params: Any, collections: Any, batch: Batch, hyper: Hyper
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         seed = jax.random.key(hyper["seed"])
         keys = [
@@ -68,39 +68,41 @@ def make_train_step(
         ]
         images, targets = augment(keys[0], batch["image"], batch["label"], num_classes)
         logits, updated = apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": params, **collections},
             images,
             True,
             dropout_keys=keys[1],
-            mutable=["batch_stats"],
+            mutable=list(collections),
         )
         values = loss(logits, losses.smooth(targets, hyper["label_smoothing"]))
         correct = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
         sums = jnp.stack([values.sum(), correct.sum().astype(jnp.float32)])
-        return values.mean(), (updated.get("batch_stats", batch_stats), sums)
+        return values.mean(), ({**collections, **updated}, sums)
 
     gradient = jax.grad(part_loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Any]]:
+        collections = {"batch_stats": state.batch_stats, "quant": state.quant}
         if accumulation_steps == 1:
-            grads, (batch_stats, sums) = gradient(state.params, state.batch_stats, batch, hyper)
+            grads, (collections, sums) = gradient(state.params, collections, batch, hyper)
         else:
 
             def accumulate(carry: Any, part: Batch) -> tuple[Any, None]:
-                grads, batch_stats, sums = carry
-                new, (batch_stats, part_sums) = gradient(state.params, batch_stats, part, hyper)
-                return (jax.tree.map(jnp.add, grads, new), batch_stats, sums + part_sums), None
+                grads, collections, sums = carry
+                new, (collections, part_sums) = gradient(state.params, collections, part, hyper)
+                return (jax.tree.map(jnp.add, grads, new), collections, sums + part_sums), None
 
             parts = {
                 name: value.reshape(accumulation_steps, -1, *value.shape[1:])
                 for name, value in batch.items()
             }
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            carry = (zeros, state.batch_stats, jnp.zeros(2))
-            (grads, batch_stats, sums), _ = lax.scan(accumulate, carry, parts)
+            carry = (zeros, collections, jnp.zeros(2))
+            (grads, collections, sums), _ = lax.scan(accumulate, carry, parts)
             grads = jax.tree.map(lambda g: g / accumulation_steps, grads)
 
         grads = _mean(grads)
+        batch_stats, quant = collections["batch_stats"], collections["quant"]
         if average_batch_stats:
             batch_stats = _mean(batch_stats)
         sums = lax.psum(sums, AXIS)
@@ -113,6 +115,7 @@ def make_train_step(
             learning_rate=hyper["learning_rate"],
             weight_decay=hyper["weight_decay"],
             backbone_rate=hyper["backbone_rate"],
+            step_rate=hyper["step_rate"],
         )
         params = optax.apply_updates(state.params, updates)
         average = state.ema
@@ -131,6 +134,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=average,
+            quant=quant,
         )
         one = jnp.float32(1.0)
         return new_state, {

@@ -23,6 +23,7 @@ HYPER = {
     "learning_rate": np.float32(0.1),
     "weight_decay": np.float32(1e-3),
     "backbone_rate": np.float32(1.0),
+    "step_rate": np.float32(1.0),
     "label_smoothing": np.float32(0.1),
     "ema_decay": np.float32(0.9),
 }

@@ -1,0 +1,238 @@
+"""From a float network's variables and some pictures to bits, ranges and first steps."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mobilenet.models.network import Network
+from mobilenet.quantize import numerics, observers
+from mobilenet.quantize.layers import QUANT, SEEN, weight_grid
+from mobilenet.quantize.rules import WEIGHTS, Rule, kind
+
+Path = tuple[str, ...]
+LEARNED = ("step", "offset", "clip")  # parameters of a quantiser
+
+log = logging.getLogger("mobilenet")
+
+
+class CalibrationError(ValueError):
+    """Pictures or weights that no range can be taken from; the message says where."""
+
+
+def flatten(tree: Any) -> dict[Path, Any]:
+    """Path of a leaf -> leaf, of a tree of mappings."""
+    return flax.traverse_util.flatten_dict(dict(tree))  # pyright: ignore[reportReturnType]
+
+
+def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
+    """The tree of mappings that `flatten` made this of."""
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def structure(network: Network, image_shape: tuple[int, int, int]) -> dict[str, dict[Path, Any]]:
+    """Collection -> path of a leaf -> its shape and dtype, for pictures of that shape."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(lambda key, x: network.init(key, x), jax.random.key(0), image)
+    return {name: flatten(tree) for name, tree in shapes.items()}
+
+
+def without_bits(quant: Any) -> Any:
+    """The collection with every site at 0 bits: the network computes in float."""
+    flat = flatten(quant)
+    return nest({p: np.float32(0) if p[-1] == "bits" else leaf for p, leaf in flat.items()})
+
+
+def empty(shapes: Mapping[Path, Any]) -> Any:
+    """A `quant` collection of zeros: every site in float."""
+    return nest({path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()})
+
+
+def observe(
+    network: Network, variables: Mapping[str, Any], batches: Iterable[np.ndarray]
+) -> dict[str, observers.Observer]:
+    """What every tensor of the float network holds on some pictures.
+
+    Args:
+      network: quantised (`layers.quantize_network`).
+      variables: with a `quant` collection, whose bits do not count.
+      batches: normalised pictures, float32 [B, H, W, C]; the last may be smaller.
+
+    Returns:
+      Site -> observer, of activations.
+
+    Raises:
+      CalibrationError: no pictures, or a tensor with NaN or infinity.
+    """
+    variables = {**variables, QUANT: without_bits(variables[QUANT])}
+
+    @jax.jit
+    def see(images: jax.Array) -> Any:
+        _, found = network.apply(variables, images, False, mutable=[SEEN])
+        return found[SEEN]
+
+    found: dict[str, observers.Observer] = {}
+    for images in batches:
+        seen = flax.traverse_util.flatten_dict(dict(see(jnp.asarray(images))))
+        for path, value in seen.items():
+            site = "/".join(path[:-1])
+            if kind(site) == WEIGHTS:
+                continue
+            try:
+                found.setdefault(site, observers.Observer()).update(np.asarray(value))
+            except observers.NotFinite as error:
+                raise CalibrationError(
+                    f"The tensor at {site} cannot be calibrated: {error}; the float network "
+                    "diverged or its checkpoint is damaged, evaluate it first."
+                ) from error
+    if not found:
+        raise CalibrationError(
+            "There are no pictures to calibrate with; set quantize.calibration_examples to at "
+            "least 1."
+        )
+    return found
+
+
+def fold_factors(variables: Mapping[str, Any], epsilon: float) -> dict[Path, np.ndarray]:
+    """Path of a convolution's kernel -> what normalisation multiplies its channels by, [C]."""
+    params = flatten(variables["params"])
+    stats = flatten(variables["batch_stats"])
+    return {
+        (*path[:-2], "conv", "kernel"): np.asarray(leaf, np.float32)
+        / np.sqrt(np.asarray(stats[(*path[:-1], "var")], np.float32) + np.float32(epsilon))
+        for path, leaf in params.items()
+        if path[-2:] == ("bn", "scale")
+    }
+
+
+def folded_kernels(variables: Mapping[str, Any], epsilon: float) -> dict[str, np.ndarray]:
+    """Site of weights -> the kernel that is rounded there, with normalisation folded in."""
+    factors = fold_factors(variables, epsilon)
+    params = flatten(variables["params"])
+    return {
+        "/".join((*path[:-1], WEIGHTS)): np.asarray(leaf, np.float32) * factors.get(path, 1.0)
+        for path, leaf in params.items()
+        if path[-1] == "kernel"
+    }
+
+
+def weight_grids(
+    variables: Mapping[str, Any], rules: Mapping[str, Rule], epsilon: float
+) -> dict[str, tuple[np.ndarray, numerics.Grid]]:
+    """Site of weights -> its folded kernel and its grid, of every site that is rounded."""
+    quant = flatten(variables[QUANT])
+    params = flatten(variables["params"])
+    found = {}
+    for site, kernel in folded_kernels(variables, epsilon).items():
+        path = tuple(site.split("/"))
+        bits = float(quant[(*path, "bits")])
+        if bits:
+            low, high = (quant.get((*path, name)) for name in ("low", "high"))
+            step = params.get((*path, "step"))
+            grid = weight_grid(jnp.asarray(kernel), bits, rules[site], low, high, step)
+            found[site] = kernel, grid
+    return found
+
+
+def start(
+    shapes: Mapping[str, Mapping[Path, Any]],
+    variables: Mapping[str, Any],
+    found: Mapping[str, observers.Observer],
+    rules: Mapping[str, Rule],
+    *,
+    epsilon: float,
+    percentile: float = 99.99,
+    counters: Mapping[str, float],
+) -> dict[str, Any]:
+    """Variables of the quantised network: ranges and steps that follow from what was observed.
+
+    Args:
+      shapes: of the quantised network (`structure`).
+      variables: `params` and `batch_stats` of the float network.
+      found: from `observe`.
+      rules: site -> rule (`rules.resolve`).
+      epsilon: of batch normalisation.
+      percentile: of the estimator of that name.
+      counters: "observe" and "batch_norm": training steps in which ranges of activations move, and
+        in which a batch normalises itself.
+
+    Returns:
+      `params`, `batch_stats` and `quant`. A step starts at the scale of its range (Bhalgat et al.
+      2020, section 3.2, do so with the range of least squared error).
+
+    Raises:
+      CalibrationError: a kernel with NaN or infinity.
+    """
+    kernels = folded_kernels(variables, epsilon)
+    ranges: dict[str, tuple[Any, Any]] = {}
+    for site, rule in rules.items():
+        bits = rule.bits or 8  # bits may be raised from 0 later
+        try:
+            if kind(site) == WEIGHTS:
+                ranges[site] = observers.weight_range(
+                    kernels[site],
+                    bits,
+                    per_channel=rule.per_channel,
+                    symmetric=rule.symmetric,
+                    estimator=rule.estimator,
+                    percentile=percentile,
+                )
+            else:
+                ranges[site] = found[site].range(
+                    rule.estimator, bits, symmetric=rule.symmetric, percentile=percentile
+                )
+        except observers.NotFinite as error:
+            raise CalibrationError(f"The tensor at {site} has no range: {error}.") from error
+        if np.any(np.equal(*ranges[site])) and rule.bits:
+            dead = int(np.sum(np.equal(*ranges[site])))
+            log.warning("%s: %d of its channels or numbers are constant.", site, dead)
+
+    def leaf(path: Path, shape: Any) -> np.ndarray:
+        site, name = "/".join(path[:-1]), path[-1]
+        if name in counters:
+            return np.asarray(counters[name], np.float32)
+        low, high = ranges[site]
+        if name in LEARNED:
+            rule = rules[site]
+            weights = kind(site) == WEIGHTS
+            grid = numerics.make_grid(
+                low,
+                high,
+                rule.bits or 8,
+                symmetric=rule.symmetric,
+                signed=weights or bool(low < 0) or not rule.symmetric,
+                narrow=weights and rule.symmetric,
+            )
+            value = {"step": grid.scale, "offset": np.minimum(low, 0.0), "clip": high}[name]
+        else:
+            value = {"bits": rules[site].bits, "low": low, "high": high}[name]
+        return np.broadcast_to(np.asarray(value, np.float32), shape.shape).copy()
+
+    quant = {path: leaf(path, shape) for path, shape in shapes[QUANT].items()}
+    params = flatten(variables["params"])
+    for path, shape in shapes["params"].items():
+        if path not in params:
+            params[path] = leaf(path, shape)
+    return {
+        "params": nest(params),
+        "batch_stats": variables["batch_stats"],
+        QUANT: nest(quant),
+    }
+
+
+def with_bits(quant: Any, bits: Callable[[str], int | None]) -> Any:
+    """The collection with other bits: what `bits` says of a site, or as it was where that is None.
+
+    The ranges stay, so estimators that depend on the bits should see the new ones beforehand.
+    """
+    flat = flatten(quant)
+    for path in flat:
+        if path[-1] == "bits":
+            chosen = bits("/".join(path[:-1]))
+            if chosen is not None:
+                flat[path] = np.float32(chosen)
+    return nest(flat)

@@ -1,0 +1,266 @@
+"""Quantised versions of the layers, injected into a network in place of the float ones.
+
+Parameters and statistics keep the names and shapes of the float layers, so a float checkpoint is a
+quantised one without ranges. Ranges, bits and counters are in the collection `quant`, learned steps
+among the parameters.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jaxtyping import Array, Float
+
+from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef
+from mobilenet.models.network import Network
+from mobilenet.quantize import numerics
+from mobilenet.quantize.rules import Rule, Rules
+
+QUANT = "quant"  # the collection of bits, ranges and counters
+# Collections that a caller makes mutable to see inside: what a quantiser got, what went into a
+# convolution or dense layer, and what came out of it before normalisation and bias.
+SEEN, INPUTS, PRODUCTS = "seen", "inputs", "products"
+# Weight of the old range in the moving average of training (Jacob et al. 2017, section 3.1: close
+# to 1, averaged over thousands of steps; a fine-tuning of hundreds needs it shorter).
+MOMENTUM = 0.99
+
+
+def _record(module: nn.Module, collection: str, x: Array) -> None:
+    if module.is_mutable_collection(collection):
+        module.put_variable(collection, "value", x)
+
+
+class Quantizer(nn.Module):
+    """Rounds one tensor to its grid.
+
+    Variables in `quant`: `bits` [] (0: the tensor stays as it is), and unless they follow the
+    weights, `low` and `high`, [] or [C]; of observed activations also `observe` [], the number of
+    training steps in which the range still moves, infinite for all. A learned step is the parameter
+    `step`, with `offset` (lsq_plus) beside or `clip` (pact) instead of it. They start at values of
+    no meaning: `mobilenet.quantize.calibration` sets them.
+
+    Attributes:
+      rules: of the network; the path of the module is its site.
+      axis_name: mapped axis over which extremes are taken in training.
+    """
+
+    rules: Rules
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        rule = self.rules.find("/".join(self.path))
+        _record(self, SEEN, x)
+        x = jnp.asarray(x)
+        bits = self.variable(QUANT, "bits", jnp.zeros, (), jnp.float32).value
+        if self.path[-1] == "weights":
+            y = self._weights(x, bits, rule)
+        else:
+            y = self._activations(x, bits, rule, train)
+        return jnp.where(bits > 0, y, x)
+
+    def _range(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        return (
+            self.variable(QUANT, "low", jnp.zeros, shape, jnp.float32),
+            self.variable(QUANT, "high", jnp.zeros, shape, jnp.float32),
+        )
+
+    def _weights(self, x: Array, bits: Array, rule: Rule) -> Array:
+        shape = x.shape[-1:] if rule.per_channel else ()
+        if rule.ranges == "lsq":
+            step = self.param("step", nn.initializers.ones, shape, jnp.float32)
+            return numerics.learned_step(x, step, bits, signed=True, narrow=True)
+        ends = (None, None)
+        if rule.ranges == "fixed":
+            ends = [end.value for end in self._range(shape)]
+        return numerics.fake_quantize(x, weight_grid(x, bits, rule, *ends))
+
+    def _activations(self, x: Array, bits: Array, rule: Rule, train: bool) -> Array:
+        low, high = self._range(())
+        # Where nothing is below 0 a symmetric grid has no use for negative codes.
+        signed = (low.value < 0) | (not rule.symmetric)
+        if rule.ranges in ("lsq", "lsq_plus"):
+            step = self.param("step", nn.initializers.ones, (), jnp.float32)
+            offset = None
+            if rule.ranges == "lsq_plus":
+                offset = self.param("offset", nn.initializers.zeros, (), jnp.float32)
+            return numerics.learned_step(x, step, bits, signed=signed, offset=offset)
+        if rule.ranges == "pact":
+            clip = self.param("clip", nn.initializers.ones, (), jnp.float32)
+            grid = _grid(low.value, high.value, bits, rule, signed)
+            # A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
+            learned = numerics.learned_clip(x, clip, bits)
+            return jnp.where(low.value < 0, numerics.fake_quantize(x, grid), learned)
+        if rule.ranges == "observe":
+            self._observe(x, low, high, train)
+        return numerics.fake_quantize(x, _grid(low.value, high.value, bits, rule, signed))
+
+    def _observe(self, x: Array, low: Any, high: Any, train: bool) -> None:
+        left = self.variable(QUANT, "observe", jnp.zeros, (), jnp.float32)
+        if not train or self.is_initializing():
+            return
+
+        def look() -> tuple[Array, Array]:
+            ends = [lax.stop_gradient(f(x)).astype(jnp.float32) for f in (jnp.min, jnp.max)]
+            if self.axis_name is not None:
+                ends = [lax.pmin(ends[0], self.axis_name), lax.pmax(ends[1], self.axis_name)]
+            return (
+                MOMENTUM * low.value + (1 - MOMENTUM) * ends[0],
+                MOMENTUM * high.value + (1 - MOMENTUM) * ends[1],
+            )
+
+        # A conditional, so that the passes over the tensor end with the observation.
+        low.value, high.value = lax.cond(left.value > 0, look, lambda: (low.value, high.value))
+        left.value = left.value - 1
+
+
+def _grid(low: Array, high: Array, bits: Array, rule: Rule, signed: Array | bool) -> numerics.Grid:
+    return numerics.make_grid(low, high, bits, symmetric=rule.symmetric, signed=signed)
+
+
+def weight_grid(
+    kernel: Any, bits: Any, rule: Rule, low: Any = None, high: Any = None, step: Any = None
+) -> numerics.Grid:
+    """The grid of a kernel [..., C], per tensor or for each channel.
+
+    Args:
+      kernel: with normalisation folded in.
+      bits, rule: of the site.
+      low, high: the fixed range; None follows the kernel's extremes.
+      step: the learned step, for `lsq`.
+    """
+    if rule.ranges == "lsq":
+        limits = numerics.code_limits(bits, signed=True, narrow=True)
+        return numerics.Grid(jnp.abs(step), jnp.zeros_like(step), *limits)
+    if low is None:
+        axes = tuple(range(kernel.ndim - 1)) if rule.per_channel else None
+        low, high = (lax.stop_gradient(f(kernel, axis=axes)) for f in (jnp.min, jnp.max))
+    return numerics.make_grid(low, high, bits, symmetric=rule.symmetric, narrow=rule.symmetric)
+
+
+class QuantizedConv(Conv):
+    """A convolution whose kernel is rounded with the batch normalisation behind it folded in.
+
+    Attributes:
+      quantizer: constructor of a `Quantizer`; the site is `weights`.
+      fold: factor of each output channel that normalisation is going to apply, [features]; it is
+        taken out again behind the rounding, so that the layer computes what `Conv` does.
+    """
+
+    quantizer: ModuleDef = Quantizer
+    fold: Any = None
+
+    def prepare(self, kernel: Array) -> Array:
+        """The kernel that is used, from the parameter."""
+        quantizer = self.quantizer(name="weights")
+        if self.fold is None:
+            return quantizer(kernel)
+        return quantizer(kernel * self.fold) / self.fold
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        _record(self, INPUTS, x)
+        y = super().__call__(x)
+        _record(self, PRODUCTS, y)
+        return y
+
+
+class QuantizedConvBNAct(ConvBNAct):
+    """Convolution, batch normalisation and activation as the one operation of an integer runtime.
+
+    What is rounded is the kernel with the normalisation folded in (Krishnamoorthi 2018, section
+    3.2.2) by its running statistics, so that a grid of the training is that of the deployed model.
+    In training, the batch normalises what the rounded kernel gives; `quant` holds the number of
+    training steps in which it does, `batch_norm` [], after which the running statistics do.
+
+    Attributes besides those of `ConvBNAct`:
+      quantizer: constructor of a `Quantizer`; the output's site is `output`.
+      batch_norm_ends: whether batch statistics ever end; no counter is kept otherwise.
+    """
+
+    quantizer: ModuleDef = Quantizer
+    batch_norm_ends: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
+        norm = self.norm(activation=self.activation, name="bn")
+        dilation = {"dilation": self.dilation} if self.dilation > 1 else {}
+        conv = self.conv(
+            features=self.features,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            depthwise=self.depthwise,
+            fold=None if self.is_initializing() else self._fold(norm.epsilon),
+            name="conv",
+            **dilation,
+        )
+        running: Any = not train
+        if self.batch_norm_ends:
+            left = self.variable(QUANT, "batch_norm", jnp.zeros, (), jnp.float32)
+            if train and not self.is_initializing():
+                running = left.value <= 0
+                left.value = left.value - 1
+        y = norm(conv(x), use_running_average=running)
+        return self.quantizer(name="output")(y, train)
+
+    def _fold(self, epsilon: float) -> Array:
+        """What normalisation multiplies each channel by; 1 where that is too small to divide by."""
+        scale = self.variables["params"]["bn"]["scale"]
+        factor = scale * lax.rsqrt(self.variables["batch_stats"]["bn"]["var"] + epsilon)
+        return lax.stop_gradient(jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0))
+
+
+class QuantizedDense(nn.Dense):
+    """A dense layer whose kernel is rounded; its output is rounded by the network, behind it.
+
+    Attributes:
+      quantizer: constructor of a `Quantizer`; the site is `weights`.
+    """
+
+    quantizer: ModuleDef = Quantizer
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*b C"]) -> Float[Array, "*b F"]:
+        _record(self, INPUTS, inputs)
+        kernel = self.param(
+            "kernel", self.kernel_init, (inputs.shape[-1], self.features), self.param_dtype
+        )
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        kernel = self.quantizer(name="weights")(kernel)
+        x, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        y = jnp.matmul(x, kernel)
+        _record(self, PRODUCTS, y)
+        return y + bias
+
+
+def quantize_network(network: Network, rules: Rules, *, batch_norm_ends: bool = False) -> Network:
+    """The same network with every layer and tensor rounded as the rules say.
+
+    Args:
+      network: with float layers.
+      rules: their structure alone counts (`Rules.structure`); bits are data of the variables.
+      batch_norm_ends: see `QuantizedConvBNAct`.
+    """
+    quantizer = functools.partial(Quantizer, rules=rules.structure, axis_name=network.bn_axis_name)
+    return network.clone(
+        conv=functools.partial(QuantizedConv, quantizer=quantizer),
+        layer=functools.partial(
+            QuantizedConvBNAct, quantizer=quantizer, batch_norm_ends=batch_norm_ends
+        ),
+        dense=functools.partial(QuantizedDense, quantizer=quantizer),
+        point=quantizer,
+    )
+
+
+def sites(quant: Any) -> list[str]:
+    """Names of the sites in a `quant` collection, sorted."""
+    found = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(quant):
+        names = [str(getattr(key, "key", key)) for key in path]
+        if names[-1] == "bits":
+            found.add("/".join(names[:-1]))
+    return sorted(found)

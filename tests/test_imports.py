@@ -37,6 +37,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.architecture", "mobilenet.build", "mobilenet.config", "mobilenet.inference",
         "mobilenet.models", "mobilenet.rundir", "mobilenet.train",
     ),
+    "mobilenet/quantization.py": (
+        "mobilenet.architecture", "mobilenet.build", "mobilenet.config", "mobilenet.quantize",
+        "mobilenet.models",
+    ),
     "mobilenet/runtime.py": (),
     "mobilenet/experiment.py": ("mobilenet.config",),
     "mobilenet/reproduction.py": (
@@ -66,6 +70,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.data", "mobilenet.models", "mobilenet.analysis", "mobilenet.benchmark",
         "mobilenet.runtime", "mobilenet.rundir", "mobilenet.rows", "mobilenet.sweep",
         "mobilenet.experiment", "mobilenet.reproduction", "mobilenet.conversion",
+        "mobilenet.quantization",
     ),
     "mobilenet/__main__.py": ("mobilenet.cli",),
     "mobilenet/__init__.py": (),

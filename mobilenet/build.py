@@ -22,7 +22,7 @@ from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
 from mobilenet.models.network import Network
-from mobilenet.quantize import layers, ptq
+from mobilenet.quantize import layers, precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.rules import RuleError, resolve
 from mobilenet.train import optim, state, steps
@@ -178,14 +178,20 @@ class Data:
     def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
         """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
 
+        They are of the data set's train part, or of `quantize.calibration_dir`.
+
         Args:
           examples: how many, drawn by the run's seed; all when there are fewer.
         """
-        config, source = self.config, self.dataset.splits["train"]
+        config, folder = self.config, self.config.quantize.calibration_dir
+        if folder:
+            dataset = datasets.open_dataset("folder", data_dir=folder, validation_fraction=0.0)
+            source = loaded = dataset.splits["train"]
+        else:
+            source, loaded = self.dataset.splits["train"], self.load("train")
         order = np.random.default_rng([config.seed, CALIBRATION_STREAM]).permutation(len(source))
         chosen = np.sort(order[:examples])
         size = max(1, min(len(chosen), CALIBRATION_PIXELS // config.data.image_size**2))
-        loaded = self.load("train")
         if isinstance(loaded, memory.Arrays):
             for begin in range(0, len(chosen), size):
                 yield loaded.image[chosen[begin : begin + size]]
@@ -585,7 +591,7 @@ def load_pretrained(
     config: Config, data: Data, num_classes: int, shared: Shared | None = None
 ) -> transfer.Pretrained:
     """The float variables that a run starts from, of the weights that `config.pretrained` names."""
-    names = data.dataset.class_names
+    names = data.class_names
     return transfer.start_from(
         Path(config.pretrained),
         jax.device_get(init_variables(config, num_classes, shared)),
@@ -689,15 +695,17 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     shared = shared or Shared()
     devices = jax.device_count()
     config_lib.validate(config, devices=devices, processes=jax.process_count())
-    data = build_data(config, workdir, shared)
-    num_classes = resolve_classes(config, data.dataset.num_classes)
+    if not config.train.num_epochs and jax.process_index() == 0:
+        _keep_classes(workdir, Path(config.pretrained))
+    data = build_data(config, workdir, shared, match_classes=not config.train.num_epochs)
+    num_classes = resolve_classes(config, len(data.class_names))
     if num_classes == 0:
         raise ConfigError(
             "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
             "out (None) for the data set's classes."
         )
     examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
-    if batch_size > examples:
+    if batch_size > examples and config.train.num_epochs:
         raise ConfigError(
             f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
             f"has {examples} examples; it must be at most that."
@@ -723,6 +731,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
             variables = variables or init_variables(config, num_classes, shared)
             variables, facts = quantize_variables(config, data, num_classes, variables)
             if jax.process_index() == 0:
+                facts |= dataclasses.asdict(precision.sizes(variables))
                 rundir.write_json(workdir / QUANTIZATION_FILE, facts)
         return init_state(config, num_classes, shared, variables)
 
@@ -761,9 +770,16 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     )
 
 
+def _keep_classes(workdir: Path, pretrained: Path) -> None:
+    """Without training a classifier keeps its classes, whatever pictures it is measured on."""
+    stored = read_stored(pretrained)
+    if stored is not None and read_stored(workdir) is None:
+        rundir.write_json(workdir / DATA_FILE, stored)
+
+
 def count_steps(config: Config, examples: int) -> tuple[float, int]:
     """(steps an epoch, steps of the run) with `examples` in the train part."""
-    steps_per_epoch = examples / config.train.global_batch_size
+    steps_per_epoch = max(1, examples) / config.train.global_batch_size
     total = config.train.num_epochs * steps_per_epoch
     return steps_per_epoch, max(1, round(total)) if total else 0
 

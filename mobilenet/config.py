@@ -116,6 +116,8 @@ def get_config(arg: str = "") -> Config:
     # Rows (pattern of site names, changes), the first match counts: ("stem/.*", "bits=8").
     quantize.rules = ()
     quantize.calibration_examples = 512  # pictures of the train part, drawn by the seed
+    # A folder of any pictures to calibrate with instead, where the training data is not at hand.
+    quantize.calibration_dir = ""
     quantize.percentile = 99.99  # of the estimator of that name
     quantize.fold = True  # batch normalisation into the weights, for good, when nothing is trained
     quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
@@ -797,7 +799,14 @@ def quantization_rules(config: Config) -> rules.Rules:
 # Keys of the quantize section that decide what a run starts from, and not what its step computes.
 PREPARATION = (
     *("weights.bits", "weights.estimator", "activations.bits", "activations.estimator"),
-    *("calibration_examples", "percentile", "fold", "absorb_bias", "correct_bias"),
+    *(
+        "calibration_examples",
+        "calibration_dir",
+        "percentile",
+        "fold",
+        "absorb_bias",
+        "correct_bias",
+    ),
     *("adaround_steps", "observe_epochs", "step_rate"),
 )
 

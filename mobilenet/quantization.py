@@ -44,48 +44,14 @@ class Loss:
 FIELDS = tuple(field.name for field in dataclasses.fields(Loss))
 
 
-def kernel_sizes(variables: Mapping[str, Any]) -> dict[str, int]:
-    """Site of weights -> numbers in its kernel, of a quantised network's variables."""
-    params = calibration.flatten(variables["params"])
-    return {
-        "/".join((*path[:-1], WEIGHTS)): int(np.size(leaf))
-        for path, leaf in params.items()
-        if path[-1] == "kernel"
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What kernels take.
-
-    Attributes:
-      float_bytes: in float32.
-      bytes: at their bits, without scales and biases.
-      mean_bits: of a weight.
-    """
-
-    float_bytes: int
-    bytes: float
-    mean_bits: float
-
-
-def sizes(variables: Mapping[str, Any]) -> Sizes:
-    """Sizes of a quantised network's kernels."""
-    quant = calibration.flatten(variables[layers.QUANT])
-    numbers = kernel_sizes(variables)
-    bits = {site: int(quant[(*site.split("/"), "bits")]) for site in numbers}
-    total, count = precision.weight_bits(numbers, bits), sum(numbers.values())
-    return Sizes(4 * count, total / 8, total / count)
-
-
 def in_order(sites: Sequence[str], network: Network) -> list[str]:
     """Sites in the order in which the network computes them."""
     modules = ("input", *network.modules[:-1], "pooled", network.modules[-1], "logits")
     inner = ("expand", "expanded_sum", "depthwise", "se", "project", "shortcut", "sum")
 
     def rank(site: str) -> tuple[int, int, str]:
-        first, *rest = site.split("/")
-        return modules.index(first), *(inner.index(n) for n in rest[:1] if n in inner), site
+        first, second, *_ = (*site.split("/"), "")
+        return modules.index(first), inner.index(second) if second in inner else 0, site
 
     return sorted(sites, key=rank)
 
@@ -140,7 +106,7 @@ def sensitivity(
 
     wanted = probabilities(quant)
     found = []
-    numbers = kernel_sizes(variables)
+    numbers = precision.kernel_sizes(variables)
     sites = [site for site in in_order(layers.sites(quant), model) if kind(site) == which]
     for index, site in enumerate(sites):
         for count in bits:

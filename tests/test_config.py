@@ -119,7 +119,7 @@ def test_every_key_is_checked_or_free():
         "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
         "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.ranges",
         "quantize.activations.bits", "quantize.activations.estimator",
-        "quantize.activations.ranges", "quantize.rules",
+        "quantize.activations.ranges", "quantize.rules", "quantize.calibration_dir",
     }  # fmt: skip
     keys = {key for key, _ in config_lib.flatten(config_lib.get_config())}
     assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)

@@ -104,7 +104,7 @@ def _quantize(
     config_lib.validate(config)
     common.apply_cpu_devices(values)
 
-    from mobilenet import build, inference, quantization, runtime
+    from mobilenet import build, runtime
     from mobilenet.train import loop
 
     runtime.cache_compilations()
@@ -118,11 +118,10 @@ def _quantize(
             summary = loop.train(parts, target, began=STARTED)
         if not is_main:
             return 0
-        variables = inference.read_checkpoint(target, "newest").eval_variables
-        sizes = quantization.sizes(variables)
+    facts = rundir.read_json(target / build.QUANTIZATION_FILE)
     print(
-        f"weights: {sizes.float_bytes / 2**20:.2f} MiB in float32, "
-        f"{sizes.bytes / 2**20:.2f} MiB at {sizes.mean_bits:.3g} bits"
+        f"kernels: {facts['float_bytes'] / 1e6:.2f} MB in float32, "
+        f"{facts['weight_bytes'] / 1e6:.2f} MB at {facts['mean_bits']:.3g} bits a weight"
     )
     for split in ("validation", "test"):
         if split in summary:

@@ -1,13 +1,28 @@
 """Mixed precision: which layer gets how many bits, from what each loses alone."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from mobilenet.quantize.rules import Rule
+import numpy as np
+
+from mobilenet.quantize import calibration, layers
+from mobilenet.quantize.rules import WEIGHTS, Rule
 
 
 class BudgetError(ValueError):
     """A budget that no choice of bits keeps; the message says what is within reach."""
+
+
+def kernel_sizes(variables: Mapping[str, Any]) -> dict[str, int]:
+    """Site of weights -> numbers in its kernel, of a quantised network's variables."""
+    params = calibration.flatten(variables["params"])
+    return {
+        "/".join((*path[:-1], WEIGHTS)): int(np.size(leaf))
+        for path, leaf in params.items()
+        if path[-1] == "kernel"
+    }
 
 
 def weight_bits(sizes: Mapping[str, int], bits: Mapping[str, int]) -> int:
@@ -18,6 +33,30 @@ def weight_bits(sizes: Mapping[str, int], bits: Mapping[str, int]) -> int:
       bits: site -> bits of each number; 0 (float) counts 32.
     """
     return sum(size * (bits[site] or 32) for site, size in sizes.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What kernels take.
+
+    Attributes:
+      float_bytes: in float32.
+      weight_bytes: at their bits, without scales and biases.
+      mean_bits: of a weight.
+    """
+
+    float_bytes: int
+    weight_bytes: float
+    mean_bits: float
+
+
+def sizes(variables: Mapping[str, Any]) -> Sizes:
+    """Sizes of a quantised network's kernels."""
+    quant = calibration.flatten(variables[layers.QUANT])
+    numbers = kernel_sizes(variables)
+    bits = {site: int(quant[(*site.split("/"), "bits")]) for site in numbers}
+    total, count = weight_bits(numbers, bits), sum(numbers.values())
+    return Sizes(4 * count, total / 8, total / count)
 
 
 def allocate(

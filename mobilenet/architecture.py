@@ -7,7 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mobilenet.config import Config, ConfigError, is_quantized, quantization_rules
+from mobilenet.config import (
+    ACTIVATIONS,
+    Config,
+    ConfigError,
+    computed_activation,
+    is_quantized,
+    quantization_rules,
+)
 from mobilenet.models import cost, mobilenet_v1, mobilenet_v3, resnet, tracing
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, Plan, plan_blocks
 from mobilenet.models.network import Network
@@ -101,21 +108,32 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
         conv_form=model.conv_form,
         remat=model.remat,
     )
-    frozen = frozen_modules(network, config.finetune)
+    network = network.clone(frozen=frozen_modules(network, config.finetune))
+    if is_quantized(config):
+        return quantized(network, config, steps.AXIS if devices is not None else None)
     if config.finetune.batch_norm == "frozen":
-        frozen = network.modules
-    network = network.clone(frozen=frozen)
-    return quantized(network, config) if is_quantized(config) else network
+        return network.clone(frozen=network.modules)
+    return network
 
 
-def quantized(network: Network, config: Config) -> Network:
-    """The network with quantisers where `config.quantize` has them."""
-    quantize = config.quantize
-    if quantize.equalize and config.model.activation == "relu6":
-        # A channel that trades scale with its neighbours must not be clipped at 6.
-        network = network.clone(activation="relu")
+def quantized(network: Network, config: Config, axis_name: str | None = None) -> Network:
+    """The network with quantisers where `config.quantize` has them.
+
+    Args:
+      network: in float.
+      config: complete configuration.
+      axis_name: mapped axis of the devices that train it together, over which ranges are observed.
+    """
+    statistics = "batch_then_running" if config.quantize.batch_norm_epochs else "batch"
+    if config.finetune.batch_norm == "frozen":  # ranges are observed all the same
+        statistics = "running"
+    computed = {key: computed_activation(config, key) for key in ACTIVATIONS}
+    changed = {key: value for key, value in computed.items() if value != config.model[key]}
     return quantize_network(
-        network, quantization_rules(config), batch_norm_ends=quantize.batch_norm_epochs > 0
+        network.clone(**changed),
+        quantization_rules(config),
+        axis_name=axis_name,
+        statistics=statistics,
     )
 
 

@@ -22,16 +22,18 @@ from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
 from mobilenet.models.network import Network
-from mobilenet.quantize import layers, precision, ptq
+from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
-from mobilenet.quantize.rules import RuleError, resolve
+from mobilenet.quantize.fold import is_folded
+from mobilenet.quantize.rules import RuleError
 from mobilenet.train import optim, state, steps
 from mobilenet.train.loop import Batches, Parts
 
 # Streams of the run's seed; `mobilenet.train.steps` has the others.
 INIT_STREAM, CALIBRATION_STREAM = 0, 3
-# Pictures of one turn of calibration, in pixels: 16 of 224 x 224. All their activations are kept.
-CALIBRATION_PIXELS = 2**20 * 3 // 4
+# Pictures of one turn of calibration, in pixels: 128 of 32 x 32, 2 of 224 x 224. All their
+# activations are kept: about 1 GB of a network that keeps the resolution in its first stages.
+CALIBRATION_PIXELS = 2**17
 DATA_FILE = "data.json"
 QUANTIZATION_FILE = "quantization.json"  # what the preparation of a quantised run did, in numbers
 
@@ -409,6 +411,8 @@ def build_train_step(
       lanes: of several runs at once (`steps.map_train_step`).
     """
     frozen = architecture.frozen_modules(model, config.finetune)
+    if frozen:  # nor does the quantiser of the pictures learn, which lies before all
+        frozen = ("input", *frozen)
 
     def apply(variables: Any, *args: Any, **options: Any) -> Any:
         params = {  # what is frozen has no gradient to compute, nor what lies before it
@@ -526,8 +530,13 @@ ARGUMENTS = (
     "train.ema_decay",
     "finetune.backbone_rate",
     *(f"quantize.{key}" for key in config_lib.PREPARATION),
+    "quantize.batch_norm_epochs",
+    "quantize.rules",
     "schedule.",
 )
+# Those of them of which something is the program's all the same: whether there is an average,
+# whether anything is rounded, where, and by what kind of range (`_normalized`).
+_PARTLY = ("train.ema_decay", "quantize.")
 # What the steps are made of, besides the data's statistics and classes.
 _STEP_KEYS = (
     "model.", "augment.", "optimizer.", "finetune.", "quantize.", "train.accumulation_steps",
@@ -535,23 +544,25 @@ _STEP_KEYS = (
 )  # fmt: skip
 
 
+def _normalized(config: Config) -> Config:
+    """A copy in which ARGUMENTS have values that stand for all that share a program."""
+    config = config.copy_and_resolve_references()
+    default = dict(config_lib.flatten(config_lib.get_config()))
+    config_lib.normalize_quantization(config)
+    config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
+    fixed = [key for key in default if key.startswith(ARGUMENTS) and not key.startswith(_PARTLY)]
+    config.update_from_flattened_dict({key: default[key] for key in fixed})
+    return config
+
+
 def lane_key(config: Config) -> str:
     """A hash that is equal for configurations whose runs can be lanes of one program."""
-    averaged = "averaged" if config.train.ema_decay else "plain"
-    return f"{config_lib.fingerprint(config, without=ARGUMENTS)}-{averaged}"
+    return config_lib.fingerprint(_normalized(config))
 
 
 def _step_config(config: Config) -> str:
     """What of a configuration the compiled steps depend on, as JSON."""
-    config = config.copy_and_resolve_references()
-    default = config_lib.get_config()
-    for key in ("learning_rate", "weight_decay"):
-        config.optimizer[key] = default.optimizer[key]
-    config.finetune.backbone_rate = default.finetune.backbone_rate
-    if config_lib.is_quantized(config):
-        config_lib.normalize_quantization(config)
-    config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
-    return _reduced(config, _STEP_KEYS)
+    return _reduced(_normalized(config), _STEP_KEYS)
 
 
 def _make_steps(
@@ -590,14 +601,26 @@ def init_variables(
 def load_pretrained(
     config: Config, data: Data, num_classes: int, shared: Shared | None = None
 ) -> transfer.Pretrained:
-    """The float variables that a run starts from, of the weights that `config.pretrained` names."""
+    """The float variables that a run starts from, of the weights that `config.pretrained` names.
+
+    Raises:
+      ConfigError, CheckpointError: weights that do not fit, or cannot be trained as configured.
+    """
     names = data.class_names
-    return transfer.start_from(
+    found = transfer.start_from(
         Path(config.pretrained),
         jax.device_get(init_variables(config, num_classes, shared)),
         (*names, *(f"class {i}" for i in range(len(names), num_classes))),
         _read_pretrained(config)["class_names"],
     )
+    normalises = config.train.num_epochs and config.finetune.batch_norm == "adapt"
+    if normalises and is_folded(found.variables, config.model.bn_epsilon):
+        raise ConfigError(
+            f"The weights in pretrained={config.pretrained!r} have their batch normalisation "
+            "folded in, which training with a batch's statistics would lose; start from the "
+            "weights that they were made of, or set finetune.batch_norm='frozen'."
+        )
+    return found
 
 
 def init_state(
@@ -626,16 +649,38 @@ def state_structure(config: Config, num_classes: int) -> state.TrainState:
 
 
 def check_rules(config: Config, num_classes: int) -> None:
-    """Refuses rules that do not fit the network, before anything is compiled.
+    """Refuses quantisation that does not fit the network, before anything is compiled.
 
     Raises:
-      ConfigError: a rule that no site follows, or that a site does not allow.
+      ConfigError: a rule that no site follows, or that a site does not allow, and other settings.
     """
-    sites = layers.sites(state_structure(config, num_classes).quant)
+    network: Any = architecture.build_model(config, num_classes)
+    quant = state_structure(config, num_classes).quant
     try:
-        resolve(config_lib.quantization_rules(config), sites)
+        ptq.check(network, config_lib.quantization_rules(config), _settings(config, 0.0), quant)
     except RuleError as error:
         raise ConfigError(f"quantize: {error}.") from error
+
+
+def _settings(config: Config, steps_per_epoch: float) -> ptq.Settings:
+    quantize = config.quantize
+
+    def passes(epochs: float) -> float:
+        # Parts of a batch are passes of their own.
+        steps = epochs * steps_per_epoch
+        return round(steps * config.train.accumulation_steps) if epochs else math.inf
+
+    return ptq.Settings(
+        fold=quantize.fold and not config.train.num_epochs,
+        equalize=quantize.equalize,
+        absorb=quantize.absorb_bias,
+        correct=quantize.correct_bias,
+        adaround_steps=quantize.adaround_steps,
+        percentile=quantize.percentile,
+        seed=config.seed,
+        observe_passes=passes(quantize.observe_epochs),
+        batch_norm_passes=passes(quantize.batch_norm_epochs),
+    )
 
 
 def quantize_variables(
@@ -646,24 +691,13 @@ def quantize_variables(
     Raises:
       ConfigError: rules or pictures that do not fit.
     """
-    quantize, network = config.quantize, architecture.build_model(config, num_classes)
+    network = architecture.build_model(config, num_classes)
     steps_per_epoch, _ = count_steps(config, len(data.dataset.splits["train"]))
-    settings = ptq.Settings(
-        # Training goes on with batch normalisation, which a fold for good would leave behind.
-        fold=quantize.fold and not config.train.num_epochs,
-        equalize=quantize.equalize,
-        absorb=quantize.absorb_bias,
-        correct=quantize.correct_bias,
-        adaround_steps=quantize.adaround_steps,
-        percentile=quantize.percentile,
-        seed=config.seed,
-        observe_steps=quantize.observe_epochs * steps_per_epoch or math.inf,
-        batch_norm_steps=quantize.batch_norm_epochs * steps_per_epoch or math.inf,
-    )
+    settings = _settings(config, steps_per_epoch)
     prepare = jax.jit(preprocess(data.mean, data.std))
 
     def batches() -> Iterator[np.ndarray]:
-        for images in data.calibration_batches(quantize.calibration_examples):
+        for images in data.calibration_batches(config.quantize.calibration_examples):
             yield np.asarray(prepare(images))
 
     try:
@@ -715,6 +749,8 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
             f"train.patience is {config.train.patience}, but there is no validation split to judge "
             "by; set data.validation_fraction or data.validation_split."
         )
+    if config_lib.is_quantized(config):
+        check_rules(config, num_classes)
     steps_per_epoch, total_steps = count_steps(config, examples)
     schedule = build_schedule(config, steps_per_epoch, total_steps)
     streamed = not isinstance(data.load("train"), memory.Arrays)
@@ -722,8 +758,6 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         _step_config(config), num_classes, data.mean, data.std, streamed, False
     )
     pretrained = load_pretrained(config, data, num_classes, shared) if config.pretrained else None
-    if config_lib.is_quantized(config):
-        check_rules(config, num_classes)
 
     def init() -> state.TrainState:
         variables = pretrained.variables if pretrained else None
@@ -801,14 +835,13 @@ def build_lanes(
     differing = {
         key
         for config in configs[1:]
-        if lane_key(config) != lane_key(configs[0])
-        for key in config_lib.differences(configs[0], config)
-        if not key.startswith(ARGUMENTS) or key == "train.ema_decay"
+        for key in config_lib.differences(_normalized(configs[0]), _normalized(config))
     }
     if differing:
         raise ConfigError(
             f"Lanes differ in {', '.join(sorted(differing))}; runs of one program may differ in "
-            f"{', '.join(ARGUMENTS)} alone (train.ema_decay not between on and off)."
+            f"{', '.join(ARGUMENTS)} alone (train.ema_decay and quantisation not between on and "
+            "off, quantize.rules in bits and estimators)."
         )
     if any(config.train.patience for config in configs):
         raise ConfigError(

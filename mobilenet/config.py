@@ -119,9 +119,9 @@ def get_config(arg: str = "") -> Config:
     # A folder of any pictures to calibrate with instead, where the training data is not at hand.
     quantize.calibration_dir = ""
     quantize.percentile = 99.99  # of the estimator of that name
-    quantize.fold = True  # batch normalisation into the weights, for good, when nothing is trained
+    quantize.fold = True  # batch normalisation into the weights, for good, where nothing is trained
     quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
-    quantize.absorb_bias = False  # of equalised layers
+    quantize.absorb_bias = False  # large ones of equalised layers, into the layers behind them
     quantize.correct_bias = "none"  # none, empirical, analytic
     quantize.adaround_steps = 0  # of each layer's learned rounding; 0: to nearest
     quantize.observe_epochs = 0.0  # of training in which ranges are observed; 0: all
@@ -333,6 +333,7 @@ def inherit(config: Config, source: Config) -> None:
       ConfigError: a key is set to something that the weights are not.
     """
     default, wanted = dict(flatten(get_config())), dict(flatten(source))
+    wanted |= {f"model.{key}": computed_activation(source, key) for key in ACTIVATIONS}
     values = dict(flatten(config))
     for key in (*INHERITED, *INHERITED_STRIDES):
         if _plain(values[key]) == _plain(wanted[key]):
@@ -783,6 +784,25 @@ def is_quantized(config: Config) -> bool:
     return bool(quantize.weights.bits or quantize.activations.bits or quantize.rules)
 
 
+# Keys of the model section that name an activation.
+ACTIVATIONS = ("activation", "bottleneck_activation")
+
+
+def computed_activation(config: Config, key: str) -> str:
+    """What the network computes with: of equalised weights ReLU where the model has ReLU6.
+
+    A channel that trades scale with its neighbours must not be clipped at 6 (Nagel et al. 2019,
+    section 5.1.1).
+
+    Args:
+      config: complete configuration.
+      key: of ACTIVATIONS.
+    """
+    chosen = config.model[key]
+    equalized = is_quantized(config) and config.quantize.equalize
+    return "relu" if equalized and chosen == "relu6" else chosen
+
+
 def quantization_rules(config: Config) -> rules.Rules:
     """The rules of `config.quantize`.
 
@@ -813,12 +833,12 @@ PREPARATION = (
 
 def normalize_quantization(config: Config) -> None:
     """Sets, in place, what a quantised network's steps do not depend on to fixed values."""
-    default = get_config().quantize
-    for key in PREPARATION:
-        value = default
-        for part in key.split("."):
-            value = value[part]
-        config.update_from_flattened_dict({f"quantize.{key}": value})
+    if not is_quantized(config):
+        return
+    texts = quantization_rules(config).structure.texts
+    default = dict(flatten(get_config().quantize))
+    config.quantize.update_from_flattened_dict({key: default[key] for key in PREPARATION})
+    config.quantize.rules = texts
     config.quantize.weights.bits = 8  # any: the network stays one that is quantised
     # Whether it ends is the program's; when it does, a number.
     config.quantize.batch_norm_epochs = float(config.quantize.batch_norm_epochs > 0)
@@ -834,9 +854,12 @@ def _validate_quantization(config: Config) -> None:
         "without training there must be weights to start from: set pretrained",
     )
     if not is_quantized(config):
-        for key in ("equalize", "adaround_steps"):
+        for key, off in (
+            ("equalize", False), ("absorb_bias", False), ("correct_bias", "none"),
+            ("adaround_steps", 0),
+        ):  # fmt: skip
             _check(
-                not quantize[key],
+                quantize[key] == off,
                 f"quantize.{key}",
                 quantize[key],
                 "nothing is quantised; set quantize.weights.bits",
@@ -854,19 +877,19 @@ def _validate_quantization(config: Config) -> None:
         model.dtype,
         "a quantised network must compute in float32, which holds every code exactly",
     )
-    _check(
-        not quantize.equalize or model.activation in ("relu", "relu6", "identity"),
-        "quantize.equalize",
-        True,
-        f"model.activation is {model.activation!r}, which does not scale with its input",
-    )
-    for key, needs in (("absorb_bias", "equalize"), ("equalize", "fold")):
+    for key in ACTIVATIONS:
         _check(
-            not quantize[key] or quantize[needs],
-            f"quantize.{key}",
+            not quantize.equalize or model[key] in ("relu", "relu6", "identity"),
+            "quantize.equalize",
             True,
-            f"it needs quantize.{needs}=True",
+            f"model.{key} is {model[key]!r}, which does not scale with its input",
         )
+    _check(
+        not quantize.absorb_bias or quantize.equalize,
+        "quantize.absorb_bias",
+        True,
+        "it needs quantize.equalize=True",
+    )
 
 
 def _validate_schedule(config: Config) -> None:

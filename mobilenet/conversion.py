@@ -190,11 +190,17 @@ def read_run(workdir: Path, which: str = "newest") -> Weights:
 
     Raises:
       ConfigError, CheckpointError: no run, or no such checkpoint.
+      RunDirectoryError: an incomplete run, or a quantised one.
     """
     config = rundir.read_config(workdir)
     stored = build.read_stored(workdir)
     if stored is None:
         raise RunDirectoryError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+    if config_lib.is_quantized(config):
+        raise RunDirectoryError(
+            f"{workdir} is quantised, and a file of float weights does not hold what it computes; "
+            f"give the run that it started from (pretrained is {config.pretrained!r})."
+        )
     restored = inference.read_checkpoint(workdir, which)
     variables = restored.eval_variables
     outputs = build.resolve_classes(config, len(stored["class_names"]))

@@ -15,7 +15,7 @@ import numpy as np
 
 from mobilenet.config import ConfigError
 from mobilenet.train.checkpoints import read_checkpoint
-from mobilenet.train.optim import CLASSIFIER
+from mobilenet.train.optim import CLASSIFIER, QUANTIZER
 
 # ImageNet's class folders begin with a WordNet id: n01440764 or n01440764_tench.
 _WORDNET_ID = re.compile(r"n\d{8}(?=_|$)")
@@ -82,7 +82,8 @@ def start_from(
 
     Args:
       directory: a run directory; its result's checkpoint is read, with its averaged weights if it
-        has any.
+        has any. Of a quantised run these are the weights beneath the rounding: its ranges, and what
+        its quantisers learned, are left behind, and a quantised run chooses its own.
       initial: `params` and `batch_stats` of the new network, freshly initialised; a classifier for
         other classes stays so.
       class_names: of the new network's outputs.
@@ -94,7 +95,7 @@ def start_from(
     """
     restored = read_checkpoint(directory, "result")
     old: dict[str, Any] = restored.eval_variables
-    params, kind = dict(old["params"]), "new"
+    params, kind = without_quantizers(old["params"]), "new"
     classifier = params.pop(CLASSIFIER, None)
     fresh = dict(initial["params"])
     head = fresh.pop(CLASSIFIER, None)
@@ -116,6 +117,16 @@ def start_from(
         params[CLASSIFIER] = head
     variables = {"params": params, "batch_stats": old["batch_stats"]}
     return Pretrained(directory, restored.step, kind, variables)
+
+
+def without_quantizers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the float network: all but those that quantisers have learned."""
+    kept = {
+        name: without_quantizers(value) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if name not in QUANTIZER
+    }
+    return {name: value for name, value in kept.items() if not isinstance(value, Mapping) or value}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

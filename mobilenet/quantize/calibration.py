@@ -4,17 +4,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics, observers
+from mobilenet.quantize.fold import Folded, Path, flatten, nest
 from mobilenet.quantize.layers import QUANT, SEEN, weight_grid
 from mobilenet.quantize.rules import WEIGHTS, Rule, kind
 
-Path = tuple[str, ...]
 LEARNED = ("step", "offset", "clip")  # parameters of a quantiser
 
 log = logging.getLogger("mobilenet")
@@ -22,16 +21,6 @@ log = logging.getLogger("mobilenet")
 
 class CalibrationError(ValueError):
     """Pictures or weights that no range can be taken from; the message says where."""
-
-
-def flatten(tree: Any) -> dict[Path, Any]:
-    """Path of a leaf -> leaf, of a tree of mappings."""
-    return flax.traverse_util.flatten_dict(dict(tree))  # pyright: ignore[reportReturnType]
-
-
-def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The tree of mappings that `flatten` made this of."""
-    return flax.traverse_util.unflatten_dict(flat)
 
 
 def structure(network: Network, image_shape: tuple[int, int, int]) -> dict[str, dict[Path, Any]]:
@@ -71,17 +60,16 @@ def observe(
     variables = {**variables, QUANT: without_bits(variables[QUANT])}
 
     @jax.jit
-    def see(images: jax.Array) -> Any:
+    def see(variables: Any, images: jax.Array) -> Any:
         _, found = network.apply(variables, images, False, mutable=[SEEN])
         return found[SEEN]
 
     found: dict[str, observers.Observer] = {}
     for images in batches:
-        seen = flax.traverse_util.flatten_dict(dict(see(jnp.asarray(images))))
-        for path, value in seen.items():
+        if not len(images):
+            continue
+        for path, value in flatten(see(variables, jnp.asarray(images))).items():
             site = "/".join(path[:-1])
-            if kind(site) == WEIGHTS:
-                continue
             try:
                 found.setdefault(site, observers.Observer()).update(np.asarray(value))
             except observers.NotFinite as error:
@@ -97,27 +85,21 @@ def observe(
     return found
 
 
-def fold_factors(variables: Mapping[str, Any], epsilon: float) -> dict[Path, np.ndarray]:
-    """Path of a convolution's kernel -> what normalisation multiplies its channels by, [C]."""
-    params = flatten(variables["params"])
-    stats = flatten(variables["batch_stats"])
-    return {
-        (*path[:-2], "conv", "kernel"): np.asarray(leaf, np.float32)
-        / np.sqrt(np.asarray(stats[(*path[:-1], "var")], np.float32) + np.float32(epsilon))
-        for path, leaf in params.items()
-        if path[-2:] == ("bn", "scale")
-    }
-
-
 def folded_kernels(variables: Mapping[str, Any], epsilon: float) -> dict[str, np.ndarray]:
-    """Site of weights -> the kernel that is rounded there, with normalisation folded in."""
-    factors = fold_factors(variables, epsilon)
-    params = flatten(variables["params"])
-    return {
-        "/".join((*path[:-1], WEIGHTS)): np.asarray(leaf, np.float32) * factors.get(path, 1.0)
-        for path, leaf in params.items()
-        if path[-1] == "kernel"
-    }
+    """Site of weights -> the kernel that is rounded there, with normalisation folded in.
+
+    Raises:
+      CalibrationError: a kernel with NaN or infinity.
+    """
+    folded = Folded(variables, epsilon)
+    found = {folded.site(layer): folded.kernel(layer) for layer in folded.layers}
+    for site, kernel in found.items():
+        if not np.isfinite(kernel).all():
+            raise CalibrationError(
+                f"The tensor at {site} has no range: it holds NaN or infinity; the float network "
+                "diverged or its checkpoint is damaged, evaluate it first."
+            )
+    return found
 
 
 def weight_grids(
@@ -157,7 +139,7 @@ def start(
       rules: site -> rule (`rules.resolve`).
       epsilon: of batch normalisation.
       percentile: of the estimator of that name.
-      counters: "observe" and "batch_norm": training steps in which ranges of activations move, and
+      counters: "observe" and "batch_norm": training passes in which ranges of activations move, and
         in which a batch normalises itself.
 
     Returns:
@@ -171,25 +153,25 @@ def start(
     ranges: dict[str, tuple[Any, Any]] = {}
     for site, rule in rules.items():
         bits = rule.bits or 8  # bits may be raised from 0 later
-        try:
-            if kind(site) == WEIGHTS:
-                ranges[site] = observers.weight_range(
-                    kernels[site],
-                    bits,
-                    per_channel=rule.per_channel,
-                    symmetric=rule.symmetric,
-                    estimator=rule.estimator,
-                    percentile=percentile,
-                )
-            else:
-                ranges[site] = found[site].range(
-                    rule.estimator, bits, symmetric=rule.symmetric, percentile=percentile
-                )
-        except observers.NotFinite as error:
-            raise CalibrationError(f"The tensor at {site} has no range: {error}.") from error
-        if np.any(np.equal(*ranges[site])) and rule.bits:
-            dead = int(np.sum(np.equal(*ranges[site])))
-            log.warning("%s: %d of its channels or numbers are constant.", site, dead)
+        if kind(site) == WEIGHTS:
+            low, high = observers.weight_range(
+                kernels[site],
+                bits,
+                per_channel=rule.per_channel,
+                symmetric=rule.symmetric,
+                estimator=rule.estimator,
+                percentile=percentile,
+            )
+            dead = int(np.sum((low == 0) & (high == 0)))
+            if dead and rule.bits:
+                log.warning("%s: %d of %d ranges are of zeros alone.", site, dead, np.size(low))
+        else:
+            low, high = found[site].range(
+                rule.estimator, bits, symmetric=rule.symmetric, percentile=percentile
+            )
+            if low == high and rule.bits:
+                log.warning("%s: every number is %g on the calibration pictures.", site, low)
+        ranges[site] = low, high
 
     def leaf(path: Path, shape: Any) -> np.ndarray:
         site, name = "/".join(path[:-1]), path[-1]

@@ -1,17 +1,12 @@
-"""Rewriting float weights so that they quantise better, without changing what they compute.
-
-Everything maps variables to variables of the same network: a folded batch normalisation is one that
-multiplies by 1 and adds a bias, so folded, equalised and corrected weights are evaluated, converted
-and trained like any others.
-"""
+"""Rewriting float weights so that they quantise better, without changing what they compute."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mobilenet.models.mobilenet_v2 import Plan
-from mobilenet.quantize.calibration import Path, flatten, fold_factors, nest
+from mobilenet.quantize.fold import Folded, Path, is_depthwise
 
 # Rounds over all pairs; the scales of chains converge geometrically, and 20 leave less than 1 %.
 ROUNDS = 20
@@ -30,19 +25,22 @@ class Pair(NamedTuple):
 def layer_order(plan: Plan) -> list[tuple[Path, str]]:
     """Paths of the layers in order of computation, with a role each.
 
-    Roles are "dense" for an ordinary convolution, "depthwise", and "classifier".
+    Roles are "dense" for an ordinary convolution, "depthwise", and "linear" for the layers of
+    squeeze-and-excitation and the classifier.
     """
     found: list[tuple[Path, str]] = [(("stem",), "dense")]
     for block in plan.blocks:
         if block.expands:
             found.append(((block.name, "expand"), "dense"))
         found.append(((block.name, "depthwise"), "depthwise"))
+        if block.squeeze_features:
+            found += [((block.name, "se", name), "linear") for name in ("reduce", "expand")]
         found.append(((block.name, "project"), "dense"))
         if block.shortcut == "projection":
             found.append(((block.name, "shortcut"), "dense"))
     if plan.head_features:
         found.append((("head",), "dense"))
-    return [*found, (("classifier",), "classifier")]
+    return [*found, (("classifier",), "linear")]
 
 
 def find_pairs(plan: Plan) -> list[Pair]:
@@ -67,9 +65,8 @@ def find_pairs(plan: Plan) -> list[Pair]:
             pairs.append(Pair(before, (block.name, "depthwise")))
         if not block.squeeze_features:
             pairs.append(Pair((block.name, "depthwise"), (block.name, "project")))
-        before = (block.name, "project") if block.shortcut == "none" else None
-        if block.shortcut == "expansion":
-            before = (block.name, "project")
+        added = block.shortcut in ("identity", "projection")
+        before = None if added else (block.name, "project")
     if plan.head_features:
         if before:
             pairs.append(Pair(before, ("head",)))
@@ -79,74 +76,15 @@ def find_pairs(plan: Plan) -> list[Pair]:
     return pairs
 
 
-class Folded:
-    """Float weights with normalisation folded in, by layer; edited in place.
-
-    Attributes:
-      kernels: path of a layer -> kernel, float32 [k, k, C_in, C], [k, k, 1, C] or [C_in, C].
-      biases: path of a layer -> bias, float32 [C].
-    """
-
-    def __init__(self, variables: Mapping[str, Any], epsilon: float) -> None:
-        self._variables = variables
-        self._epsilon = epsilon
-        params = flatten(variables["params"])
-        stats = flatten(variables["batch_stats"])
-        factors = fold_factors(variables, epsilon)
-        self.kernels: dict[Path, np.ndarray] = {}
-        self.biases: dict[Path, np.ndarray] = {}
-        for path, kernel in params.items():
-            if path[-1] != "kernel":
-                continue
-            kernel = np.asarray(kernel, np.float32)
-            if path in factors:
-                layer = path[:-2]
-                self.kernels[layer] = kernel * factors[path]
-                self.biases[layer] = np.asarray(
-                    params[(*layer, "bn", "bias")] - stats[(*layer, "bn", "mean")] * factors[path],
-                    np.float32,
-                )
-            else:
-                self.kernels[path[:-1]] = kernel.copy()
-                self.biases[path[:-1]] = np.array(params[(*path[:-1], "bias")], np.float32)
-
-    def variables(self) -> dict[str, Any]:
-        """The network's variables: normalisation with scale 1, mean 0 and variance 1 - epsilon."""
-        params = flatten(self._variables["params"])
-        stats = flatten(self._variables["batch_stats"])
-        for layer, kernel in self.kernels.items():
-            bias = self.biases[layer]
-            if (*layer, "conv", "kernel") in params:
-                params[(*layer, "conv", "kernel")] = kernel
-                params[(*layer, "bn", "scale")] = np.ones_like(bias)
-                params[(*layer, "bn", "bias")] = bias
-                stats[(*layer, "bn", "mean")] = np.zeros_like(bias)
-                stats[(*layer, "bn", "var")] = np.full_like(bias, 1 - self._epsilon)
-            else:
-                params[(*layer, "kernel")], params[(*layer, "bias")] = kernel, bias
-        return {
-            **self._variables,
-            "params": nest(params),
-            "batch_stats": nest(stats),
-        }
-
-
-def fold(variables: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    """The same network with every batch normalisation folded into the convolution before it."""
-    return Folded(variables, epsilon).variables()
-
-
-def _reads(second: np.ndarray) -> np.ndarray:
+def _reads(folded: Folded, second: Path) -> np.ndarray:
     """Largest weight that reads each channel, [C]."""
-    if second.ndim == 4 and second.shape[2] == 1:  # depthwise: one filter a channel
-        return np.abs(second).max((0, 1, 2))
-    return np.abs(second).max(tuple(range(second.ndim - 2)) + (-1,))
+    kernel = np.abs(folded.kernel(second))
+    return kernel.max((0, 1, 2) if is_depthwise(second) else (*range(kernel.ndim - 2), -1))
 
 
-def _scale_inputs(kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    if kernel.ndim == 4 and kernel.shape[2] == 1:
-        return kernel * scale
-    return kernel * scale[:, None]
+def _writes(first: np.ndarray) -> np.ndarray:
+    """Largest weight that makes each channel, [C]."""
+    return np.abs(first).max(tuple(range(first.ndim - 1)))
 
 
 def equalize(folded: Folded, pairs: Sequence[Pair], *, rounds: int = ROUNDS) -> dict[str, float]:
@@ -171,8 +109,7 @@ def equalize(folded: Folded, pairs: Sequence[Pair], *, rounds: int = ROUNDS) -> 
     def spread() -> float:
         logs = []
         for pair in pairs:
-            kernel = folded.kernels[pair.first]
-            ranges = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
+            ranges = _writes(folded.kernel(pair.first))
             ranges = ranges[ranges > 0]
             logs.append(np.log(ranges.max() / ranges.min()) if len(ranges) else 0.0)
         return float(np.exp(np.mean(logs))) if logs else 1.0
@@ -180,15 +117,11 @@ def equalize(folded: Folded, pairs: Sequence[Pair], *, rounds: int = ROUNDS) -> 
     before = spread()
     for _ in range(rounds):
         for first, second in pairs:
-            kernel = folded.kernels[first]
-            writes = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
-            reads = _reads(folded.kernels[second])
+            writes, reads = _writes(folded.kernel(first)), _reads(folded, second)
             live = (writes > 0) & (reads > 0)  # a dead channel has no range to share
             scale = np.where(live, np.sqrt(writes / np.where(live, reads, 1)), 1.0)
-            scale = scale.astype(np.float32)
-            folded.kernels[first] = kernel / scale
-            folded.biases[first] = folded.biases[first] / scale
-            folded.kernels[second] = _scale_inputs(folded.kernels[second], scale)
+            folded.scale_outputs(first, 1 / scale)
+            folded.scale_inputs(second, scale)
     return {"channel_spread_before": before, "channel_spread_after": spread()}
 
 
@@ -205,8 +138,8 @@ def absorb_biases(
     channel's input to ReLU is above c = max(0, mean - 3 std) almost always, c is taken off its bias
     and its effect, W c, added to the next layer's (Nagel et al. 2019, section 4.1.3, equations
     13-15). The moments are measured, where the paper reads them off batch normalisation, so that
-    folded weights have them too. A depthwise layer that pads is left out: its zeros at the border
-    are not c. Unchanged for every input that stays above c.
+    folded weights have them too. Depthwise layers are left out: the zeros that they pad with are
+    not c. Unchanged for every input that stays above c.
 
     Args:
       folded: weights.
@@ -219,14 +152,13 @@ def absorb_biases(
     """
     changed = 0
     for first, second in pairs:
-        kernel = folded.kernels[second]
-        if first[-1] == "project" or kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
-            continue  # no ReLU between them, or a layer that pads
+        if is_depthwise(second) or first[-1] == "project":  # no ReLU behind a bottleneck
+            continue
         mean, std = moments[first]
-        surplus = np.maximum(0, mean - deviations * std).astype(np.float32)
-        folded.biases[first] = folded.biases[first] - surplus
-        folded.biases[second] = folded.biases[second] + surplus @ kernel.reshape(
-            -1, kernel.shape[-1]
-        )
+        surplus = np.maximum(0, mean - deviations * std)
+        folded.add_bias(first, -surplus)
+        # What the next layer reads, and so its products, lie lower by that.
+        kernel = folded.raw(second)
+        folded.move_products(second, -surplus @ kernel.reshape(-1, kernel.shape[-1]))
         changed += int((surplus > 0).sum())
     return changed

@@ -18,15 +18,17 @@ from jaxtyping import Array, Float
 from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics
-from mobilenet.quantize.rules import Rule, Rules
+from mobilenet.quantize.rules import ACTIVATIONS, WEIGHTS, Rule, Rules, kind
 
 QUANT = "quant"  # the collection of bits, ranges and counters
-# Collections that a caller makes mutable to see inside: what a quantiser got, what went into a
-# convolution or dense layer, and what came out of it before normalisation and bias.
+# Collections that a caller makes mutable to see inside: what a quantiser of activations got, what
+# went into a convolution or dense layer, and what came out before normalisation and bias.
 SEEN, INPUTS, PRODUCTS = "seen", "inputs", "products"
 # Weight of the old range in the moving average of training (Jacob et al. 2017, section 3.1: close
 # to 1, averaged over thousands of steps; a fine-tuning of hundreds needs it shorter).
 MOMENTUM = 0.99
+# What normalises in training: the batch, the batch until a counter ends, the running statistics.
+STATISTICS = ("batch", "batch_then_running", "running")
 
 
 def _record(module: nn.Module, collection: str, x: Array) -> None:
@@ -39,28 +41,32 @@ class Quantizer(nn.Module):
 
     Variables in `quant`: `bits` [] (0: the tensor stays as it is), and unless they follow the
     weights, `low` and `high`, [] or [C]; of observed activations also `observe` [], the number of
-    training steps in which the range still moves, infinite for all. A learned step is the parameter
-    `step`, with `offset` (lsq_plus) beside or `clip` (pact) instead of it. They start at values of
-    no meaning: `mobilenet.quantize.calibration` sets them.
+    training passes in which the range still moves, infinite for all. A learned step is the
+    parameter `step`, with `offset` (lsq_plus) beside or `clip` (pact) instead of it. They start at
+    values of no meaning: `mobilenet.quantize.calibration` sets them.
 
     Attributes:
       rules: of the network; the path of the module is its site.
       axis_name: mapped axis over which extremes are taken in training.
+
+    `__call__` takes weights [..., C], which are rounded after multiplication by `factor` [C] and
+    divided by it again, or activations [B, ...].
     """
 
     rules: Rules
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        rule = self.rules.find("/".join(self.path))
-        _record(self, SEEN, x)
-        x = jnp.asarray(x)
+    def __call__(self, x: Array, train: bool = False, *, factor: Array | None = None) -> Array:
+        site = "/".join(self.path)
+        rule = self.rules.find(site)
         bits = self.variable(QUANT, "bits", jnp.zeros, (), jnp.float32).value
-        if self.path[-1] == "weights":
+        if kind(site) == ACTIVATIONS:
+            y = self._activations(x, bits, rule, train)
+        elif factor is None:
             y = self._weights(x, bits, rule)
         else:
-            y = self._activations(x, bits, rule, train)
+            y = self._weights(x * factor, bits, rule) / factor
         return jnp.where(bits > 0, y, x)
 
     def _range(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -80,6 +86,7 @@ class Quantizer(nn.Module):
         return numerics.fake_quantize(x, weight_grid(x, bits, rule, *ends))
 
     def _activations(self, x: Array, bits: Array, rule: Rule, train: bool) -> Array:
+        _record(self, SEEN, x)
         low, high = self._range(())
         # Where nothing is below 0 a symmetric grid has no use for negative codes.
         signed = (low.value < 0) | (not rule.symmetric)
@@ -88,16 +95,19 @@ class Quantizer(nn.Module):
             offset = None
             if rule.ranges == "lsq_plus":
                 offset = self.param("offset", nn.initializers.zeros, (), jnp.float32)
-            return numerics.learned_step(x, step, bits, signed=signed, offset=offset)
+            count = x.size // x.shape[0]
+            return numerics.learned_step(x, step, bits, signed=signed, offset=offset, count=count)
         if rule.ranges == "pact":
             clip = self.param("clip", nn.initializers.ones, (), jnp.float32)
-            grid = _grid(low.value, high.value, bits, rule, signed)
             # A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
-            learned = numerics.learned_clip(x, clip, bits)
-            return jnp.where(low.value < 0, numerics.fake_quantize(x, grid), learned)
+            end = jnp.where(low.value < 0, high.value, clip)
+            return numerics.learned_clip(x, end, bits, low=jnp.minimum(low.value, 0.0))
         if rule.ranges == "observe":
             self._observe(x, low, high, train)
-        return numerics.fake_quantize(x, _grid(low.value, high.value, bits, rule, signed))
+        grid = numerics.make_grid(
+            low.value, high.value, bits, symmetric=rule.symmetric, signed=signed
+        )
+        return numerics.fake_quantize(x, grid)
 
     def _observe(self, x: Array, low: Any, high: Any, train: bool) -> None:
         left = self.variable(QUANT, "observe", jnp.zeros, (), jnp.float32)
@@ -118,10 +128,6 @@ class Quantizer(nn.Module):
         left.value = left.value - 1
 
 
-def _grid(low: Array, high: Array, bits: Array, rule: Rule, signed: Array | bool) -> numerics.Grid:
-    return numerics.make_grid(low, high, bits, symmetric=rule.symmetric, signed=signed)
-
-
 def weight_grid(
     kernel: Any, bits: Any, rule: Rule, low: Any = None, high: Any = None, step: Any = None
 ) -> numerics.Grid:
@@ -134,8 +140,7 @@ def weight_grid(
       step: the learned step, for `lsq`.
     """
     if rule.ranges == "lsq":
-        limits = numerics.code_limits(bits, signed=True, narrow=True)
-        return numerics.Grid(jnp.abs(step), jnp.zeros_like(step), *limits)
+        return numerics.learned_grid(step, bits, signed=True, narrow=True)
     if low is None:
         axes = tuple(range(kernel.ndim - 1)) if rule.per_channel else None
         low, high = (lax.stop_gradient(f(kernel, axis=axes)) for f in (jnp.min, jnp.max))
@@ -156,10 +161,7 @@ class QuantizedConv(Conv):
 
     def prepare(self, kernel: Array) -> Array:
         """The kernel that is used, from the parameter."""
-        quantizer = self.quantizer(name="weights")
-        if self.fold is None:
-            return quantizer(kernel)
-        return quantizer(kernel * self.fold) / self.fold
+        return self.quantizer(name=WEIGHTS)(kernel, factor=self.fold)
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
@@ -174,16 +176,16 @@ class QuantizedConvBNAct(ConvBNAct):
 
     What is rounded is the kernel with the normalisation folded in (Krishnamoorthi 2018, section
     3.2.2) by its running statistics, so that a grid of the training is that of the deployed model.
-    In training, the batch normalises what the rounded kernel gives; `quant` holds the number of
-    training steps in which it does, `batch_norm` [], after which the running statistics do.
+    In training, the batch normalises what the rounded kernel gives.
 
     Attributes besides those of `ConvBNAct`:
       quantizer: constructor of a `Quantizer`; the output's site is `output`.
-      batch_norm_ends: whether batch statistics ever end; no counter is kept otherwise.
+      statistics: of STATISTICS. With "batch_then_running" `quant` holds `batch_norm` [], the number
+        of training passes that the batch still normalises; the running statistics stay after it.
     """
 
     quantizer: ModuleDef = Quantizer
-    batch_norm_ends: bool = False
+    statistics: str = "batch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
@@ -198,8 +200,8 @@ class QuantizedConvBNAct(ConvBNAct):
             name="conv",
             **dilation,
         )
-        running: Any = not train
-        if self.batch_norm_ends:
+        running: Any = not train or self.statistics == "running"
+        if self.statistics == "batch_then_running":
             left = self.variable(QUANT, "batch_norm", jnp.zeros, (), jnp.float32)
             if train and not self.is_initializing():
                 running = left.value <= 0
@@ -230,27 +232,28 @@ class QuantizedDense(nn.Dense):
             "kernel", self.kernel_init, (inputs.shape[-1], self.features), self.param_dtype
         )
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        kernel = self.quantizer(name="weights")(kernel)
+        kernel = self.quantizer(name=WEIGHTS)(kernel)
         x, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         y = jnp.matmul(x, kernel)
         _record(self, PRODUCTS, y)
         return y + bias
 
 
-def quantize_network(network: Network, rules: Rules, *, batch_norm_ends: bool = False) -> Network:
+def quantize_network(
+    network: Network, rules: Rules, *, axis_name: str | None = None, statistics: str = "batch"
+) -> Network:
     """The same network with every layer and tensor rounded as the rules say.
 
     Args:
       network: with float layers.
       rules: their structure alone counts (`Rules.structure`); bits are data of the variables.
-      batch_norm_ends: see `QuantizedConvBNAct`.
+      axis_name: mapped axis of the devices that see parts of one batch.
+      statistics: of STATISTICS; see `QuantizedConvBNAct`.
     """
-    quantizer = functools.partial(Quantizer, rules=rules.structure, axis_name=network.bn_axis_name)
+    quantizer = functools.partial(Quantizer, rules=rules.structure, axis_name=axis_name)
     return network.clone(
         conv=functools.partial(QuantizedConv, quantizer=quantizer),
-        layer=functools.partial(
-            QuantizedConvBNAct, quantizer=quantizer, batch_norm_ends=batch_norm_ends
-        ),
+        layer=functools.partial(QuantizedConvBNAct, quantizer=quantizer, statistics=statistics),
         dense=functools.partial(QuantizedDense, quantizer=quantizer),
         point=quantizer,
     )

@@ -101,20 +101,19 @@ def fake_quantize(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape
 
 @jax.custom_vjp
 def _fake_quantize(x: Array, scale: Array, zero_point: Array, low: Array, high: Array) -> Array:
-    grid = Grid(scale, zero_point, low, high)
-    return from_codes(to_codes(x, grid), grid)
+    return _forward(x, scale, zero_point, low, high)[0]
 
 
-def _forward(x: Array, *grid: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _fake_quantize(x, *grid), (x, *grid)
+def _forward(x: Array, *leaves: Array) -> tuple[Array, Array]:
+    grid = Grid(*leaves)
+    codes = jnp.round(x / grid.scale) + grid.zero_point
+    clipped = jnp.clip(codes, grid.low, grid.high)
+    # The gradient needs to know what was clipped, a byte a number, and not the numbers.
+    return from_codes(clipped, grid), codes == clipped
 
 
-def _backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, ...]:
-    x, scale, zero_point, low, high = saved
-    code = jnp.round(x / scale) + zero_point
-    inside = (code >= low) & (code <= high)
-    zeros = (jnp.zeros_like(leaf) for leaf in (scale, zero_point, low, high))
-    return jnp.where(inside, g, 0), *zeros
+def _backward(inside: Array, g: Array) -> tuple[Array | None, ...]:
+    return jnp.where(inside, g, 0), None, None, None, None
 
 
 _fake_quantize.defvjp(_forward, _backward)
@@ -126,8 +125,22 @@ def round_through(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def scale_gradient(x: Float[Array, "*shape"], factor: Any) -> Float[Array, "*shape"]:
-    """`x`, with `factor` times its gradient."""
-    return lax.stop_gradient(x - factor * x) + factor * x
+    """`x` to the last bit, with `factor` times its gradient."""
+    fixed = lax.stop_gradient(x)
+    return fixed + factor * (x - fixed)
+
+
+def learned_grid(
+    step: Any, bits: Any, *, signed: Any, offset: Any = None, narrow: bool = False
+) -> Grid:
+    """The grid that a learned step stands for, and an offset; arguments as of `learned_step`."""
+    low, high = code_limits(bits, signed=signed, narrow=narrow)
+    # Learned numbers may cross zero, where the grid would turn over.
+    step = jnp.maximum(jnp.abs(step), np.finfo(np.float32).tiny * 2.0**24)
+    if offset is None:
+        return Grid(step, jnp.zeros_like(step), low, high)
+    zero_point = jnp.clip(low - round_through(offset / step), low, high)
+    return Grid(step, zero_point, low, high)
 
 
 def learned_step(
@@ -138,15 +151,16 @@ def learned_step(
     signed: Any,
     offset: Any = None,
     narrow: bool = False,
+    count: int | None = None,
 ) -> Float[Array, "*shape"]:
     """Quantises with a step that is learned: LSQ, and with an offset LSQ+.
 
     The step's gradient is round(v) - v of v = x / step inside the range, and the nearest limit
-    outside (Esser et al. 2019, arXiv 1902.08153, equation 3), times 1 / sqrt(N * limit) of the N
-    numbers that share the step (section 2.2). The offset is the real at the lowest code (Bhalgat et
-    al. 2020, arXiv 2004.09576, equations 1-3, where it is a real offset of the whole grid); here
-    the zero point that follows from it is rounded, so that 0.0 keeps a code and integer hardware
-    pads with it.
+    outside (Esser et al. 2019, arXiv 1902.08153, equation 3), times 1 / sqrt(N * levels), where N
+    numbers share the step (section 2.2). The offset is the real at the lowest code (Bhalgat et al.
+    2020, arXiv 2004.09576, equations 1-3, where it is a real offset of the whole grid); here the
+    zero point that follows from it is rounded, so that 0.0 keeps a code and integer hardware pads
+    with it.
 
     Args:
       x: what is quantised.
@@ -154,34 +168,66 @@ def learned_step(
       bits: see `code_limits`.
       signed, narrow: of the codes.
       offset: lowest real, scalar; None is a symmetric grid with the zero point 0.
+      count: N; None is as many as `x` has for each step. Activations give the numbers of one
+        example, the paper's features of a layer: then the gradient does not depend on how a batch
+        is divided.
     """
     low, high = code_limits(bits, signed=signed, narrow=narrow)
-    # Learned numbers may cross zero, where the grid would turn over.
-    step = jnp.maximum(jnp.abs(step), np.finfo(np.float32).tiny * 2.0**24)
-    factor = lax.rsqrt(x.size / step.size * (high if offset is None else high - low))
+    levels = high if offset is None else high - low  # the paper's Q_P
+    factor = lax.rsqrt((count or x.size / step.size) * levels)
     step = scale_gradient(step, factor)
-    if offset is None:
-        zero_point = jnp.zeros_like(step)
-    else:
-        zero_point = low - round_through(scale_gradient(offset, factor) / step)
-        zero_point = jnp.clip(zero_point, low, high)
-    inside = jnp.clip(x / step, low - zero_point, high - zero_point)
-    return round_through(inside) * step
+    offset = None if offset is None else scale_gradient(offset, factor)
+    grid = learned_grid(step, bits, signed=signed, offset=offset, narrow=narrow)
+    return _learned_step(x, *grid)
 
 
-def learned_clip(x: Float[Array, "*shape"], clip: Any, bits: Any) -> Float[Array, "*shape"]:
-    """Clips to [0, clip] with a learned upper end, and quantises what is left: PACT.
+@jax.custom_vjp
+def _learned_step(x: Array, step: Array, zero_point: Array, low: Array, high: Array) -> Array:
+    return _learned_forward(x, step, zero_point, low, high)[0]
+
+
+def _learned_forward(
+    x: Array, step: Array, zero_point: Array, low: Array, high: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    v, low, high = x / step, low - zero_point, high - zero_point
+    code = jnp.round(jnp.clip(v, low, high))
+    # What is at the upper end is clipped, as in the paper; 0.0 never is, it has a code.
+    inside = (v >= low) & (v < high)
+    slope = code - jnp.where(inside, v, 0.0)
+    return code * step, (inside, slope, step, zero_point)
+
+
+def _learned_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array | None, ...]:
+    inside, slope, step, zero_point = saved
+    dx = jnp.where(inside, g, 0)
+    dstep = _sum_to(g * slope, step.shape)
+    dzero = _sum_to(dx - g, zero_point.shape) * step
+    return dx, dstep, dzero, None, None
+
+
+_learned_step.defvjp(_learned_forward, _learned_backward)
+
+
+def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """The sum over what broadcasting `shape`, [] or [C], repeated."""
+    return x.sum(tuple(range(x.ndim - len(shape))))
+
+
+def learned_clip(
+    x: Float[Array, "*shape"], clip: Any, bits: Any, *, low: Any = 0.0
+) -> Float[Array, "*shape"]:
+    """Clips to [low, clip] with a learned upper end, and quantises what is left: PACT.
 
     The gradient with respect to `clip` is that of every number at or above it (Choi et al. 2018,
     arXiv 1805.06085, equation 3); below it the straight-through estimator sees the identity.
 
     Args:
-      x: activations behind a ReLU; what is below 0 becomes 0.
+      x: activations, behind a ReLU in the paper.
       clip: positive scalar.
-      bits: see `code_limits`; codes are unsigned.
+      bits: see `code_limits`.
+      low: lowest real, at most 0; codes are unsigned where it is 0, and signed below.
     """
     clip = jnp.maximum(clip, 1e-6)
-    clipped = jnp.where(x < clip, jnp.maximum(x, 0.0), clip)
-    grid = make_grid(0.0, lax.stop_gradient(clip), bits, symmetric=True, signed=False)
-    rounded = from_codes(to_codes(lax.stop_gradient(clipped), grid), grid)
-    return clipped + (rounded - lax.stop_gradient(clipped))
+    clipped = jnp.where(x < clip, jnp.maximum(x, low), clip)
+    grid = make_grid(low, clip, bits, symmetric=True, signed=jnp.asarray(low) < 0)
+    return fake_quantize(clipped, grid)

@@ -15,6 +15,7 @@ from mobilenet.quantize.rules import ESTIMATORS, WEIGHT_ESTIMATORS
 AVERAGING = 0.01
 # Bins of a histogram at most; at least half of them lie between the extremes.
 BINS = 8192
+CHUNK = 2**20  # numbers that are binned at once: their bins take several times their memory
 CANDIDATES = 100  # ranges that the search for the least squared error tries along one end
 
 
@@ -70,8 +71,11 @@ class Observer:
                 old.low + AVERAGING * (low - old.low), old.high + AVERAGING * (high - old.high)
             )
         self._cover()
-        numbers = np.floor(np.ldexp(x.ravel().astype(np.float64), -self._exponent)).astype(np.int64)
-        self._counts += np.bincount(numbers - self._start, minlength=len(self._counts))
+        flat = x.reshape(-1)
+        for begin in range(0, flat.size, CHUNK):
+            part = flat[begin : begin + CHUNK].astype(np.float64)
+            numbers = np.floor(np.ldexp(part, -self._exponent)).astype(np.int64)
+            self._counts += np.bincount(numbers - self._start, minlength=len(self._counts))
 
     def _cover(self) -> None:
         """Widens bins until those between the extremes are at most BINS."""
@@ -135,14 +139,13 @@ class Observer:
 
     def _percentile(self, percentile: float) -> Range:
         centres, counts = self.histogram
-        outside = 1 - percentile / 100
         below, above = self.low < 0, self.high > 0
-        if below and above:
-            outside /= 2
-        share = np.cumsum(counts) / self.count
-        low = centres[np.searchsorted(share, outside, "right")] if below else self.low
-        high = centres[min(np.searchsorted(share, 1 - outside), len(centres) - 1)]
-        return Range(float(max(low, self.low)), float(min(high, self.high)) if above else self.high)
+        outside = self.count * (100 - percentile) / 100 / (2 if below and above else 1)
+        left_out = int(outside + 1e-6)  # a whole number of them, whatever rounding made of it
+        until = np.cumsum(counts)
+        low = centres[np.searchsorted(until, left_out, "right")] if below else self.low
+        high = centres[np.searchsorted(until, self.count - left_out)] if above else self.high
+        return Range(float(max(low, self.low)), float(min(high, self.high)))
 
     def _least_error(self, bits: int, symmetric: bool) -> Range:
         centres, counts = self.histogram

@@ -1,8 +1,9 @@
 """Post-training quantisation: from float weights and training pictures to a quantised network.
 
-The order is that of Nagel et al. 2021 (arXiv 2106.08295, section 3.5): fold, equalise, absorb,
-choose ranges, then round (AdaRound) or correct biases. Training may follow, which makes it
-quantisation-aware training from these ranges.
+The order is that of Nagel et al. 2021 (arXiv 2106.08295, section 3.5): equalise, absorb, choose
+ranges, then round (AdaRound) or correct biases. Folding normalisation for good comes last, since it
+changes nothing of what is rounded. Training may follow instead, which makes it quantisation-aware
+training from these ranges; every step before leaves normalisation fit for that.
 """
 
 import dataclasses
@@ -19,11 +20,9 @@ from scipy import stats
 from mobilenet.models.depthwise import resolve_padding
 from mobilenet.models.mobilenet_v2 import MobileNetV2
 from mobilenet.quantize import adaround, calibration, equalize, layers, numerics
-from mobilenet.quantize.calibration import Path, flatten, nest
-from mobilenet.quantize.equalize import Folded
-from mobilenet.quantize.rules import WEIGHTS, Rule, RuleError, Rules, resolve
+from mobilenet.quantize.fold import Folded, Path, flatten, fold, is_depthwise, is_folded, nest
+from mobilenet.quantize.rules import WEIGHTS, Rule, RuleError, Rules, kind, resolve
 
-CORRECTIONS = ("none", "analytic", "empirical")
 POSITIONS = 8192  # that AdaRound samples of a layer's output
 
 log = logging.getLogger("mobilenet")
@@ -36,14 +35,15 @@ class Settings:
     """What is done to float weights before their ranges are chosen, and after.
 
     Attributes:
-      fold: fold batch normalisation for good; training may keep it apart.
-      equalize, absorb: `mobilenet.quantize.equalize`; they need folded weights.
+      fold: fold batch normalisation for good; training keeps it apart.
+      equalize: ranges across layers; absorb: the biases that this makes large
+        (`mobilenet.quantize.equalize`).
       correct: "none"; "empirical": of each layer's mean output, measured on the pictures (Nagel et
         al. 2019, appendix D); "analytic": from batch normalisation's parameters (section 4.2).
       adaround_steps: of each layer's learned rounding; 0 rounds to nearest.
       percentile: of the estimator of that name.
       seed: of the positions that AdaRound samples.
-      observe_steps, batch_norm_steps: of the training that follows.
+      observe_passes, batch_norm_passes: counters of the training that follows.
     """
 
     fold: bool = True
@@ -53,8 +53,41 @@ class Settings:
     adaround_steps: int = 0
     percentile: float = 99.99
     seed: int = 0
-    observe_steps: float = np.inf
-    batch_norm_steps: float = np.inf
+    observe_passes: float = np.inf
+    batch_norm_passes: float = np.inf
+
+
+def check(network: MobileNetV2, rules: Rules, settings: Settings, quant: Any) -> dict[str, Rule]:
+    """Site -> its rule, of what can be done to this network.
+
+    Args:
+      network, rules, settings: as `prepare` takes them.
+      quant: the network's `quant` collection, or its shapes.
+
+    Raises:
+      RuleError: rules that do not fit the network's sites, or settings that fit neither.
+    """
+    resolved = resolve(rules, layers.sites(quant))
+    following = [
+        site
+        for site, rule in resolved.items()
+        if kind(site) == WEIGHTS and rule.bits and rule.ranges == "follow"
+    ]
+    if settings.adaround_steps and following:
+        raise RuleError(
+            f"adaround_steps is {settings.adaround_steps}, but the range at {following[0]} follows "
+            "the weights, which would change the grid that they are rounded to; set "
+            "quantize.weights.ranges='fixed'"
+        )
+    if settings.correct == "analytic":
+        gated = any(block.squeeze_features for block in network.plan.blocks)
+        known = network.activation in ("relu", "relu6")
+        if gated or not known or network.bottleneck_activation != "identity":
+            raise RuleError(
+                "correct_bias is 'analytic', which knows the mean behind ReLU and ReLU6, with "
+                "linear bottlenecks and without squeeze-and-excitation; set it to 'empirical'"
+            )
+    return resolved
 
 
 def prepare(
@@ -79,67 +112,58 @@ def prepare(
       `params`, `batch_stats` and `quant` of the quantised network, and what was done in numbers.
 
     Raises:
-      RuleError: rules that do not fit the network's sites.
-      CalibrationError: no pictures; NaN or infinity in weights or activations.
+      RuleError: as `check`.
+      CalibrationError: no pictures; NaN or infinity in weights or activations; weights without what
+        analytic correction reads.
     """
     shapes = calibration.structure(network, image_shape)
     quant = calibration.empty(shapes[layers.QUANT])
-    resolved = resolve(rules, layers.sites(quant))
+    resolved = check(network, rules, settings, quant)
     epsilon = network.bn_epsilon
-    float_variables: dict[str, Any] = {k: variables[k] for k in ("params", "batch_stats")}
+    current: dict[str, Any] = {k: variables[k] for k in ("params", "batch_stats")}
+    calibration.folded_kernels(current, epsilon)  # refuses damaged ones before anything runs
+    if settings.correct == "analytic" and is_folded(current, epsilon):
+        raise calibration.CalibrationError(
+            "quantize.correct_bias is 'analytic', which reads batch normalisation's scale and "
+            "shift, but these weights come folded; use 'empirical'."
+        )
     facts: dict[str, Any] = {}
 
     def see(current: Mapping[str, Any]) -> dict[str, Any]:
-        """As variables of the quantised network, whose learned steps do not count yet."""
+        """As variables of the quantised network in float, whose learned steps do not count."""
         params = flatten(current["params"])
         for path, shape in shapes["params"].items():
             params.setdefault(path, np.ones(shape.shape, np.float32))
-        return {
-            **current,
-            "params": nest(params),
-            layers.QUANT: calibration.without_bits(quant),
-        }
+        return {**current, "params": nest(params), layers.QUANT: quant}
 
-    current = float_variables
-    if settings.fold:
-        folded = Folded(float_variables, epsilon)
-        pairs = equalize.find_pairs(network.plan)
-        if settings.equalize:
-            facts.update(equalize.equalize(folded, pairs))
-            if settings.absorb:
-                moments = _moments(network, see(folded.variables()), batches, folded)
-                facts["absorbed_channels"] = equalize.absorb_biases(folded, pairs, moments)
+    if settings.equalize:
+        folded, pairs = Folded(current, epsilon), equalize.find_pairs(network.plan)
+        facts.update(equalize.equalize(folded, pairs))
+        if settings.absorb:
+            moments = _moments(network, see(folded.variables()), batches)
+            facts["absorbed_channels"] = equalize.absorb_biases(folded, pairs, moments)
         current = folded.variables()
     found = calibration.observe(network, see(current), batches())
-    start = functools.partial(
-        calibration.start,
+    quantised = calibration.start(
         shapes,
-        found=found,
-        rules=resolved,
+        current,
+        found,
+        resolved,
         epsilon=epsilon,
         percentile=settings.percentile,
         counters={
-            "observe": settings.observe_steps,
-            "batch_norm": settings.batch_norm_steps,
+            "observe": settings.observe_passes,
+            "batch_norm": settings.batch_norm_passes,
         },
     )
-    quantised = start(current)
     if settings.adaround_steps:
         quantised, errors = _round(network, quantised, see(current), batches, resolved, settings)
         facts["adaround"] = adaround.report(errors)
     if settings.correct == "empirical":
         quantised, facts["mean_shift"] = _correct(network, quantised, see(current), batches)
     elif settings.correct == "analytic":
-        quantised = _correct_analytically(network, quantised, variables, resolved)
-    return quantised, facts
-
-
-def _add_bias(variables: Mapping[str, Any], layer: Path, change: np.ndarray) -> dict[str, Any]:
-    """Variables with `change` [C] added behind a layer's normalisation, or to its bias."""
-    params = flatten(variables["params"])
-    path = (*layer, "bn", "bias") if (*layer, "bn", "bias") in params else (*layer, "bias")
-    params[path] = np.asarray(params[path] + change, np.float32)
-    return {**variables, "params": nest(params)}
+        quantised = _correct_analytically(network, quantised, resolved)
+    return fold(quantised, epsilon) if settings.fold else quantised, facts
 
 
 def _products(network: MobileNetV2) -> Callable[[Any, jax.Array], dict[Path, Any]]:
@@ -185,20 +209,15 @@ def _mean_products(
 
 
 def _moments(
-    network: MobileNetV2, variables: Any, batches: Batches, folded: Folded
+    network: MobileNetV2, variables: Any, batches: Batches
 ) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
-    """Layer -> (mean, standard deviation) of what its activation gets, of folded weights."""
-    found = _mean_products(_products(network), variables, batches)
-    return {
-        layer: (mean + folded.biases[layer], np.sqrt(variance))
-        for layer, (mean, variance) in found.items()
-    }
-
-
-def _factor(variables: Mapping[str, Any], layer: Path, epsilon: float) -> np.ndarray:
-    """What normalisation multiplies a layer's products by, [C]; 1 of a dense layer."""
-    factors = calibration.fold_factors(variables, epsilon)
-    return factors.get((*layer, "conv", "kernel"), np.ones((), np.float32))
+    """Layer -> (mean, standard deviation) [C] of what its activation gets."""
+    folded = Folded(variables, network.bn_epsilon)
+    moments = {}
+    for layer, (mean, variance) in _mean_products(_products(network), variables, batches).items():
+        factor = folded.factor(layer)
+        moments[layer] = mean * factor + folded.bias(layer), np.sqrt(variance) * np.abs(factor)
+    return moments
 
 
 def _correct(
@@ -215,91 +234,75 @@ def _correct(
     for layer, _ in equalize.layer_order(network.plan):
         # Layers before this one are corrected by now: measure what they hand it.
         mean, _ = _mean_products(look, quantised, batches)[layer]
-        shift = (wanted[layer][0] - mean).astype(np.float32)
-        worst = max(worst, float(np.max(np.abs(shift) / np.sqrt(wanted[layer][1] + 1e-12))))
-        factor = _factor(quantised, layer, network.bn_epsilon)
-        quantised = _add_bias(quantised, layer, shift * factor)
+        shift, deviation = mean - wanted[layer][0], np.sqrt(wanted[layer][1])
+        varies = deviation > 1e-6 * np.abs(wanted[layer][0])
+        if varies.any():
+            worst = max(worst, float(np.max(np.abs(shift[varies]) / deviation[varies])))
+        folded = Folded(quantised, network.bn_epsilon)
+        folded.move_products(layer, shift)
+        quantised = folded.variables()
     return quantised, {"largest_in_deviations": worst}
 
 
 def _correct_analytically(
-    network: MobileNetV2,
-    quantised: dict[str, Any],
-    variables: Mapping[str, Any],
-    rules: Mapping[str, Rule],
+    network: MobileNetV2, quantised: dict[str, Any], rules: Mapping[str, Rule]
 ) -> dict[str, Any]:
-    """Takes E[W_q x] - E[W x] off each bias, with E[x] from batch normalisation's parameters.
+    """Takes E[W_q x] - E[W x] off each layer, with E[x] from batch normalisation's parameters.
 
     A normalised channel is taken as normal with mean beta and deviation gamma; the activation clips
     it at 0 and 6 (Nagel et al. 2019, section 4.2.1 and appendix C).
-
-    Raises:
-      CalibrationError: the weights come folded, which leaves nothing to read.
     """
-    params = flatten(variables["params"])
-    scales = {path[:-2]: np.abs(x) for path, x in params.items() if path[-2:] == ("bn", "scale")}
-    if all(np.allclose(scale, 1.0) for scale in scales.values()):
-        raise calibration.CalibrationError(
-            "quantize.correct_bias is 'analytic', which reads batch normalisation's scale and "
-            "shift, but these weights come folded; use 'empirical'."
-        )
-    means = {layer: np.asarray(params[(*layer, "bn", "bias")]) for layer in scales}
-    ceiling = {"relu6": 6.0, "relu": np.inf}.get(network.activation)
-    if ceiling is None or network.bottleneck_activation != "identity":
-        raise calibration.CalibrationError(
-            "quantize.correct_bias is 'analytic', which knows ReLU and ReLU6 behind layers and "
-            "nothing behind bottlenecks; use 'empirical'."
-        )
-    grids = calibration.weight_grids(quantised, rules, network.bn_epsilon)
+    epsilon = network.bn_epsilon
+    params = flatten(quantised["params"])
+    means = {path[:-2]: np.asarray(x) for path, x in params.items() if path[-2:] == ("bn", "bias")}
+    ceiling = 6.0 if network.activation == "relu6" else np.inf
+    grids = calibration.weight_grids(quantised, rules, epsilon)
+    folded = Folded(quantised, epsilon)
 
     def clipped(layer: Path) -> np.ndarray:
         """Mean of the activation's output."""
-        mean, std = means[layer], np.maximum(scales[layer], 1e-6)
+        mean = means[layer]
+        std = np.maximum(np.abs(params[(*layer, "bn", "scale")]), 1e-6)
         a, b = (0 - mean) / std, (ceiling - mean) / std
         inside = stats.norm.cdf(b) - stats.norm.cdf(a)
-        above = stats.norm.sf(b)
-        top = ceiling * above if np.isfinite(ceiling) else 0.0
+        top = ceiling * stats.norm.sf(b) if np.isfinite(ceiling) else 0.0
         return mean * inside + std * (stats.norm.pdf(a) - stats.norm.pdf(b)) + top
 
     def correct(layer: Path, x: np.ndarray) -> None:
-        nonlocal quantised
-        site = _site(layer)
+        site = folded.site(layer)
         if site not in grids:
             return
         kernel, grid = grids[site]
         error = np.asarray(numerics.from_codes(numerics.to_codes(kernel, grid), grid)) - kernel
         if kernel.ndim == 4:
             error = error.sum((0, 1))
-        depthwise = kernel.ndim == 4 and kernel.shape[2] == 1 and len(x) > 1
-        shift = error[0] * x if depthwise else x @ error
-        quantised = _add_bias(quantised, layer, -shift)
+        shift = error[0] * x if is_depthwise(layer) else x @ error
+        factor = folded.factor(layer)
+        folded.move_products(layer, shift / np.where(factor, factor, 1))
 
     # The stem reads pictures, of which normalisation says nothing: it stays as it is.
-    before = clipped(("stem",))
+    x, before = clipped(("stem",)), np.zeros(())
     for block in network.plan.blocks:
-        x = before
+        expanded = x
         if block.expands:
             correct((block.name, "expand"), x)
-            x = clipped((block.name, "expand"))
-        correct((block.name, "depthwise"), x)
+            expanded = clipped((block.name, "expand"))
+        if block.shortcut == "expansion":
+            expanded = expanded + before
+        correct((block.name, "depthwise"), expanded)
         correct((block.name, "project"), clipped((block.name, "depthwise")))
-        after = means[(block.name, "project")]
+        y = means[(block.name, "project")]
         if block.shortcut == "identity":
-            after = after + before
+            y = y + x
         elif block.shortcut == "projection":
-            correct((block.name, "shortcut"), before)
-            after = after + means[(block.name, "shortcut")]
-        before = after
+            correct((block.name, "shortcut"), x)
+            y = y + means[(block.name, "shortcut")]
+        x, before = y, expanded
     if network.plan.head_features:
-        correct(("head",), before)
-        before = clipped(("head",))
-    correct(("classifier",), before)
-    return quantised
-
-
-def _site(layer: Path) -> str:
-    inner = layer if layer == ("classifier",) else (*layer, "conv")
-    return "/".join((*inner, WEIGHTS))
+        correct(("head",), x)
+        x = clipped(("head",))
+    correct(("classifier",), x)
+    return folded.variables()
 
 
 def _round(
@@ -311,71 +314,81 @@ def _round(
     settings: Settings,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Learns the rounding of every layer, first layer first; returns the errors by layer."""
-    grids = calibration.weight_grids(quantised, rules, network.bn_epsilon)
-    following = [site for site in grids if rules[site].ranges == "follow"]
-    if following:
-        raise RuleError(
-            f"quantize.adaround_steps is {settings.adaround_steps}, but the range at "
-            f"{following[0]} follows the weights, which would change the grid that they are "
-            "rounded to; set quantize.weights.ranges='fixed'"
-        )
+    epsilon = network.bn_epsilon
+    grids = calibration.weight_grids(quantised, rules, epsilon)
+    folded = Folded(reference, epsilon)  # before anything is rounded, and in float throughout
+    order = {
+        layer: role
+        for layer, role in equalize.layer_order(network.plan)
+        if folded.site(layer) in grids
+    }
 
-    @jax.jit
-    def look(variables: Any, images: jax.Array) -> Any:
-        names = [layers.INPUTS, layers.PRODUCTS]
-        _, found = network.apply(variables, images, False, mutable=names)
-        return [_by_layer(found[name]) for name in names]
+    @functools.partial(jax.jit, static_argnames="collection")
+    def look(variables: Any, images: jax.Array, collection: str) -> dict[Path, jax.Array]:
+        _, found = network.apply(variables, images, False, mutable=[collection])
+        return _by_layer(found[collection])
 
-    count = sum(1 for _ in batches())
-    dilations: dict[Path, int] = {(b.name, "depthwise"): b.dilation for b in network.plan.blocks}
+    generator = np.random.default_rng(settings.seed)
+    few = -(-POSITIONS // sum(1 for _ in batches()))
+    positions: dict[Path, list[Any]] = {layer: [] for layer in order}
+    targets: dict[Path, list[np.ndarray]] = {layer: [] for layer in order}
+    for images in batches():
+        products = look(reference, images, layers.PRODUCTS)
+        for layer, role in order.items():
+            y = np.asarray(products[layer])
+            chosen: Any = slice(None)  # a dense layer has one position a picture
+            if role != "linear":
+                chosen = np.stack([generator.integers(0, n, few) for n in y.shape[:3]], axis=1)
+            positions[layer].append(chosen)
+            targets[layer].append(y[chosen] if role == "linear" else y[tuple(chosen.T)])
+
     errors = {}
-    for layer, role in equalize.layer_order(network.plan):
-        site = _site(layer)
-        if site not in grids:
-            continue
-        kernel, grid = grids[site]
-        generator = np.random.default_rng(settings.seed)
-        inputs, targets = [], []
-        for images in batches():
-            # What the layers before, rounded by now, hand this one; what it should make of it.
-            x = np.asarray(look(quantised, images)[0][layer])
-            y = np.asarray(look(reference, images)[1][layer])
-            few = -(-POSITIONS // count)
-            if role == "classifier":
-                inputs.append(x)
-                targets.append(y)
-                continue
-            positions = np.stack([generator.integers(0, n, few) for n in y.shape[:3]], axis=1)
-            size = kernel.shape[0]
-            strides = -(-x.shape[1] // y.shape[1])
-            dilation = dilations.get(layer, 1)
-            pads = resolve_padding(network.padding, x.shape[1:3], (size, size), strides, dilation)
-            windows = adaround.sample_windows(x, size, strides, pads[0], dilation, positions)
-            inputs.append(windows if role == "depthwise" else windows.reshape(few, -1))
-            targets.append(y[tuple(positions.T)])
-        factor = _factor(quantised, layer, network.bn_epsilon)
+    for layer, role in order.items():
+        kernel, grid = grids[folded.site(layer)]
+        inputs = []
+        for images, chosen in zip(batches(), positions[layer], strict=True):
+            # What the layers before, rounded by now, hand this one.
+            x = np.asarray(look(quantised, images, layers.INPUTS)[layer])
+            if role != "linear":
+                x = _windows(network, layer, x, chosen)
+            inputs.append(x)
         problem = adaround.Problem(
             np.concatenate(inputs),
-            np.concatenate(targets) * _factor(reference, layer, network.bn_epsilon),
-            _bias(quantised, layer, network.bn_epsilon),
+            np.concatenate(targets[layer]) * folded.factor(layer),
+            folded.bias(layer),
             _activation(network, layer),
         )
+        site = folded.site(layer)
         learned, errors[site] = adaround.learn_rounding(
             kernel, grid, problem, steps=settings.adaround_steps, seed=settings.seed
         )
-        params = flatten(quantised["params"])
-        path = (*layer, "kernel") if role == "classifier" else (*layer, "conv", "kernel")
-        params[path] = np.asarray(learned / factor, np.float32)
-        quantised = {**quantised, "params": nest(params)}
+        rounded = Folded(quantised, epsilon)
+        rounded.set_kernel(layer, learned)
+        quantised = rounded.variables()
         log.info("AdaRound at %s: squared error %s.", site, errors[site])
     return quantised, errors
 
 
-def _bias(variables: Mapping[str, Any], layer: Path, epsilon: float) -> np.ndarray:
-    return Folded(variables, epsilon).biases[layer]
+def _windows(network: MobileNetV2, layer: Path, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """What `adaround.Problem` takes as inputs: x [B, H, W, C] under the layer's windows."""
+    plan = network.plan
+    if layer == ("stem",):
+        size, strides, dilation = 3, plan.stem_strides, 1
+    elif is_depthwise(layer):
+        block = next(block for block in plan.blocks if block.name == layer[0])
+        size, strides, dilation = network.kernel_size, block.strides, block.dilation
+    else:
+        size, strides, dilation = 1, 1, 1
+    pads = resolve_padding(network.padding, x.shape[1:3], (size, size), strides, dilation)
+    windows = adaround.sample_windows(x, size, strides, pads, dilation, positions)
+    return windows if is_depthwise(layer) else windows.reshape(len(positions), -1)
 
 
 def _activation(network: MobileNetV2, layer: Path) -> str:
+    """What follows the layer; the gate of squeeze-and-excitation is left to its own rounding."""
+    if layer[-2:] == ("se", "reduce"):
+        return "relu"
     if layer[-1] == "project":
         return network.bottleneck_activation
-    return "identity" if layer[-1] in ("classifier", "shortcut") else network.activation
+    linear = layer[-1] in ("classifier", "shortcut") or layer[-2:] == ("se", "expand")
+    return "identity" if linear else network.activation

@@ -35,7 +35,8 @@ class Rule:
       symmetric: zero point 0 (weights: narrow range; activations: unsigned where nothing is below
         0), or affine.
       per_channel: a grid for each output channel; weights alone.
-      estimator: that chooses the range at calibration, of `mobilenet.quantize.observers`.
+      estimator: that chooses the range at calibration, of `mobilenet.quantize.observers`. Weights
+        whose range follows them have "min_max", which is what it follows.
       ranges: of WEIGHT_RANGES or ACTIVATION_RANGES.
     """
 
@@ -70,14 +71,24 @@ class Rules:
         """Without what is data: rules that differ in bits and estimators make one program."""
 
         def bare(rule: Rule) -> Rule:
-            return dataclasses.replace(rule, bits=0, estimator="")
+            return dataclasses.replace(rule, bits=0, estimator="min_max")
 
-        rows = tuple(
+        rows = [
             (pattern, tuple(pair for pair in changes if pair[0] not in ("bits", "estimator")))
             for pattern, changes in self.rows
+        ]
+        # A row without effect still hides those behind it, if there are any.
+        while rows and not rows[-1][1]:
+            rows.pop()
+        return Rules(bare(self.weights), bare(self.activations), tuple(rows))
+
+    @property
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """The rows as `parse` reads them; bits stand for a row without changes."""
+        return tuple(
+            (pattern, ", ".join(f"{name}={value}" for name, value in changes) or "bits=0")
+            for pattern, changes in self.rows
         )
-        # A row without effect still hides those behind it.
-        return Rules(bare(self.weights), bare(self.activations), rows)
 
 
 def kind(site: str) -> str:
@@ -101,17 +112,25 @@ def parse(
     """
     parsed = []
     for row in rows:
-        if len(row) != 2 or not all(isinstance(part, str) for part in row):
+        if (
+            not isinstance(row, tuple | list)
+            or len(row) != 2
+            or not all(isinstance(part, str) for part in row)
+        ):
             raise RuleError(
-                f"a rule is {tuple(row)!r}; it must be a pattern of site names and the changes, as "
-                "in ('stem/.*', 'bits=8')"
+                f"a rule is {row!r}; it must be a pattern of site names and the changes, as in "
+                "('stem/.*', 'bits=8')"
             )
         pattern, text = row
         try:
             re.compile(pattern)
         except re.error as error:
             raise RuleError(f"the rule {pattern!r} is no regular expression: {error}") from error
-        parsed.append((pattern, tuple(_change(pattern, part) for part in text.split(","))))
+        changes = tuple(_change(pattern, part) for part in text.split(","))
+        names = [name for name, _ in changes]
+        if len(set(names)) < len(names):
+            raise RuleError(f"the rule {pattern!r} says {text!r}; each attribute may be given once")
+        parsed.append((pattern, changes))
     defaults = Rules(
         Rule(**weights),  # pyright: ignore[reportArgumentType]
         Rule(**activations, per_channel=False),  # pyright: ignore[reportArgumentType]
@@ -131,7 +150,7 @@ def _change(pattern: str, text: str) -> tuple[str, bool | int | str]:
             "a value, as in 'bits=8'"
         )
     if name == "bits":
-        if not value.isdigit():
+        if not value.isdecimal():
             raise RuleError(f"the rule {pattern!r} says bits={value}; it must be a whole number")
         return name, int(value)
     if name in ("symmetric", "per_channel"):
@@ -160,16 +179,21 @@ def _check(kind: str, rule: Rule, where: str = "") -> None:
             )
     if kind == ACTIVATIONS and rule.per_channel:
         raise RuleError(f"{where}: per_channel is for weights; activations have one grid a tensor")
+    if rule.ranges == "follow" and rule.estimator != "min_max":
+        raise RuleError(
+            f"{where}: estimator is {rule.estimator!r}, but ranges='follow' takes the extremes of "
+            "the weights at every step; set ranges to 'fixed' or 'lsq', or estimator='min_max'"
+        )
     if rule.ranges in ("lsq", "pact") and not rule.symmetric:
-        instead = "lsq_plus" if kind == ACTIVATIONS else "follow or fixed"
+        instead = "'lsq_plus'" if kind == ACTIVATIONS else "'follow' or 'fixed'"
         raise RuleError(
             f"{where}: ranges is {rule.ranges!r}, which learns a symmetric grid; set "
-            f"symmetric=True, or ranges={instead}"
+            f"symmetric=True, or ranges to {instead}"
         )
     if rule.ranges == "lsq_plus" and rule.symmetric:
         raise RuleError(
             f"{where}: ranges is 'lsq_plus', which learns an affine grid; set symmetric=False, or "
-            "ranges=lsq"
+            "ranges to 'lsq'"
         )
 
 

@@ -142,3 +142,64 @@ def test_pact_gradient_and_values():
     )(x, clip)
     np.testing.assert_allclose(by_x, [0, 2, 4, 0, 0])
     np.testing.assert_allclose(by_clip, 24)
+
+
+def test_scaled_gradients_leave_the_value_to_the_last_bit():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
+    for factor in (0.0123, 1.0, 31.7):
+        np.testing.assert_array_equal(numerics.scale_gradient(x, factor), x)
+        gradient = jax.grad(lambda x, f=factor: numerics.scale_gradient(x, f).sum())(x)
+        np.testing.assert_allclose(gradient, factor, rtol=1e-6)
+
+
+def test_learned_numbers_lie_on_the_grid_that_is_deployed():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(500, 3)), jnp.float32)
+    cases = (
+        (jnp.asarray([0.1, -0.03, 0.7]), {"signed": True, "narrow": True}),
+        (jnp.float32(0.11), {"signed": False}),
+        (jnp.float32(0.11), {"signed": False, "offset": jnp.float32(-1.3)}),
+        (jnp.float32(0.11), {"signed": True, "offset": jnp.float32(0.4)}),  # 0 keeps its code
+    )
+    for step, options in cases:
+        grid = numerics.learned_grid(step, 4, **options)
+        expected = numerics.from_codes(numerics.to_codes(x, grid), grid)
+        np.testing.assert_array_equal(numerics.learned_step(x, step, 4, **options), expected)
+        assert float(numerics.learned_step(jnp.zeros(1), jnp.float32(0.1), 4, signed=True)[0]) == 0
+
+
+def test_what_reaches_the_upper_end_pulls_at_the_step():
+    """A ReLU6's output is 6 at many places: equation 3 counts them as clipped, and not its zeros."""
+    x = jnp.asarray([0.0, 0.0, 6.0, 6.0])
+    step = jnp.float32(6 / 8)  # exact
+
+    def total(x, step):
+        return numerics.learned_step(x, step, 4, signed=False, count=1).sum()
+
+    by_x, by_step = jax.grad(total, argnums=(0, 1))(x, jnp.float32(6 / 15) * 0 + step)
+    np.testing.assert_array_equal(by_x, [1, 1, 1, 1])  # 6 is code 8 of 15
+    by_x, by_step = jax.grad(total, argnums=(0, 1))(jnp.asarray([0.0, 15.0]), jnp.float32(1.0))
+    np.testing.assert_array_equal(by_x, [1, 0])
+    np.testing.assert_allclose(by_step, 15 / np.sqrt(15), rtol=1e-6)
+
+
+def test_the_gradient_of_a_learned_step_does_not_depend_on_the_batchs_division():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5, 3)), jnp.float32)
+
+    def gradient(x):  # of a mean over examples, as a loss is
+        def loss(step):
+            y = numerics.learned_step(x, step, 4, signed=True, count=x.size // x.shape[0])
+            return jnp.square(y).sum() / len(x)
+
+        return jax.grad(loss)(jnp.float32(0.3))
+
+    parts = (gradient(x[:4]) + gradient(x[4:])) / 2
+    np.testing.assert_allclose(gradient(x), parts, rtol=1e-5)
+
+
+def test_pact_keeps_what_is_signed():
+    x, clip = jnp.asarray([-3.0, -0.55, 0.3, 2.0, 5.0]), jnp.float32(2.0)
+    values = numerics.learned_clip(x, clip, 4, low=jnp.float32(-1.1))
+    step = 2 / 7  # codes -8 to 7
+    np.testing.assert_allclose(values, [-4 * step, -2 * step, step, 2, 2], atol=1e-6)
+    gradient = jax.grad(lambda x: numerics.learned_clip(x, clip, 4, low=-1.0).sum())(x)
+    np.testing.assert_array_equal(gradient, [0, 1, 1, 0, 0])

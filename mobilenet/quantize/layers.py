@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics
-from mobilenet.quantize.rules import Rule, Rules
+from mobilenet.quantize.rules import Rule, RuleError, Rules
 
 QUANT = "quant"  # the collection of bits, ranges and counters
 # Collections that a caller makes mutable to see inside: what a quantiser got, what went into a
@@ -81,23 +81,22 @@ class Quantizer(nn.Module):
 
     def _activations(self, x: Array, bits: Array, rule: Rule, train: bool) -> Array:
         low, high = self._range(())
-        # Where nothing is below 0 a symmetric grid has no use for negative codes.
-        signed = (low.value < 0) | (not rule.symmetric)
         if rule.ranges in ("lsq", "lsq_plus"):
             step = self.param("step", nn.initializers.ones, (), jnp.float32)
             offset = None
             if rule.ranges == "lsq_plus":
                 offset = self.param("offset", nn.initializers.zeros, (), jnp.float32)
+            signed = _signed(low.value, rule)
             return numerics.learned_step(x, step, bits, signed=signed, offset=offset)
         if rule.ranges == "pact":
             clip = self.param("clip", nn.initializers.ones, (), jnp.float32)
-            grid = _grid(low.value, high.value, bits, rule, signed)
-            # A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
-            learned = numerics.learned_clip(x, clip, bits)
-            return jnp.where(low.value < 0, numerics.fake_quantize(x, grid), learned)
+            observed = numerics.fake_quantize(
+                x, activation_grid(bits, rule, low.value, high.value, clip=clip)
+            )
+            return jnp.where(low.value < 0, observed, numerics.learned_clip(x, clip, bits))
         if rule.ranges == "observe":
             self._observe(x, low, high, train)
-        return numerics.fake_quantize(x, _grid(low.value, high.value, bits, rule, signed))
+        return numerics.fake_quantize(x, activation_grid(bits, rule, low.value, high.value))
 
     def _observe(self, x: Array, low: Any, high: Any, train: bool) -> None:
         left = self.variable(QUANT, "observe", jnp.zeros, (), jnp.float32)
@@ -118,8 +117,39 @@ class Quantizer(nn.Module):
         left.value = left.value - 1
 
 
-def _grid(low: Array, high: Array, bits: Array, rule: Rule, signed: Array | bool) -> numerics.Grid:
-    return numerics.make_grid(low, high, bits, symmetric=rule.symmetric, signed=signed)
+def _signed(low: Any, rule: Rule) -> Any:
+    """Whether codes are signed: where nothing is below 0 a symmetric grid has no use for it."""
+    return (low < 0) | (not rule.symmetric)
+
+
+def activation_grid(
+    bits: Any,
+    rule: Rule,
+    low: Any,
+    high: Any,
+    *,
+    step: Any = None,
+    offset: Any = None,
+    clip: Any = None,
+) -> numerics.Grid:
+    """The grid of a tensor of activations, of every kind of `Rule.ranges`.
+
+    Args:
+      bits, rule: of the site.
+      low, high: its range.
+      step, offset, clip: what is learned there, if the rule has it.
+    """
+    if rule.ranges in ("lsq", "lsq_plus"):
+        return numerics.learned_grid(step, bits, signed=_signed(low, rule), offset=offset)
+    observed = numerics.make_grid(
+        low, high, bits, symmetric=rule.symmetric, signed=_signed(low, rule)
+    )
+    if rule.ranges != "pact":
+        return observed
+    # A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
+    learned = numerics.clip_grid(clip, bits)
+    leaves = [jnp.where(low < 0, a, b) for a, b in zip(observed, learned, strict=True)]
+    return numerics.Grid(*leaves)
 
 
 def weight_grid(
@@ -134,8 +164,7 @@ def weight_grid(
       step: the learned step, for `lsq`.
     """
     if rule.ranges == "lsq":
-        limits = numerics.code_limits(bits, signed=True, narrow=True)
-        return numerics.Grid(jnp.abs(step), jnp.zeros_like(step), *limits)
+        return numerics.learned_grid(step, bits, signed=True, narrow=True)
     if low is None:
         axes = tuple(range(kernel.ndim - 1)) if rule.per_channel else None
         low, high = (lax.stop_gradient(f(kernel, axis=axes)) for f in (jnp.min, jnp.max))
@@ -208,10 +237,18 @@ class QuantizedConvBNAct(ConvBNAct):
         return self.quantizer(name="output")(y, train)
 
     def _fold(self, epsilon: float) -> Array:
-        """What normalisation multiplies each channel by; 1 where that is too small to divide by."""
         scale = self.variables["params"]["bn"]["scale"]
-        factor = scale * lax.rsqrt(self.variables["batch_stats"]["bn"]["var"] + epsilon)
-        return lax.stop_gradient(jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0))
+        _, fold = fold_factors(scale, self.variables["batch_stats"]["bn"]["var"], epsilon)
+        return lax.stop_gradient(fold)
+
+
+def fold_factors(scale: Any, var: Any, epsilon: float) -> tuple[Array, Array]:
+    """What normalisation multiplies each channel by, and what is folded into the kernel.
+
+    The second is the first, but 1 where that is too small to divide by: such a channel is its bias.
+    """
+    factor = scale * lax.rsqrt(var + epsilon)
+    return factor, jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0)
 
 
 class QuantizedDense(nn.Dense):
@@ -254,6 +291,18 @@ def quantize_network(network: Network, rules: Rules, *, batch_norm_ends: bool = 
         dense=functools.partial(QuantizedDense, quantizer=quantizer),
         point=quantizer,
     )
+
+
+def rules_of(network: Network) -> Rules:
+    """The rules, without what is data, of a network from `quantize_network`.
+
+    Raises:
+      RuleError: it is a float network.
+    """
+    rules = getattr(network.point, "keywords", {}).get("rules")
+    if rules is None:
+        raise RuleError("the network is a float one; quantise it first")
+    return rules
 
 
 def sites(quant: Any) -> list[str]:

@@ -130,6 +130,22 @@ def scale_gradient(x: Float[Array, "*shape"], factor: Any) -> Float[Array, "*sha
     return lax.stop_gradient(x - factor * x) + factor * x
 
 
+def learned_grid(
+    step: Any, bits: Any, *, signed: Any, offset: Any = None, narrow: bool = False
+) -> Grid:
+    """The grid of `learned_step`, for the same arguments."""
+    low, high = code_limits(bits, signed=signed, narrow=narrow)
+    step = _learned(step)
+    if offset is None:
+        return Grid(step, jnp.zeros_like(step), low, high)
+    return Grid(step, jnp.clip(low - jnp.round(offset / step), low, high), low, high)
+
+
+def _learned(step: Any) -> Any:
+    # Learned numbers may cross zero, where the grid would turn over.
+    return jnp.maximum(jnp.abs(step), np.finfo(np.float32).tiny * 2.0**24)
+
+
 def learned_step(
     x: Float[Array, "*shape"],
     step: Any,
@@ -156,8 +172,7 @@ def learned_step(
       offset: lowest real, scalar; None is a symmetric grid with the zero point 0.
     """
     low, high = code_limits(bits, signed=signed, narrow=narrow)
-    # Learned numbers may cross zero, where the grid would turn over.
-    step = jnp.maximum(jnp.abs(step), np.finfo(np.float32).tiny * 2.0**24)
+    step = _learned(step)
     factor = lax.rsqrt(x.size / step.size * (high if offset is None else high - low))
     step = scale_gradient(step, factor)
     if offset is None:
@@ -167,6 +182,14 @@ def learned_step(
         zero_point = jnp.clip(zero_point, low, high)
     inside = jnp.clip(x / step, low - zero_point, high - zero_point)
     return round_through(inside) * step
+
+
+def clip_grid(clip: Any, bits: Any) -> Grid:
+    """The grid of `learned_clip`: unsigned, from 0 to `clip`."""
+    return make_grid(0.0, jnp.maximum(clip, _LEAST_CLIP), bits, symmetric=True, signed=False)
+
+
+_LEAST_CLIP = 1e-6
 
 
 def learned_clip(x: Float[Array, "*shape"], clip: Any, bits: Any) -> Float[Array, "*shape"]:
@@ -180,8 +203,8 @@ def learned_clip(x: Float[Array, "*shape"], clip: Any, bits: Any) -> Float[Array
       clip: positive scalar.
       bits: see `code_limits`; codes are unsigned.
     """
-    clip = jnp.maximum(clip, 1e-6)
+    clip = jnp.maximum(clip, _LEAST_CLIP)
     clipped = jnp.where(x < clip, jnp.maximum(x, 0.0), clip)
-    grid = make_grid(0.0, lax.stop_gradient(clip), bits, symmetric=True, signed=False)
+    grid = clip_grid(lax.stop_gradient(clip), bits)
     rounded = from_codes(to_codes(lax.stop_gradient(clipped), grid), grid)
     return clipped + (rounded - lax.stop_gradient(clipped))

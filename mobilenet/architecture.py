@@ -128,7 +128,7 @@ def quantized(network: Network, config: Config, axis_name: str | None = None) ->
     if config.finetune.batch_norm == "frozen":  # ranges are observed all the same
         statistics = "running"
     computed = {key: computed_activation(config, key) for key in ACTIVATIONS}
-    changed = {key: value for key, value in computed.items() if value != config.model[key]}
+    changed: dict[str, Any] = {k: v for k, v in computed.items() if v != config.model[k]}
     return quantize_network(
         network.clone(**changed),
         quantization_rules(config),

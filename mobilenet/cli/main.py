@@ -22,6 +22,7 @@ VERBS = {
     "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
     "convert": "weights in and out: other projects' checkpoints to runs, runs to weight files",
+    "export": "a run as a file for LiteRT, ONNX Runtime or StableHLO, verified there",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
 }
 

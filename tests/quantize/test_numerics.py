@@ -168,7 +168,7 @@ def test_learned_numbers_lie_on_the_grid_that_is_deployed():
 
 
 def test_what_reaches_the_upper_end_pulls_at_the_step():
-    """A ReLU6's output is 6 at many places: equation 3 counts them as clipped, and not its zeros."""
+    """ReLU6 gives 6 at many places: equation 3 counts them as clipped, and not its zeros."""
     x = jnp.asarray([0.0, 0.0, 6.0, 6.0])
     step = jnp.float32(6 / 8)  # exact
 

@@ -20,6 +20,7 @@ VERBS = {
     "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
     "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
+    "shrink": "cut a run's channels to a budget, as a new run; or count what a run has left",
     "convert": "weights in and out: other projects' checkpoints to runs, runs to weight files",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
 }

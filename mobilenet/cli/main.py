@@ -21,6 +21,7 @@ VERBS = {
     "quantize": "post-training quantisation of a run; what each layer loses; mixed precision",
     "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
+    "shrink": "cut a run's channels to a budget, as a new run; or count what a run has left",
     "convert": "weights in and out: other projects' checkpoints to runs, runs to weight files",
     "export": "a run as a file for LiteRT, ONNX Runtime or StableHLO, verified there",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",

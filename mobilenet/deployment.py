@@ -162,7 +162,7 @@ class Deployment:
         if to == "onnx":
             return [("onnxruntime", runtimes.OnnxRuntime(path).run, same)]
         if to == "stablehlo":
-            call = stablehlo.read(path)
+            call = jax.jit(stablehlo.read(path))
             return [("jax", lambda image: np.asarray(call(image[None])), same)]
         found = []
         for kernels in ("builtin", "xnnpack"):

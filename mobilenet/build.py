@@ -593,6 +593,11 @@ def build_pruning(
         drop=settings.drop_fraction,
         rewind=None if settings.rewind_epoch is None else at(settings.rewind_epoch),
     )
+    if schedule.rewind is not None and schedule.rewind >= schedule.start:
+        raise ConfigError(
+            f"compress.pruning.rewind_epoch is {settings.rewind_epoch}, the step of start_epoch "
+            f"({settings.start_epoch}) or a later one; it must be a step before."
+        )
     try:
         tensors = pruning.Selection(rules, pattern)(params)
     except pruning_rules.RuleError as error:

@@ -118,11 +118,22 @@ def shrink_run(
     )
     # The data's place too: the new run is evaluated on it, on this machine.
     places = {k: v for k, v in config_lib.flatten(config) if k.startswith("data.")}
+    places["data.normalization"] = _normalization(config)
     try:
         conversion.write_run(new, target, overrides=places)
     except PretrainedError as error:
         raise ConfigError(str(error)) from error
     return Shrunk(before, after, {name: (names[name], chosen[name]) for name in names})
+
+
+def _normalization(config: Config) -> str:
+    """What the statistics in a run's data.json once came from, behind runs it started from."""
+    while config.data.normalization == "pretrained":
+        source = Path(config.pretrained)
+        if not (source / "config.json").is_file():
+            return "dataset"  # a name alone: the numbers are in data.json
+        config = rundir.read_config(source)
+    return config.data.normalization
 
 
 def _taylor(
@@ -157,7 +168,7 @@ def _taylor(
         finally:
             found.close()
 
-    total = {name: 0.0 for name in names}
+    total: dict[str, Any] = {name: 0.0 for name in names}
     for batch in batches():
         found = jax.device_get(gradients(weights.params, batch["image"], batch["label"]))
         for name in names:

@@ -241,15 +241,17 @@ def prune(
     occasionally = _occasionally(change)
 
     def update(
-        grads: Any, state: PruneState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, PruneState]:
         masks, changes, sparsity, remembered = state[:4]
         if method != "zeros":
             numbers = {name: extra[name] for name in ("keep", "exchange", "seed")}
             masks, changes, sparsity, remembered = occasionally(
-                extra["pruning"], state[:4], params, grads, numbers
+                extra["pruning"], state[:4], params, updates, numbers
             )
-        updates, inner = optimizer.update(apply_masks(masks, grads), state.inner, params, **extra)
+        # The inner optimiser sees the gradient of the weights that are left.
+        updates = apply_masks(masks, updates)
+        updates, inner = optimizer.update(updates, state.inner, params, **extra)
         if rewinds:
             back = extra["pruning"] == CHANGE
             updates, inner = jax.tree.map(
@@ -293,8 +295,9 @@ class Numbers:
     def __call__(self, step: int) -> dict[str, Any]:
         """Of the update that follows `step` completed ones.
 
-        `pruning` int32: NOTHING, CHANGE or REMEMBER; `keep` int32, units kept by each kernel, or
-        [1] of all; `exchange` float32: of a method that regrows, the fraction exchanged.
+        `pruning` int32: NOTHING, CHANGE or REMEMBER; `keep` int32, at a change the units kept by
+        each kernel, or [1] of all; `exchange` float32: of a method that regrows, the fraction
+        exchanged.
         """
         schedule, action = self.schedule, NOTHING
         if self.active:
@@ -302,7 +305,11 @@ class Numbers:
                 action = CHANGE
             elif step == schedule.rewind:
                 action = REMEMBER
-        keep = keep_counts(self.tensors, schedule.sparsity(step), self.distribution, self.pattern)
+        together = self.distribution == "global" and self.pattern.kind != "n_of_m"
+        keep = np.zeros(1 if together else len(self.tensors), np.int32)
+        if action == CHANGE:
+            target = schedule.sparsity(step)
+            keep = keep_counts(self.tensors, target, self.distribution, self.pattern)
         return {
             "pruning": np.int32(action),
             "keep": keep,

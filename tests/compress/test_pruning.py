@@ -49,7 +49,8 @@ def run(
         tensors, schedule, distribution, rules.Pattern(), active=method != "zeros"
     )
     update = jax.jit(wrapped.update)
-    params, state = PARAMS, wrapped.init(PARAMS)
+    params: Any = PARAMS
+    state: Any = wrapped.init(PARAMS)
     seen = [(params, state)]
     for step in range(updates):
         delta, state = update(gradient(params, step), state, params, **NUMBERS, **numbers(step))
@@ -144,7 +145,7 @@ def test_zeros_at_the_start_stay():
     kernel = PARAMS["classifier"]["kernel"].at[0, 1].set(0.0)
     params = {**PARAMS, "classifier": {**PARAMS["classifier"], "kernel": kernel}}
     wrapped = pruning.prune(optim.make_optimizer("sgd"), SELECTION, method="zeros")
-    state = wrapped.init(params)
+    state: Any = wrapped.init(params)
     for step in range(3):
         delta, state = wrapped.update(gradient(params, step), state, params, **NUMBERS)
         params = optax.apply_updates(params, delta)

@@ -38,7 +38,7 @@ def test_the_lowest_channels_of_all_blocks_go_until_the_budget_is_met():
         "blocks_1_1": np.full(32, 9.0),
         "blocks_2_0": np.repeat([0.5, 5.0, 2.5], 8),
     }
-    seen = []
+    seen, chosen = [], {}
     for cuts in range(4):
         budget = macs(plan) if not seen else seen[-1] - 1
         chosen = shrink.cut(plan, scores, macs, budget)

@@ -158,6 +158,11 @@ def test_a_shrunk_run_is_a_run_like_any_other(
     )
     assert main(["shrink", f"--workdir={tmp_path / 'tuned'}"]) == 0
     assert "sparsity: 50.00 % of prunable weights" in capsys.readouterr().out
+    # Once more: cutting and training in turn.
+    again = [f"--workdir={tmp_path / 'tuned'}", f"--to={tmp_path / 'smaller'}"]
+    assert main(["shrink", *again, "--params=0.95", "--divisor=4"]) == 0
+    assert rundir.read_config(tmp_path / "smaller").model.expanded_features == (8, 4)
+    assert main(["evaluate", f"--workdir={tmp_path / 'smaller'}"]) == 0
 
 
 @pytest.mark.parametrize(

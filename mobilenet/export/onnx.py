@@ -95,7 +95,7 @@ class _Writer:
         if (low, high) == (0, np.inf):
             return self.node("Relu", [x], output)
         ends = [
-            "" if np.isinf(end) else self.constant(f"value_{end:g}", np.float32(end))
+            "" if np.isinf(end) else self.constant(f"value_{end:g}", np.asarray(end, np.float32))
             for end in (low, high)
         ]
         return self.node("Clip", [x, *ends] if ends[1] else [x, ends[0]], output)
@@ -263,10 +263,11 @@ class _IntegerWriter(_Writer):
         low, high = (grid.low, grid.high) if operation is None else operation.clip(grid)
         if low > grid.low or high < grid.low + span:
             ends = [grid.scale * (end - grid.zero_point) for end in (low, high)]
-            x = self.clip(x, *(float(np.float32(end)) for end in ends), f"{name}/clipped")
+            least, most = (float(np.float32(end)) for end in ends)
+            x = self.clip(x, least, most, f"{name}/clipped")
         arguments = [
-            self.constant(f"{name}/scale", np.float32(grid.scale)),
-            self.constant(f"{name}/zero_point", dtype(grid.zero_point + shift)),
+            self.constant(f"{name}/scale", np.asarray(grid.scale, np.float32)),
+            self.constant(f"{name}/zero_point", np.asarray(grid.zero_point + shift, dtype)),
         ]
         codes = self.node("QuantizeLinear", [x, *arguments], f"{name}/codes")
         self.node("DequantizeLinear", [codes, *arguments], name)
@@ -282,7 +283,7 @@ class _IntegerWriter(_Writer):
         else:
             scale, zero_point = (np.broadcast_to(part, (channels,)) for part in (scale, zero_point))
             axis = {"axis": 0}
-        parts = {
+        parts: dict[str, tuple[np.ndarray, ...]] = {
             "kernel": (kernel.astype(np.int8), scale, zero_point.astype(np.int8)),
         }
         bias = np.zeros(channels, np.int32) if operation.bias is None else operation.bias
@@ -347,9 +348,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
       ExportError: there is none, or ONNX is not installed.
     """
     require()
-    import onnx
+    from onnx import load
 
-    for entry in onnx.load(path).metadata_props:
+    for entry in load(path).metadata_props:
         if entry.key == METADATA:
             return json.loads(entry.value)
     raise ExportError(f"{path} has no metadata of this project.")

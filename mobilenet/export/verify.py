@@ -77,9 +77,10 @@ def tensors(path: Path) -> dict[str, int]:
 
 def count_operations(path: Path) -> dict[str, int]:
     """Kinds of operations of a TFLite file, "CONV_2D(INT8,INT4) RELU6", and how many of each."""
-    found = collections.Counter()
+    found: collections.Counter[str] = collections.Counter()
     for operation in operations(path):
-        types = ",".join(operation.types[:2]) if len(operation.types) > 2 else operation.types[0]
+        shown = 2 if len(operation.types) > 2 else 1
+        types = ",".join(operation.types[:shown])
         fused = "" if operation.activation == "NONE" else f" {operation.activation}"
         found[f"{operation.kind}({types}){fused}"] += 1
     return dict(found)

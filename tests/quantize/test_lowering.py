@@ -173,7 +173,7 @@ def test_what_was_never_quantised_is_refused():
     with pytest.raises(RuleError, match="is a float one"):
         lowering.lower(model, {**variables, "quant": {}}, small.SHAPE)
     with pytest.raises(lowering.LoweringError, match="knows MobileNetV2 alone"):
-        lowering.lower(MobileNetV1(plan=None), {}, small.SHAPE)
+        lowering.lower(MobileNetV1(plan=None), {}, small.SHAPE)  # pyright: ignore[reportArgumentType]
 
 
 def test_tables_of_sixteen_bits_are_refused():

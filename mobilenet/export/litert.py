@@ -106,11 +106,11 @@ class _Writer:
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema: Any = schema
-        self.model = schema.ModelT()
+        self.model: Any = schema.ModelT()
         self.model.version = 3
         self.model.description = "mobilenet export"
         self.model.operatorCodes, self.model.buffers, self.model.metadata = [], [], []
-        self.graph = schema.SubGraphT()
+        self.graph: Any = schema.SubGraphT()
         self.graph.name = "main"
         self.graph.tensors, self.graph.operators = [], []
         self.model.subgraphs = [self.graph]
@@ -366,7 +366,9 @@ class _FloatWriter(_Writer):
                 name = f"{operation.output}/padded"
                 rows = np.array([[0, 0], pads[:2], pads[2:], [0, 0]], np.int32)
                 padded = self.tensor(name, shape, "FLOAT32")
-                least = self.constant(f"{name}/least", np.float32(np.finfo(np.float32).min)[None])
+                least = self.constant(
+                    f"{name}/least", np.full(1, np.finfo(np.float32).min, np.float32)
+                )
                 amounts = self.constant(f"{name}/amounts", rows)
                 self.operator("PADV2", [x, amounts, least], padded, 1, "PadV2Options")
                 x = padded
@@ -424,7 +426,7 @@ class _IntegerWriter(_Writer):
         """The activation whose codes are the operation's."""
         grid = self._grids[operation.output]
         for low, high in ((-np.inf, np.inf), (0, 6), (0, np.inf)):
-            codes = tuple(int(grid.quantize(np.float64(end))) for end in (low, high))
+            codes = tuple(int(grid.quantize(np.asarray(end))) for end in (low, high))
             if operation.clip(grid) == codes:
                 found = self.activation(low, high)
                 assert found is not None

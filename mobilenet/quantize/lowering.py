@@ -205,7 +205,7 @@ class _Lowering:
         if activation == "identity":
             return None, None
         grid = self._grids[tensor]
-        return grid.zero_point, int(grid.quantize(np.float64(_CEILINGS[activation])))
+        return grid.zero_point, int(grid.quantize(np.asarray(_CEILINGS[activation])))
 
     def _site(self, site: str) -> tuple[Rule, dict[str, Any]]:
         """The rule of a site and its variables, learned ones among them."""

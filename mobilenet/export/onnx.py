@@ -79,8 +79,7 @@ class _Writer:
     def constant(self, name: str, values: np.ndarray) -> str:
         """Adds a constant; one of that name is the same."""
         if name not in self.constants:
-            values = np.ascontiguousarray(values)
-            self.constants[name] = self.onnx.numpy_helper.from_array(values, name)
+            self.constants[name] = self.onnx.numpy_helper.from_array(values.copy(order="C"), name)
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -95,7 +94,7 @@ class _Writer:
         if (low, high) == (0, np.inf):
             return self.node("Relu", [x], output)
         ends = [
-            "" if np.isinf(end) else self.constant(f"value_{end:g}", np.asarray(end, np.float32))
+            "" if np.isinf(end) else self.constant(f"value_{end!r}", np.asarray(end, np.float32))
             for end in (low, high)
         ]
         return self.node("Clip", [x, *ends] if ends[1] else [x, ends[0]], output)
@@ -262,8 +261,9 @@ class _IntegerWriter(_Writer):
         shift = -grid.low
         low, high = (grid.low, grid.high) if operation is None else operation.clip(grid)
         if low > grid.low or high < grid.low + span:
-            ends = [grid.scale * (end - grid.zero_point) for end in (low, high)]
-            least, most = (float(np.float32(end)) for end in ends)
+            least, most = (
+                float(np.float32(grid.scale * (end - grid.zero_point))) for end in (low, high)
+            )
             x = self.clip(x, least, most, f"{name}/clipped")
         arguments = [
             self.constant(f"{name}/scale", np.asarray(grid.scale, np.float32)),
@@ -283,7 +283,7 @@ class _IntegerWriter(_Writer):
         else:
             scale, zero_point = (np.broadcast_to(part, (channels,)) for part in (scale, zero_point))
             axis = {"axis": 0}
-        parts: dict[str, tuple[np.ndarray, ...]] = {
+        parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
             "kernel": (kernel.astype(np.int8), scale, zero_point.astype(np.int8)),
         }
         bias = np.zeros(channels, np.int32) if operation.bias is None else operation.bias

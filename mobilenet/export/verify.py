@@ -79,8 +79,8 @@ def count_operations(path: Path) -> dict[str, int]:
     """Kinds of operations of a TFLite file, "CONV_2D(INT8,INT4) RELU6", and how many of each."""
     found: collections.Counter[str] = collections.Counter()
     for operation in operations(path):
-        shown = 2 if len(operation.types) > 2 else 1
-        types = ",".join(operation.types[:shown])
+        # Of the activations and weights; the last is the result's.
+        types = ",".join(operation.types[:-1][:2])
         fused = "" if operation.activation == "NONE" else f" {operation.activation}"
         found[f"{operation.kind}({types}){fused}"] += 1
     return dict(found)

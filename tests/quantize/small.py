@@ -42,7 +42,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return found.images[..., None].astype(np.float32) / 8 - 1, found.target
 
 
-def train(model: MobileNetV2, steps: int = 60) -> dict[str, Any]:
+def train(model: MobileNetV2, steps: int = 250) -> dict[str, Any]:
     """Variables of a network after some steps; on the host."""
     images, labels = digits()
     optimizer = optax.sgd(0.1, momentum=0.9)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from quantize import small
 
-from mobilenet.models.mobilenet_v1 import MobileNetV1
+from mobilenet.models.mobilenet_v1 import MobileNetV1, plan_blocks
 from mobilenet.quantize import integer, layers, lowering
 from mobilenet.quantize.calibration import flatten, nest
 from mobilenet.quantize.rules import RuleError
@@ -173,7 +173,7 @@ def test_what_was_never_quantised_is_refused():
     with pytest.raises(RuleError, match="is a float one"):
         lowering.lower(model, {**variables, "quant": {}}, small.SHAPE)
     with pytest.raises(lowering.LoweringError, match="knows MobileNetV2 alone"):
-        lowering.lower(MobileNetV1(plan=None), {}, small.SHAPE)  # pyright: ignore[reportArgumentType]
+        lowering.lower(MobileNetV1(plan=plan_blocks()), {}, small.SHAPE)
 
 
 def test_tables_of_sixteen_bits_are_refused():

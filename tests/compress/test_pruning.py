@@ -9,6 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from mobilenet import architecture
+from mobilenet import config as config_lib
+from mobilenet.compress import masks as masking
 from mobilenet.compress import pruning, rules
 from mobilenet.train import optim
 
@@ -215,6 +218,39 @@ def test_the_conditional_survives_lanes():
     )
     assert "sort" not in {str(equation.primitive) for equation in program.eqns}
     assert "cond" in str(program)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "distribution", "sparsity"), [("2:4", "uniform", 0.5), ("weights", "global", 0.9)]
+)
+def test_masks_of_the_real_network_are_exact(pattern: str, distribution: str, sparsity: float):
+    config = config_lib.get_config()
+    model = architecture.build_model(config, 1000)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    tensors = rules.choose(
+        {path: leaf.shape for path, leaf in pruning.flatten(shapes).items()},
+        rules.Rules(),
+        rules.parse_pattern(pattern),
+    )
+    rng = np.random.default_rng(0)
+    # Few values, so that there are many ties.
+    scores = {t.name: rng.integers(0, 50, t.shape).astype(np.float32) for t in tensors}
+    counts = rules.keep_counts(tensors, sparsity, distribution, rules.parse_pattern(pattern))
+    made = masking.make_masks(
+        {name: jnp.asarray(score) for name, score in scores.items()},
+        jnp.asarray(counts),
+        rules.parse_pattern(pattern),
+        together=distribution == "global",
+    )
+    total = sum(tensor.size for tensor in tensors)
+    assert total > 3_300_000  # of 3.5 million parameters
+    kept = sum(int(mask.sum()) for mask in made.values())
+    assert kept == total - int(sparsity * total + 0.5)
+    if pattern == "2:4":
+        for mask in made.values():
+            groups = np.asarray(mask).reshape(-1, mask.shape[-2] // 4, 4, mask.shape[-1])
+            assert (groups.sum(2) == 2).all()
 
 
 def test_reports_count_real_zeros():

@@ -220,6 +220,24 @@ def test_sparsities_and_schedules_share_a_program_and_can_be_lanes():
     assert build.lane_key(taught[0]) == build.lane_key(taught[1])
 
 
+def test_sparsities_train_as_lanes_of_one_program(tmp_path: Path):
+    configs, workdirs = [], []
+    for sparsity in (0.5, 0.75):
+        config = numbers(
+            compress__pruning__sparsity=sparsity, train__num_epochs=0.25, seed=len(configs)
+        )
+        config.compress.pruning.start_epoch = 0.0625 * (1 + len(configs))  # steps of their own
+        configs.append(config)
+        workdirs.append(tmp_path / f"{sparsity:g}")
+        workdirs[-1].mkdir()
+        rundir.settle_config(workdirs[-1], config)
+    found = loop.train_lanes(build.build_lanes(configs, workdirs), workdirs)
+    assert [lane["sparsity"]["prunable"] for lane in found] == [0.5, 0.75]
+    masks = [pruning.flatten(items(w)["opt_state"]["masks"]) for w in workdirs]
+    for path, mask in masks[1].items():
+        assert mask.sum() == mask.size // 4 and masks[0][path].sum() == mask.size // 2
+
+
 def test_rules_that_match_nothing_are_refused_before_compiling(tmp_path: Path):
     rules = (("blocks_9_0/.*", "spare"),)
     config = numbers(compress__pruning__sparsity=0.5, compress__pruning__rules=rules)

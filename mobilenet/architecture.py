@@ -26,30 +26,35 @@ def plan(model: Config) -> Plan:
     """MobileNetV2's channel counts, strides and shortcuts from `config.model`.
 
     Raises:
-      ConfigError: another network; its blocks are described by a plan of another kind.
+      ConfigError: another network, whose blocks are described by a plan of another kind, or widths
+        that do not fit the blocks.
     """
     if model.name != "mobilenet_v2":
         raise ConfigError(
             f"model.name is {model.name!r}; this needs the block plan of mobilenet_v2."
         )
-    return plan_blocks(
-        blocks=tuple(BlockSpec(*row) for row in model.blocks),
-        width_multiplier=model.width_multiplier,
-        expansion_ratio=model.expansion_ratio,
-        stem_features=model.stem_features,
-        stem_strides=model.stem_strides,
-        stage_strides=model.stage_strides or None,
-        head_features=model.head_features,
-        shrink_head=model.shrink_head,
-        divisor=model.divisor,
-        expand_always=model.expand_always,
-        shortcut=model.shortcut,
-        shortcut_projection=model.shortcut_projection,
-        se_ratio=model.se_ratio,
-        se_base=model.se_base,
-        se_divisor=model.se_divisor,
-        output_stride=model.output_stride,
-    )
+    try:
+        return plan_blocks(
+            blocks=tuple(BlockSpec(*row) for row in model.blocks),
+            width_multiplier=model.width_multiplier,
+            expansion_ratio=model.expansion_ratio,
+            expanded_features=model.expanded_features,
+            stem_features=model.stem_features,
+            stem_strides=model.stem_strides,
+            stage_strides=model.stage_strides or None,
+            head_features=model.head_features,
+            shrink_head=model.shrink_head,
+            divisor=model.divisor,
+            expand_always=model.expand_always,
+            shortcut=model.shortcut,
+            shortcut_projection=model.shortcut_projection,
+            se_ratio=model.se_ratio,
+            se_base=model.se_base,
+            se_divisor=model.se_divisor,
+            output_stride=model.output_stride,
+        )
+    except ValueError as error:
+        raise ConfigError(f"The network cannot be built: {error}") from error
 
 
 def _constructor(model: Config) -> Callable[..., Network]:
@@ -128,7 +133,7 @@ def quantized(network: Network, config: Config, axis_name: str | None = None) ->
     if config.finetune.batch_norm == "frozen":  # ranges are observed all the same
         statistics = "running"
     computed = {key: computed_activation(config, key) for key in ACTIVATIONS}
-    changed = {key: value for key, value in computed.items() if value != config.model[key]}
+    changed: dict[str, Any] = {k: v for k, v in computed.items() if v != config.model[k]}
     return quantize_network(
         network.clone(**changed),
         quantization_rules(config),

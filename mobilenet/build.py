@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mobilenet import architecture, rundir, transfer
+from mobilenet import architecture, rundir, teacher, transfer
 from mobilenet import config as config_lib
+from mobilenet.compress import pruning
+from mobilenet.compress import rules as pruning_rules
 from mobilenet.config import Config, ConfigError
 from mobilenet.data import datasets, memory, pipeline, transforms
 from mobilenet.data.batches import Batches as HostBatches
@@ -22,7 +24,7 @@ from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
 from mobilenet.models.network import Network
-from mobilenet.quantize import ptq
+from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
@@ -180,14 +182,20 @@ class Data:
     def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
         """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
 
+        They are of the data set's train part, or of `quantize.calibration_dir`.
+
         Args:
           examples: how many, drawn by the run's seed; all when there are fewer.
         """
-        config, source = self.config, self.dataset.splits["train"]
+        config, folder = self.config, self.config.quantize.calibration_dir
+        if folder:
+            dataset = datasets.open_dataset("folder", data_dir=folder, validation_fraction=0.0)
+            source = loaded = dataset.splits["train"]
+        else:
+            source, loaded = self.dataset.splits["train"], self.load("train")
         order = np.random.default_rng([config.seed, CALIBRATION_STREAM]).permutation(len(source))
         chosen = np.sort(order[:examples])
         size = max(1, min(len(chosen), CALIBRATION_PIXELS // config.data.image_size**2))
-        loaded = self.load("train")
         if isinstance(loaded, memory.Arrays):
             for begin in range(0, len(chosen), size):
                 yield loaded.image[chosen[begin : begin + size]]
@@ -266,6 +274,25 @@ class Shared:
         self._open = functools.lru_cache(maxsize=1)(_open)
         self.steps = functools.lru_cache(maxsize=4)(_make_steps)
         self.initializer = functools.lru_cache(maxsize=4)(_make_initializer)
+        self._teacher: tuple[Any, teacher.Teacher] | None = None
+
+    def teacher(self, config: Config, data: "Data", num_classes: int) -> teacher.Teacher | None:
+        """The teacher that `config.compress.distillation` names, placed on the devices; or None.
+
+        Raises:
+          ConfigError, CheckpointError: as `mobilenet.teacher.read`.
+        """
+        directory = config.compress.distillation.teacher
+        if not directory:
+            return None
+        key = (directory, data.class_names, num_classes, *architecture.image_shape(config))
+        if self._teacher is None or self._teacher[0] != key:
+            path = Path(directory)
+            names = data.class_names
+            found = teacher.read(path, read_stored(path), config, names, num_classes)
+            placed = dataclasses.replace(found, variables=steps.place(found.variables))
+            self._teacher = (key, placed)
+        return self._teacher[1]
 
     def open(self, config: Config) -> tuple[datasets.Dataset, Callable[[str], Any]]:
         """The configured data set, and what decodes a split of it when it is called."""
@@ -394,7 +421,12 @@ def build_augment(
 
 
 def build_train_step(
-    config: Config, model: Network, augment: Callable[..., Any], *, lanes: bool = False
+    config: Config,
+    model: Network,
+    augment: Callable[..., Any],
+    *,
+    lanes: bool = False,
+    guide: steps.Guide | None = None,
 ) -> Callable[..., Any]:
     """The training step of a network, mapped over all devices; the state is donated.
 
@@ -403,6 +435,7 @@ def build_train_step(
       model: from `build_model`, for all devices.
       augment: from `build_augment`.
       lanes: of several runs at once (`steps.map_train_step`).
+      guide: from `teacher.make_guide`; the step then takes the teacher's variables besides.
     """
     frozen = architecture.frozen_modules(model, config.finetune)
     if frozen:  # nor does the quantiser of the pictures learn, which lies before all
@@ -413,6 +446,8 @@ def build_train_step(
             name: jax.lax.stop_gradient(leaves) if name in frozen else leaves
             for name, leaves in variables["params"].items()
         }
+        if guide is not None:
+            options["endpoints"] = True
         return model.apply({**variables, "params": params}, *args, **options)
 
     step = steps.make_train_step(
@@ -424,12 +459,22 @@ def build_train_step(
         accumulation_steps=config.train.accumulation_steps,
         average_batch_stats=config.model.bn_statistics != "sync",
         ema=config.train.ema_decay > 0,
+        guide=guide,
+        **(
+            {"settle": pruning.settle, "observe": pruning.observe}
+            if config_lib.is_pruned(config)
+            else {}
+        ),
     )
-    return steps.map_train_step(step, lanes=lanes)
+    return steps.map_train_step(step, lanes=lanes, guided=guide is not None)
 
 
-def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generic]:
-    """The numbers that are arguments of a training step: changing them compiles nothing."""
+def hyperparameters(config: Config, learning_rate: float) -> dict[str, Any]:
+    """The numbers that are arguments of a training step: changing them compiles nothing.
+
+    Those of pruning, which change from step to step, come from `build_pruning`.
+    """
+    distillation = config.compress.distillation
     return {
         "seed": np.uint32(config.seed),
         "learning_rate": np.float32(learning_rate),
@@ -438,6 +483,15 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, np.generi
         "step_rate": np.float32(config.quantize.step_rate),
         "label_smoothing": np.float32(config.train.label_smoothing),
         "ema_decay": np.float32(config.train.ema_decay),
+        **(
+            {
+                "soft_weight": np.float32(distillation.weight),
+                "temperature": np.float32(distillation.temperature),
+                "transfer_weight": np.float32(distillation.transfer_weight),
+            }
+            if distillation.teacher
+            else {}
+        ),
     }
 
 
@@ -486,7 +540,7 @@ def build_eval_step(
 def build_optimizer(config: Config, frozen: Sequence[str] = ()) -> Any:
     """The optimiser of `config.optimizer`; `frozen` modules keep their parameters."""
     optimizer = config.optimizer
-    return optim.make_optimizer(
+    made = optim.make_optimizer(
         optimizer.name,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
@@ -495,6 +549,61 @@ def build_optimizer(config: Config, frozen: Sequence[str] = ()) -> Any:
         clip_norm=optimizer.clip_norm,
         decay_depthwise=optimizer.decay_depthwise,
         frozen=frozen,
+    )
+    if not config_lib.is_pruned(config):
+        return made
+    settings = config.compress.pruning
+    return pruning.prune(
+        made,
+        pruning.Selection(*config_lib.pruning_selection(config)),
+        method=settings.method,
+        together=settings.distribution == "global",
+        rewinds=settings.rewind_epoch is not None,
+    )
+
+
+def build_pruning(
+    config: Config, params: Any, steps_per_epoch: float, total_steps: int
+) -> pruning.Numbers:
+    """The numbers of every update of a pruned run.
+
+    Args:
+      config: complete configuration.
+      params: the network's parameters, or their shapes.
+      steps_per_epoch, total_steps: of the run.
+
+    Raises:
+      ConfigError: rules that do not fit the network.
+    """
+    settings = config.compress.pruning
+    rules, pattern = config_lib.pruning_selection(config)
+    last = total_steps - 1  # the latest update; an end of pruning at the end of training is here
+
+    def at(epoch: float) -> int:
+        return min(round(epoch * steps_per_epoch), last)
+
+    schedule = pruning_rules.Schedule(
+        kind=settings.schedule,
+        start=at(settings.start_epoch),
+        end=at(settings.end_epoch),
+        every=settings.every_steps,
+        final=settings.sparsity,
+        initial=settings.initial_sparsity,
+        regrows=settings.method in pruning_rules.REGROWING,
+        drop=settings.drop_fraction,
+        rewind=None if settings.rewind_epoch is None else at(settings.rewind_epoch),
+    )
+    if schedule.rewind is not None and schedule.rewind >= schedule.start:
+        raise ConfigError(
+            f"compress.pruning.rewind_epoch is {settings.rewind_epoch}, the step of start_epoch "
+            f"({settings.start_epoch}) or a later one; it must be a step before."
+        )
+    try:
+        tensors = pruning.Selection(rules, pattern)(params)
+    except pruning_rules.RuleError as error:
+        raise ConfigError(f"compress.pruning: {error}.") from error
+    return pruning.Numbers(
+        tensors, schedule, settings.distribution, pattern, active=settings.method != "zeros"
     )
 
 
@@ -514,6 +623,23 @@ def build_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> 
     )
 
 
+def build_learning_rate(
+    config: Config, steps_per_epoch: float, total_steps: int, prune: pruning.Numbers | None
+) -> optim.Schedule:
+    """The learning rate of each step; where pruning rewinds, it goes back with the weights."""
+    if prune is None or prune.schedule.rewind is None:
+        return build_schedule(config, steps_per_epoch, total_steps)
+    effective = prune.schedule.effective
+    schedule = build_schedule(config, steps_per_epoch, effective(total_steps))
+    return lambda step: schedule(effective(step))
+
+
+def pruning_findings(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary of a pruned run says of its evaluated variables."""
+    selection = pruning.Selection(*config_lib.pruning_selection(config))
+    return {"sparsity": pruning.report(variables["params"], selection)}
+
+
 # Numbers that are arguments of the compiled step, or of the host alone: runs that differ in them
 # share their step, and can be lanes of one program.
 ARGUMENTS = (
@@ -526,6 +652,8 @@ ARGUMENTS = (
     *(f"quantize.{key}" for key in config_lib.PREPARATION),
     "quantize.batch_norm_epochs",
     "quantize.rules",
+    *(f"compress.pruning.{key}" for key in config_lib.PRUNING_NUMBERS),
+    *(f"compress.distillation.{key}" for key in config_lib.DISTILLATION_NUMBERS),
     "schedule.",
 )
 # Those of them of which something is the program's all the same: whether there is an average,
@@ -533,8 +661,8 @@ ARGUMENTS = (
 _PARTLY = ("train.ema_decay", "quantize.")
 # What the steps are made of, besides the data's statistics and classes.
 _STEP_KEYS = (
-    "model.", "augment.", "optimizer.", "finetune.", "quantize.", "train.accumulation_steps",
-    "train.ema_decay",
+    "model.", "augment.", "optimizer.", "finetune.", "quantize.", "compress.",
+    "train.accumulation_steps", "train.ema_decay",
 )  # fmt: skip
 
 
@@ -543,6 +671,8 @@ def _normalized(config: Config) -> Config:
     config = config.copy_and_resolve_references()
     default = dict(config_lib.flatten(config_lib.get_config()))
     config_lib.normalize_quantization(config)
+    if config_lib.is_pruned(config):
+        config_lib.normalize_pruning(config)
     config.train.ema_decay = 0.5 if config.train.ema_decay else 0.0
     fixed = [key for key in default if key.startswith(ARGUMENTS) and not key.startswith(_PARTLY)]
     config.update_from_flattened_dict({key: default[key] for key in fixed})
@@ -556,7 +686,10 @@ def lane_key(config: Config) -> str:
 
 def _step_config(config: Config) -> str:
     """What of a configuration the compiled steps depend on, as JSON."""
-    return _reduced(_normalized(config), _STEP_KEYS)
+    config = _normalized(config)
+    # The teacher's weights are an argument, and its network is told to `_make_steps`.
+    config.compress.distillation.teacher = ""
+    return _reduced(config, _STEP_KEYS)
 
 
 def _make_steps(
@@ -566,14 +699,45 @@ def _make_steps(
     std: tuple[float, ...],
     streamed: bool,
     lanes: bool,
+    teaching: str | None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     config = config_lib.from_json(reduced)
     model = architecture.build_model(config, num_classes, devices=jax.device_count())
     augment = build_augment(config, mean, std, streamed=streamed)
+    guide = teacher.make_guide(teaching, config, model, mean, std) if teaching else None
     return (
-        build_train_step(config, model, augment, lanes=lanes),
+        build_train_step(config, model, augment, lanes=lanes, guide=guide),
         build_eval_step(model, mean, std, lanes=lanes),
     )
+
+
+def build_steps(
+    config: Config,
+    data: Data,
+    num_classes: int,
+    shared: Shared,
+    taught: teacher.Teacher | None,
+    *,
+    lanes: bool = False,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The training and the evaluation step of a run, as `Parts` has them; compiled ones are shared.
+
+    A teacher's variables are an argument of the compiled step, bound here: they are neither
+    constants of its program nor a part of the state.
+    """
+    streamed = not isinstance(data.load("train"), memory.Arrays)
+    train_step, eval_step = shared.steps(
+        _step_config(config),
+        num_classes,
+        data.mean,
+        data.std,
+        streamed,
+        lanes,
+        taught.description if taught else None,
+    )
+    if taught is None:
+        return train_step, eval_step
+    return lambda *args: train_step(*args, taught.variables), eval_step
 
 
 def _make_initializer(reduced: str, num_classes: int) -> Callable[[jax.Array], Any]:
@@ -600,7 +764,7 @@ def load_pretrained(
     Raises:
       ConfigError, CheckpointError: weights that do not fit, or cannot be trained as configured.
     """
-    names = data.dataset.class_names
+    names = data.class_names
     found = transfer.start_from(
         Path(config.pretrained),
         jax.device_get(init_variables(config, num_classes, shared)),
@@ -640,6 +804,13 @@ def state_structure(config: Config, num_classes: int) -> state.TrainState:
         return state.create(variables, build_optimizer(config), ema=config.train.ema_decay > 0)
 
     return jax.eval_shape(create, jax.random.key(0), image)
+
+
+def parameter_shapes(config: Config, num_classes: int) -> Any:
+    """Shapes and dtypes of the network's parameters."""
+    model = architecture.build_model(config, num_classes)
+    image = jax.ShapeDtypeStruct((1, *architecture.image_shape(config)), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
 def check_rules(config: Config, num_classes: int) -> None:
@@ -723,15 +894,17 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     shared = shared or Shared()
     devices = jax.device_count()
     config_lib.validate(config, devices=devices, processes=jax.process_count())
-    data = build_data(config, workdir, shared)
-    num_classes = resolve_classes(config, data.dataset.num_classes)
+    if not config.train.num_epochs and jax.process_index() == 0:
+        _keep_classes(workdir, Path(config.pretrained))
+    data = build_data(config, workdir, shared, match_classes=not config.train.num_epochs)
+    num_classes = resolve_classes(config, len(data.class_names))
     if num_classes == 0:
         raise ConfigError(
             "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
             "out (None) for the data set's classes."
         )
     examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
-    if batch_size > examples:
+    if batch_size > examples and config.train.num_epochs:
         raise ConfigError(
             f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
             f"has {examples} examples; it must be at most that."
@@ -744,11 +917,13 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     if config_lib.is_quantized(config):
         check_rules(config, num_classes)
     steps_per_epoch, total_steps = count_steps(config, examples)
-    schedule = build_schedule(config, steps_per_epoch, total_steps)
-    streamed = not isinstance(data.load("train"), memory.Arrays)
-    train_step, eval_step = shared.steps(
-        _step_config(config), num_classes, data.mean, data.std, streamed, False
-    )
+    prune = None
+    if config_lib.is_pruned(config):
+        params = parameter_shapes(config, num_classes)
+        prune = build_pruning(config, params, steps_per_epoch, total_steps)
+    learning_rate = build_learning_rate(config, steps_per_epoch, total_steps, prune)
+    taught = shared.teacher(config, data, num_classes)
+    train_step, eval_step = build_steps(config, data, num_classes, shared, taught)
     pretrained = load_pretrained(config, data, num_classes, shared) if config.pretrained else None
 
     def init() -> state.TrainState:
@@ -757,6 +932,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
             variables = variables or init_variables(config, num_classes, shared)
             variables, facts = quantize_variables(config, data, num_classes, variables)
             if jax.process_index() == 0:
+                facts |= dataclasses.asdict(precision.sizes(variables))
                 rundir.write_json(workdir / QUANTIZATION_FILE, facts)
         return init_state(config, num_classes, shared, variables)
 
@@ -769,7 +945,10 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         eval_step=eval_step,
         train_batches=data.train_batches,
         eval_batches=data.eval_batches,
-        hyper=lambda step: hyperparameters(config, schedule(step)),
+        hyper=lambda step: {
+            **hyperparameters(config, learning_rate(step)),
+            **(prune(step) if prune else {}),
+        },
         batch_size=batch_size,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -783,6 +962,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         tensorboard=config.log.tensorboard,
         num_classes=num_classes,
         splits=data.splits,
+        findings=functools.partial(pruning_findings, config) if prune else None,
         facts=(
             {
                 "params": costs.params,
@@ -790,14 +970,22 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},
                 "seed": config.seed,
                 **({"pretrained": pretrained.facts} if pretrained else {}),
+                **({"teacher": taught.facts} if taught else {}),
             },
         ),
     )
 
 
+def _keep_classes(workdir: Path, pretrained: Path) -> None:
+    """Without training a classifier keeps its classes, whatever pictures it is measured on."""
+    stored = read_stored(pretrained)
+    if stored is not None and read_stored(workdir) is None:
+        rundir.write_json(workdir / DATA_FILE, stored)
+
+
 def count_steps(config: Config, examples: int) -> tuple[float, int]:
     """(steps an epoch, steps of the run) with `examples` in the train part."""
-    steps_per_epoch = examples / config.train.global_batch_size
+    steps_per_epoch = max(1, examples) / config.train.global_batch_size
     total = config.train.num_epochs * steps_per_epoch
     return steps_per_epoch, max(1, round(total)) if total else 0
 
@@ -834,9 +1022,9 @@ def build_lanes(
         )
     runs = [build(c, w, shared=shared) for c, w in zip(configs, workdirs, strict=True)]
     first, data = runs[0], build_data(configs[0], workdirs[0], shared)
-    streamed = not isinstance(data.load("train"), memory.Arrays)
-    train_step, eval_step = shared.steps(
-        _step_config(configs[0]), first.num_classes, data.mean, data.std, streamed, True
+    taught = shared.teacher(configs[0], data, first.num_classes)
+    train_step, eval_step = build_steps(
+        configs[0], data, first.num_classes, shared, taught, lanes=True
     )
 
     def stack(*leaves: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from mobilenet.compress import rules as pruning_rules
 from mobilenet.quantize import rules
 
 # An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
@@ -56,6 +57,8 @@ def get_config(arg: str = "") -> Config:
     # The paper's t: None is the block table's; a number replaces it in all stages but the first; a
     # tuple gives one ratio a stage.
     model.expansion_ratio = placeholder(object)
+    # Expanded channels of each block, as `mobilenet shrink` chose them; () follows the ratios.
+    model.expanded_features = ()
     # Rows (expansion_ratio, features, repeats, strides): the paper's Table 2.
     model.blocks = (
         (1, 16, 1, 1),
@@ -116,6 +119,8 @@ def get_config(arg: str = "") -> Config:
     # Rows (pattern of site names, changes), the first match counts: ("stem/.*", "bits=8").
     quantize.rules = ()
     quantize.calibration_examples = 512  # pictures of the train part, drawn by the seed
+    # A folder of any pictures to calibrate with instead, where the training data is not at hand.
+    quantize.calibration_dir = ""
     quantize.percentile = 99.99  # of the estimator of that name
     quantize.fold = True  # batch normalisation into the weights, for good, where nothing is trained
     quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
@@ -125,6 +130,36 @@ def get_config(arg: str = "") -> Config:
     quantize.observe_epochs = 0.0  # of training in which ranges are observed; 0: all
     quantize.batch_norm_epochs = 0.0  # of training with batch statistics, fixed after; 0: all
     quantize.step_rate = 1.0  # learning rate of learned steps / the weights' they belong to
+
+    config.compress = compress = ml_collections.ConfigDict()
+    # Unstructured pruning in training: masks of kernels, which weights that are gone never leave.
+    compress.pruning = pruning = ml_collections.ConfigDict()
+    # none, magnitude, random, saliency (|g w|; SNIP when it is one_shot at epoch 0), rigl, set
+    # (drop and grow from epoch start_epoch on), zeros (what `pretrained` has at 0 stays so).
+    pruning.method = "none"
+    pruning.sparsity = 0.0  # zeros / prunable weights at the end, in [0, 1)
+    pruning.distribution = "uniform"  # over kernels: uniform, erk, global
+    pruning.pattern = "weights"  # weights, N:M along input channels, RxC blocks (input x output)
+    pruning.schedule = "one_shot"  # at start_epoch; cubic: from there to end_epoch (not rigl, set)
+    pruning.start_epoch = 0.0
+    pruning.end_epoch = 0.0  # of cubic, and of the exchanges of rigl and set
+    pruning.every_steps = 100  # between changes of the masks
+    pruning.initial_sparsity = 0.0  # at start_epoch, of cubic
+    pruning.drop_fraction = 0.3  # of the weights exchanged at first, by rigl and set
+    # Epoch whose weights and learning rate come back at every change of the masks; None: no rewind.
+    pruning.rewind_epoch = placeholder(float)
+    # Rows (regular expression of a module's name or role, prune | spare | its own sparsity), the
+    # first match counts. Without one, stem, depthwise and se are spared.
+    pruning.rules = ()
+
+    # A part of the loss is a teacher's answers to the same augmented pictures.
+    compress.distillation = distillation = ml_collections.ConfigDict()
+    distillation.teacher = ""  # run directory of any network with the same classes; "": none
+    distillation.weight = 0.9  # of the soft targets in the loss; the labels have the rest
+    distillation.temperature = 4.0  # that softens both distributions
+    # Besides: maps of the stages. none, attention (any widths), features (equal widths alone).
+    distillation.transfer = "none"
+    distillation.transfer_weight = 1.0  # of their distance, added to the loss
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "digits"  # digits, folder, or the name of a TFDS data set
@@ -221,6 +256,7 @@ def shrink(config: Config) -> Config:
     """
     if config.model.name == "mobilenet_v2":
         config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
+        config.model.expanded_features = ()
     config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
     config.data.name = "digits"
     config.data.data_dir = ""
@@ -236,6 +272,10 @@ def shrink(config: Config) -> Config:
     config.schedule.warmup_epochs = min(config.schedule.warmup_epochs, 0.25)
     config.train.accumulation_steps = 1
     config.eval.batch_size = 64
+    pruning = config.compress.pruning
+    pruning.start_epoch = min(pruning.start_epoch, 0.25)
+    pruning.end_epoch = min(pruning.end_epoch, 0.25)
+    pruning.every_steps = 1
     return config
 
 
@@ -307,6 +347,7 @@ RUNTIME_KEYS = (
 # What comes with pretrained weights: other values would make another network of them.
 INHERITED = (
     *(f"model.{key}" for key in ("name", "width_multiplier", "expansion_ratio", "blocks")),
+    "model.expanded_features",
     *(f"model.{key}" for key in ("stem_features", "head_features", "shrink_head", "divisor")),
     *(f"model.{key}" for key in ("kernel_size", "activation", "bottleneck_activation")),
     *(f"model.{key}" for key in ("shortcut", "shortcut_projection", "expand_always")),
@@ -369,6 +410,8 @@ LATER_KEYS = (
     "pretrained",
     "finetune.",
     "quantize.",
+    "compress.",
+    "model.expanded_features",
     "model.output_stride",
     "train.best_by",
     "train.patience",
@@ -453,6 +496,10 @@ CHOICES = {
     "quantize.equalize": (True, False),
     "quantize.absorb_bias": (True, False),
     "quantize.correct_bias": ("none", "empirical", "analytic"),
+    "compress.pruning.method": pruning_rules.METHODS,
+    "compress.pruning.distribution": pruning_rules.DISTRIBUTIONS,
+    "compress.pruning.schedule": pruning_rules.SCHEDULES,
+    "compress.distillation.transfer": ("none", "attention", "features"),
     "optimizer.name": ("sgd", "rmsprop", "adamw"),
     "schedule.name": ("constant", "cosine", "exponential", "piecewise"),
 }
@@ -503,6 +550,16 @@ RANGES = {
     "quantize.observe_epochs": (0, math.inf),
     "quantize.batch_norm_epochs": (0, math.inf),
     "quantize.step_rate": (0, math.inf),
+    "compress.pruning.sparsity": (0, 1),
+    "compress.pruning.initial_sparsity": (0, 1),
+    "compress.pruning.start_epoch": (0, math.inf),
+    "compress.pruning.end_epoch": (0, math.inf),
+    "compress.pruning.every_steps": (1, math.inf),
+    "compress.pruning.drop_fraction": (0, 1),
+    "compress.pruning.rewind_epoch": (0, math.inf),
+    "compress.distillation.weight": (0, 1),
+    "compress.distillation.temperature": (0, math.inf),
+    "compress.distillation.transfer_weight": (0, math.inf),
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.momentum": (0, 1),
     "optimizer.decay": (0, 1),
@@ -532,6 +589,9 @@ EXCLUSIVE = {
     "quantize.percentile": "low",
     "train.label_smoothing": "high",
     "train.ema_decay": "high",
+    "compress.distillation.temperature": "low",
+    "compress.pruning.sparsity": "high",
+    "compress.pruning.initial_sparsity": "high",
     "optimizer.learning_rate": "low",
     "optimizer.momentum": "high",
     "optimizer.decay": "high",
@@ -587,6 +647,14 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     _validate_schedule(config)
     _validate_finetuning(config)
     _validate_quantization(config)
+    _validate_pruning(config)
+    distillation = config.compress.distillation
+    _check(
+        bool(distillation.teacher) or distillation.transfer == "none",
+        "compress.distillation.transfer",
+        distillation.transfer,
+        "it needs compress.distillation.teacher, a run directory",
+    )
 
 
 def _validate_model(model: Config) -> None:
@@ -613,6 +681,13 @@ def _validate_model(model: Config) -> None:
             "each row must be (expansion_ratio > 0, features >= 1, repeats >= 1, strides 1 or 2)",
         )
     _check(len(model.blocks) > 0, "model.blocks", model.blocks, "it must have at least one row")
+    widths, count = model.expanded_features, sum(int(row[2]) for row in model.blocks)
+    _check(
+        len(widths) in (0, count) and all(isinstance(w, int) and w >= 1 for w in widths),
+        "model.expanded_features",
+        widths,
+        f"it must be () or {count} numbers of channels, one a block",
+    )
     stages = len(_table_strides(model))
     strides = model.stage_strides
     _check(
@@ -817,7 +892,14 @@ def quantization_rules(config: Config) -> rules.Rules:
 # Keys of the quantize section that decide what a run starts from, and not what its step computes.
 PREPARATION = (
     *("weights.bits", "weights.estimator", "activations.bits", "activations.estimator"),
-    *("calibration_examples", "percentile", "fold", "absorb_bias", "correct_bias"),
+    *(
+        "calibration_examples",
+        "calibration_dir",
+        "percentile",
+        "fold",
+        "absorb_bias",
+        "correct_bias",
+    ),
     *("adaround_steps", "observe_epochs", "step_rate"),
 )
 
@@ -880,6 +962,139 @@ def _validate_quantization(config: Config) -> None:
         "quantize.absorb_bias",
         True,
         "it needs quantize.equalize=True",
+    )
+
+
+def is_pruned(config: Config) -> bool:
+    """Whether weights are masked in training."""
+    return config.compress.pruning.method != "none"
+
+
+def pruning_selection(config: Config) -> tuple[pruning_rules.Rules, pruning_rules.Pattern]:
+    """Rules and pattern of `config.compress.pruning`.
+
+    Raises:
+      ConfigError: a value that is not allowed.
+    """
+    pruning = config.compress.pruning
+    try:
+        rows = pruning_rules.parse_rules(pruning.rules)
+        return rows, pruning_rules.parse_pattern(pruning.pattern)
+    except pruning_rules.RuleError as error:
+        raise ConfigError(f"compress.pruning: {error}.") from error
+
+
+# Numbers of the distillation section that are arguments of the step.
+DISTILLATION_NUMBERS = ("weight", "temperature", "transfer_weight")
+# Keys of the pruning section that are numbers of a run: its compiled step does not know them.
+PRUNING_NUMBERS = (
+    *("sparsity", "initial_sparsity", "schedule", "start_epoch", "end_epoch", "every_steps"),
+    "drop_fraction",
+)
+
+
+def normalize_pruning(config: Config) -> None:
+    """Sets, in place, what a pruned network's steps do not depend on to fixed values."""
+    pruning, default = config.compress.pruning, get_config().compress.pruning
+    for key in PRUNING_NUMBERS:
+        pruning[key] = default[key]
+    if pruning.distribution == "erk":
+        pruning.distribution = "uniform"  # either is counts of the kernels, made on the host
+    if pruning.rewind_epoch is not None:
+        pruning.rewind_epoch = 0.0
+
+
+def _validate_pruning(config: Config) -> None:
+    pruning, epochs = config.compress.pruning, config.train.num_epochs
+    key = "compress.pruning"
+    rules, pattern = pruning_selection(config)
+    if not is_pruned(config):
+        _check(
+            not pruning.sparsity,
+            f"{key}.sparsity",
+            pruning.sparsity,
+            f"nothing is pruned; set {key}.method",
+        )
+        return
+    regrows = pruning.method in pruning_rules.REGROWING
+    once = pruning.schedule == "one_shot"
+    _check(epochs > 0, "train.num_epochs", epochs, "pruning happens in training")
+    _check(
+        not config.finetune.train_from,
+        "finetune.train_from",
+        config.finetune.train_from,
+        f"modules that stay as they are cannot be pruned; leave it out, or {key}.method='none'",
+    )
+    if pruning.method == "zeros":
+        _check(bool(config.pretrained), f"{key}.method", "zeros", "it needs pretrained, with zeros")
+        _check(
+            not pruning.sparsity and pruning.rewind_epoch is None,
+            f"{key}.sparsity",
+            pruning.sparsity,
+            "with method='zeros' the weights in pretrained decide it, and nothing is rewound; "
+            "leave sparsity and rewind_epoch out",
+        )
+        return
+    _check(pruning.sparsity > 0, f"{key}.sparsity", pruning.sparsity, "it must be in (0, 1)")
+    last = pruning.start_epoch if once and not regrows else pruning.end_epoch
+    _check(
+        pruning.start_epoch < epochs,
+        f"{key}.start_epoch",
+        pruning.start_epoch,
+        f"it must be below train.num_epochs ({epochs})",
+    )
+    _check(
+        last <= epochs,
+        f"{key}.end_epoch",
+        pruning.end_epoch,
+        f"training ends before it; it must be at most train.num_epochs ({epochs})",
+    )
+    _check(
+        last >= pruning.start_epoch and (once or last > pruning.start_epoch),
+        f"{key}.end_epoch",
+        pruning.end_epoch,
+        f"it must be above {key}.start_epoch ({pruning.start_epoch})",
+    )
+    _check(
+        once or not regrows,
+        f"{key}.schedule",
+        pruning.schedule,
+        f"{pruning.method} has its whole sparsity from {key}.start_epoch on; set one_shot",
+    )
+    _check(
+        once or pruning.initial_sparsity <= pruning.sparsity,
+        f"{key}.initial_sparsity",
+        pruning.initial_sparsity,
+        f"it must be at most {key}.sparsity ({pruning.sparsity})",
+    )
+    _check(
+        not regrows or (pattern.kind == "weights" and pruning.distribution != "global"),
+        f"{key}.method",
+        pruning.method,
+        "it exchanges single weights within a kernel; set pattern='weights' and distribution "
+        "'uniform' or 'erk'",
+    )
+    if pattern.kind == "n_of_m":
+        exact = 1 - pattern.kept / pattern.group
+        _check(
+            math.isclose(pruning.sparsity, exact, rel_tol=1e-9),
+            f"{key}.sparsity",
+            pruning.sparsity,
+            f"{pruning.pattern} is a sparsity of {exact:g}; set that",
+        )
+    own = [row for row, action in rules.rows if not isinstance(action, str)]
+    _check(
+        not own or (pruning.distribution == "uniform" and pattern.kind != "n_of_m"),
+        f"{key}.rules",
+        own[0] if own else "",
+        "a sparsity of its own needs distribution='uniform', and not N:M",
+    )
+    rewind = pruning.rewind_epoch
+    _check(
+        rewind is None or (rewind < pruning.start_epoch and not regrows),
+        f"{key}.rewind_epoch",
+        rewind,
+        f"it must be below {key}.start_epoch ({pruning.start_epoch}), and not of rigl or set",
     )
 
 

@@ -56,8 +56,10 @@ def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | st
 
     Returns:
       The index in `known` of each of `wanted`; or the first name that has none, or that has the
-      same one as another.
+      same one as another. The same names are found in their order, even those that stand twice.
     """
+    if list(wanted) == list(known):
+        return list(range(len(known)))
     index = {name: i for i, name in reversed(list(enumerate(known)))}
     ids = {m[0]: i for i, name in enumerate(known) if (m := _WORDNET_ID.match(name))}
     found: list[int] = []

@@ -8,6 +8,7 @@ import pytest
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 
+PRUNED = {"compress.pruning.method": "magnitude", "compress.pruning.sparsity": 0.5}
 # (overrides, what the message must say): each message names the key, the value and what is allowed.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # ruff: noqa: E501 (one refusal a line)
@@ -33,6 +34,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.expansion_ratio": "6"}, "model.expansion_ratio is '6'; it must be None, a number"),
     ({"model.stage_strides": (1, 2)}, "model.stage_strides is .*7 strides of 1 or 2"),
     ({"model.stage_strides": (1, 1, 2, 2, 1, 3, 1)}, "7 strides of 1 or 2"),
+    ({"model.expanded_features": (32, 48)}, r"model.expanded_features is \(32, 48\); it must be \(\) or 17 numbers"),
     ({"model.output_stride": 4}, "model.output_stride is 4; allowed are None, 8, 16, 32"),
     ({"model.stem_strides": 1, "model.output_stride": 32}, "model.output_stride is 32; the network's strides multiply to 16, so it must be at most that"),
     ({"model.blocks": ((6, 16, 1),)}, "each row must be"),
@@ -76,6 +78,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quantize.calibration_examples": 0}, "quantize.calibration_examples is 0; it must be finite"),
     ({"quantize.weights.bits": 8, "model.dtype": "bfloat16"}, "must compute in float32"),
     ({"quantize.weights.bits": 8, "quantize.absorb_bias": True}, "it needs quantize.equalize=True"),
+    ({"compress.pruning.sparsity": 1.0}, r"compress.pruning.sparsity is 1.0; it must be in \[0, 1\)"),
+    ({"compress.pruning.sparsity": 0.5}, "nothing is pruned; set compress.pruning.method"),
+    ({**PRUNED, "compress.pruning.sparsity": 0.0}, r"compress.pruning.sparsity is 0.0; it must be in \(0, 1\)"),
+    ({**PRUNED, "compress.pruning.schedule": "cubic", "compress.pruning.end_epoch": 11.0}, r"end_epoch is 11.0; training ends before it; it must be at most train.num_epochs \(10.0\)"),
+    ({**PRUNED, "compress.pruning.start_epoch": 10.0}, r"start_epoch is 10.0; it must be below train.num_epochs"),
+    ({**PRUNED, "compress.pruning.schedule": "cubic"}, r"end_epoch is 0.0; it must be above compress.pruning.start_epoch"),
+    ({**PRUNED, "compress.pruning.pattern": "4:2"}, "the pattern is '4:2'; allowed are weights, N:M"),
+    ({**PRUNED, "compress.pruning.pattern": "2:4", "compress.pruning.sparsity": 0.6}, "2:4 is a sparsity of 0.5; set that"),
+    ({**PRUNED, "compress.pruning.rules": (("expand", "half"),)}, "the rule 'expand' says 'half'; it must be prune, spare"),
+    ({**PRUNED, "compress.pruning.rules": (("expand", "0.5"),), "compress.pruning.distribution": "global"}, "a sparsity of its own needs distribution='uniform'"),
+    ({**PRUNED, "compress.pruning.method": "zeros"}, "it needs pretrained, with zeros"),
+    ({**PRUNED, "compress.pruning.method": "rigl", "compress.pruning.distribution": "global"}, "it exchanges single weights within a kernel"),
+    ({**PRUNED, "compress.pruning.rewind_epoch": 1.0}, r"rewind_epoch is 1.0; it must be below compress.pruning.start_epoch \(0.0\)"),
+    ({**PRUNED, "finetune.train_from": "head"}, "modules that stay as they are cannot be pruned"),
+    ({"compress.distillation.weight": 1.5}, r"compress.distillation.weight is 1.5; it must be in \[0, 1\]"),
+    ({"compress.distillation.temperature": 0.0}, "temperature is 0.0; it must be finite and above 0"),
+    ({"compress.distillation.transfer": "attention"}, "it needs compress.distillation.teacher"),
+    ({**PRUNED, "train.num_epochs": 0.0, "pretrained": "x"}, "pruning happens in training"),
 ]  # fmt: skip
 
 
@@ -111,7 +131,7 @@ def test_every_key_is_checked_or_free():
     # that `validate` treats by itself).
     free = {
         "pretrained", "finetune.train_from",
-        "model.blocks", "model.expansion_ratio", "model.stage_strides", "model.shrink_head",
+        "model.blocks", "model.expansion_ratio", "model.expanded_features", "model.stage_strides", "model.shrink_head",
         "model.shortcut_projection", "model.expand_always", "model.remat", "data.name",
         "data.data_dir", "data.train_split", "data.test_split", "data.validation_split",
         "augment.random_resized_crop", "augment.crop_scale", "augment.crop_ratio",
@@ -119,7 +139,8 @@ def test_every_key_is_checked_or_free():
         "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
         "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.ranges",
         "quantize.activations.bits", "quantize.activations.estimator",
-        "quantize.activations.ranges", "quantize.rules",
+        "quantize.activations.ranges", "quantize.rules", "quantize.calibration_dir",
+        "compress.pruning.pattern", "compress.pruning.rules", "compress.distillation.teacher",
     }  # fmt: skip
     keys = {key for key, _ in config_lib.flatten(config_lib.get_config())}
     assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)

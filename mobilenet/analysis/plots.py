@@ -246,23 +246,39 @@ def accuracy_against_bits(summary: Frame, *, label: str = TOP1) -> Figure:
 
 
 def sensitivity(frame: Frame) -> Figure:
-    """How much accuracy falls when one layer alone is changed: a bar a layer, in the frame's order.
+    """What a network loses when one layer alone is rounded: a line a layer, a point each bits.
 
     Args:
-      frame: columns layer and drop (a fraction; negative where accuracy rose).
+      frame: columns layer, bits and divergence (nats; those of 0 are drawn at the axis's end),
+        layers in the order to be drawn in.
 
     Raises:
       ValueError: a column that is missing.
     """
-    stats.require(frame, ["layer", "drop"])
-    figure, axes = _figure(5.6, 1.0 + 0.22 * len(frame))
-    places = np.arange(len(frame))
-    axes.barh(places, 100 * frame["drop"], color=_colours(1)[0])
-    axes.set_yticks(places, [_text(layer) for layer in frame["layer"]])
-    axes.invert_yaxis()
-    axes.axvline(0, color="0.2", linewidth=0.8)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("fall of top-1, percentage points")
+    stats.require(frame, ["layer", "bits", "divergence"])
+    layers = list(dict.fromkeys(frame["layer"].tolist()))
+    positive = frame["divergence"][frame["divergence"] > 0]
+    least = float(positive.min()) if len(positive) else 1e-6
+    figure, axes = _figure(6.4, 1.2 + 0.17 * len(layers))
+    bits = sorted(set(frame["bits"].tolist()), reverse=True)
+    for count, colour, marker in zip(
+        bits, _colours(len(bits))[::-1], _markers(len(bits)), strict=True
+    ):
+        line = frame[frame["bits"] == count]
+        axes.plot(
+            np.maximum(line["divergence"], least),
+            [layers.index(layer) for layer in line["layer"]],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linestyle="none",
+            label=_text(count),
+        )
+    axes.set_yticks(np.arange(len(layers)), [_text(layer) for layer in layers], fontsize=7)
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("divergence of the outputs from the float network's, nats")
+    _legend_beside(axes, title="bits")
     return figure
 
 

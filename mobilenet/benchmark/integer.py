@@ -22,10 +22,9 @@ which grows over a network. XNNPACK requantises in other ways again.
 import argparse
 import csv
 import importlib.metadata
-import importlib.util
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ import numpy as np
 
 from mobilenet import rows as csv_rows
 from mobilenet.data import images
+from mobilenet.export.runtimes import LiteRT, difference, installed, kind
 from mobilenet.quantize import integer, tflite_file
 from mobilenet.train import records
 
@@ -45,65 +45,6 @@ FIELDS = (
     *("top1_agreement", "top1", "top5", "litert_top1", "litert_top5"),
     *("processor", "versions", "commit"),
 )
-
-
-def installed() -> bool:
-    """Whether LiteRT can be imported."""
-    return importlib.util.find_spec("ai_edge_litert") is not None
-
-
-class LiteRT:
-    """One TFLite file in LiteRT's interpreter, single-threaded.
-
-    Args:
-      path: of the file.
-      output: number of the tensor that is handed out in place of the file's output; None for that.
-      kernels: "builtin", or "xnnpack" for what an application gets by default.
-      keep: make `tensor` answer for every tensor; built-in kernels only.
-    """
-
-    def __init__(
-        self, path: Path, output: int | None = None, *, kernels: str = "builtin", keep: bool = False
-    ) -> None:
-        from ai_edge_litert import interpreter
-
-        resolvers = {
-            "builtin": interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            "xnnpack": interpreter.OpResolverType.AUTO,
-        }
-        data = path.read_bytes()
-        self._interpreter: Any = interpreter.Interpreter(
-            model_content=data if output is None else with_output(data, output),
-            experimental_preserve_all_tensors=keep,
-            experimental_op_resolver_type=resolvers[kernels],
-            num_threads=1,
-        )
-        self._interpreter.allocate_tensors()
-        (self._given,) = self._interpreter.get_input_details()
-        (self._answer,) = self._interpreter.get_output_details()
-
-    def run(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [H, W, C] of one picture, or float where the file reads that -> its output."""
-        self._interpreter.set_tensor(self._given["index"], codes[None])
-        self._interpreter.invoke()
-        return self.tensor(self._answer["index"])
-
-    def tensor(self, number: int) -> np.ndarray:
-        """A tensor as the last picture left it."""
-        return np.array(self._interpreter.get_tensor(number))
-
-
-def with_output(data: bytes, tensor: int) -> bytes:
-    """A TFLite file whose only output is another of its tensors."""
-    import tflite
-
-    graph: Any = tflite.Model.GetRootAsModel(data, 0).Subgraphs(0)
-    if graph.OutputsLength() != 1:
-        raise ValueError(f"the file has {graph.OutputsLength()} outputs instead of one.")
-    table = graph._tab  # the generated classes read vectors, and do not say where they are
-    field = table.Offset(8)  # `outputs` is the third field of the schema's SubGraph
-    start = table.Vector(field)
-    return data[:start] + int(tensor).to_bytes(4, "little", signed=True) + data[start + 4 :]
 
 
 class Photographs(NamedTuple):
@@ -139,23 +80,6 @@ def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return 100 * float(found[:, 0].mean()), 100 * float(found.any(axis=1).mean())
 
 
-def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How far two lists of codes are apart: counts, fractions, and differences in codes."""
-    apart = np.concatenate(
-        [
-            np.abs(mine.astype(np.int64).ravel() - other.astype(np.int64).ravel())
-            for mine, other in zip(ours, theirs, strict=True)
-        ]
-    )
-    return {
-        "values": apart.size,
-        "equal": float((apart == 0).mean()),
-        "off_by_one": float((apart == 1).mean()),
-        "largest": int(apart.max()),
-        "mean": float(apart.mean()),
-    }
-
-
 def compare_operations(
     path: Path, codes: np.ndarray, *, rounding: integer.Rounding = "double"
 ) -> dict[str, dict[str, Any]]:
@@ -183,14 +107,6 @@ def compare_operations(
             mine.append(ours)
             theirs.append(runtime.tensor(int(operation.output)))
     return {name: difference(*pair) for name, pair in found.items()}
-
-
-def kind(operation: integer.Operation) -> str:
-    """What a row calls an operation."""
-    name = type(operation).__name__.lower()
-    if isinstance(operation, integer.Convolution):
-        return "depthwise" if operation.depthwise else name
-    return f"mean ({operation.rule})" if isinstance(operation, integer.Mean) else name
 
 
 def executor_logits(

@@ -2,15 +2,17 @@
 
 mobilenet cost --config=experiments/baselines/imagenet_paper.py
 mobilenet cost --config=... --config.model.width_multiplier=0.35 --json
+mobilenet cost --workdir=runs/c10
 """
 
 import dataclasses
 import json
+from pathlib import Path
 
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import experiment
+from mobilenet import experiment, rundir
 from mobilenet.cli import common
 from mobilenet.models import cost
 
@@ -18,14 +20,22 @@ from mobilenet.models import cost
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("config", "", "file.py or file.py:smoke", flag_values=values)
+    flags.DEFINE_string("workdir", "", "a run directory, instead of --config", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
     common.refuse_arguments(rest)
-    path = common.require(values, "config", "experiments/baselines/digits.py")
-    config = experiment.load_config(path, overrides)
+    workdir = common.flag(values, "workdir")
+    if workdir:
+        if common.flag(values, "config"):
+            raise common.UsageError("--workdir has its own configuration; drop --config=FILE.")
+        config = rundir.read_config(Path(workdir))
+        experiment.override(config, overrides)
+    else:
+        path = common.require(values, "config", "experiments/baselines/digits.py")
+        config = experiment.load_config(path, overrides)
     config_lib.validate(config)
 
     from mobilenet import architecture, build

@@ -18,9 +18,12 @@ VERBS = {
     "reproduce": "the papers' claims, what our runs say about them, and the verdict",
     "cost": "parameters, MACs and activation memory of a configuration, layer by layer",
     "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
+    "quantize": "post-training quantisation of a run; what each layer loses; mixed precision",
     "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
     "report": "turn finished runs into committed rows, and rows into the README's tables",
+    "shrink": "cut a run's channels to a budget, as a new run; or count what a run has left",
     "convert": "weights in and out: other projects' checkpoints to runs, runs to weight files",
+    "export": "a run as a file for LiteRT, ONNX Runtime or StableHLO, verified there",
     "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
 }
 

@@ -6,6 +6,8 @@
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report --comparison=runs/networks --scale=cpu \
         --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
+    mobilenet report --arms=runs/bits --table=quantization --row=bits \
+        --config_file=experiments/quantization/bits.py:cpu         # a sweep of named arms
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
     mobilenet report                # the README's tables again, from the rows
 """
@@ -16,15 +18,17 @@ from pathlib import Path
 
 from absl import flags
 
-from mobilenet import rows
-from mobilenet.analysis import benchmarks, claims, comparison, pretrained, results
+from mobilenet import experiment, rows
+from mobilenet.analysis import arms, benchmarks, claims, comparison, pretrained, results
 from mobilenet.cli import common
 
+ARMS = ("quantization",)  # results files with a row an arm
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
 TABLES: dict[str, Callable[..., str]] = {
     "benchmark": benchmarks.markdown,
     claims.TABLE: claims.markdown,
     comparison.TABLE: comparison.markdown,
+    **dict.fromkeys(ARMS, arms.markdown),
     pretrained.ACCURACY: pretrained.accuracy_markdown,
     pretrained.PARITY: pretrained.parity_markdown,
 }
@@ -36,6 +40,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
     flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
     flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
+    flags.DEFINE_string("arms", "", "directory of a sweep of named arms", flag_values=values)
     flags.DEFINE_string(
         "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
     )
@@ -98,6 +103,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{len(compared)} networks compared at scale {common.flag(values, 'scale')}")
+        if common.flag(values, "arms"):
+            print(_add_arms(values, directory))
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")
@@ -112,3 +119,26 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         raise common.UsageError(str(error)) from error
     print(f"README tables: {', '.join(tables)}")
     return 0
+
+
+def _add_arms(values: flags.FlagValues, directory: Path) -> str:
+    file = common.require(values, "config_file", "experiments/quantization/bits.py:cpu")
+    table = common.require(values, "table", "quantization")
+    if table not in ARMS:
+        raise common.UsageError(
+            f"--table is {table!r}; with --arms it is one of {', '.join(ARMS)}."
+        )
+    named = getattr(experiment.load_module(file), "arms", None)
+    if named is None:
+        raise common.UsageError(f"{file} has no arms(arg), which --arms needs.")
+    made = arms.add(
+        directory,
+        table,
+        common.require(values, "row", "bits"),
+        Path(common.flag(values, "arms")),
+        named(file.partition(":")[2]),
+        config=file,
+        common=common.flag(values, "overrides"),
+        remarks=common.flag(values, "remarks"),
+    )
+    return f"{len(made)} arms of {file}"

@@ -100,6 +100,8 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step={start_step} was given; use 0 or more.")
     count = len(data)
+    if num_steps == 0:  # nothing is trained, so there need be nothing to train on
+        return Batches(iter(()), {})
     sample(0, count, seed)
 
     def positions(step: int) -> np.ndarray:

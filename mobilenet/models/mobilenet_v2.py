@@ -143,6 +143,7 @@ def plan_blocks(
     se_base: str = "expanded",
     se_divisor: int = 1,
     output_stride: int | None = None,
+    expanded_features: Sequence[int] | None = None,
 ) -> Plan:
     """Decides every channel count, stride and shortcut of a MobileNetV2.
 
@@ -169,6 +170,9 @@ def plan_blocks(
         dilation (Chen et al. 2017, arXiv 1706.05587, section 3.1; section 6.3 here). The block that
         would stride keeps its dilation, those behind it take its multiple. Widths and shortcuts are
         those of the strided network, so its weights fit. None leaves the strides as they are.
+      expanded_features: expanded channels of every block in order, in place of the ratio's, as a
+        shrunk network has them. Which blocks expand, and their squeeze width, is still the ratio's:
+        a block that does not expand keeps its input's width. None or empty follows the ratio.
 
     Raises:
       ValueError: a table, list or name that does not fit.
@@ -184,6 +188,13 @@ def plan_blocks(
         raise ValueError(
             f"output_stride is {output_stride!r}; the strides multiply to {total}, so allowed are "
             f"{', '.join(map(str, ['None', *allowed]))}."
+        )
+
+    count = sum(spec.repeats for spec in blocks)
+    if expanded_features and len(expanded_features) != count:
+        raise ValueError(
+            f"expanded_features has {len(expanded_features)} values for {count} blocks; give one "
+            "for each block."
         )
 
     def scale(features: int) -> int:
@@ -208,6 +219,15 @@ def plan_blocks(
                     if se_divisor == 1
                     else make_divisible(base * se_ratio, se_divisor)
                 )
+            expands = expand_always or expanded != in_features
+            if expanded_features:
+                chosen = expanded_features[len(plans)]
+                if not expands and chosen != in_features:
+                    raise ValueError(
+                        f"expanded_features is {chosen} in blocks_{stage}_{block}, which does not "
+                        f"expand; it must be its input's {in_features} there."
+                    )
+                expanded = chosen
             kind = "none"
             if shortcut == "bottleneck" and strides == 1:
                 if in_features == features:
@@ -232,7 +252,7 @@ def plan_blocks(
                     expanded_features=expanded,
                     features=features,
                     strides=1 if atrous else strides,
-                    expands=expand_always or expanded != in_features,
+                    expands=expands,
                     shortcut=kind,
                     squeeze_features=squeeze,
                     dilation=dilation,

@@ -641,9 +641,11 @@ class Lookup(Operation):
     Attributes:
       table: codes of the output, one for each code of the input's grid from `low` to `high`, at
         most 256 (`lookup_table` makes one).
+      function: the key of `FUNCTIONS` that it is a table of, for readers; "" for any other.
     """
 
     table: np.ndarray
+    function: str = ""
 
     def validate(self, grids: Sequence[Grid], target: Grid) -> None:
         super().validate(grids, target)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics
-from mobilenet.quantize.rules import ACTIVATIONS, WEIGHTS, Rule, Rules, kind
+from mobilenet.quantize.rules import ACTIVATIONS, WEIGHTS, Rule, RuleError, Rules, kind
 
 QUANT = "quant"  # the collection of bits, ranges and counters
 # Collections that a caller makes mutable to see inside: what a quantiser of activations got, what
@@ -88,26 +88,21 @@ class Quantizer(nn.Module):
     def _activations(self, x: Array, bits: Array, rule: Rule, train: bool) -> Array:
         _record(self, SEEN, x)
         low, high = self._range(())
-        # Where nothing is below 0 a symmetric grid has no use for negative codes.
-        signed = (low.value < 0) | (not rule.symmetric)
         if rule.ranges in ("lsq", "lsq_plus"):
             step = self.param("step", nn.initializers.ones, (), jnp.float32)
             offset = None
             if rule.ranges == "lsq_plus":
                 offset = self.param("offset", nn.initializers.zeros, (), jnp.float32)
             count = x.size // x.shape[0]
+            signed = _signed(low.value, rule)
             return numerics.learned_step(x, step, bits, signed=signed, offset=offset, count=count)
         if rule.ranges == "pact":
             clip = self.param("clip", nn.initializers.ones, (), jnp.float32)
-            # A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
-            end = jnp.where(low.value < 0, high.value, clip)
-            return numerics.learned_clip(x, end, bits, low=jnp.minimum(low.value, 0.0))
+            end, least = _clip_ends(low.value, high.value, clip)
+            return numerics.learned_clip(x, end, bits, low=least)
         if rule.ranges == "observe":
             self._observe(x, low, high, train)
-        grid = numerics.make_grid(
-            low.value, high.value, bits, symmetric=rule.symmetric, signed=signed
-        )
-        return numerics.fake_quantize(x, grid)
+        return numerics.fake_quantize(x, activation_grid(bits, rule, low.value, high.value))
 
     def _observe(self, x: Array, low: Any, high: Any, train: bool) -> None:
         left = self.variable(QUANT, "observe", jnp.zeros, (), jnp.float32)
@@ -126,6 +121,44 @@ class Quantizer(nn.Module):
         # A conditional, so that the passes over the tensor end with the observation.
         low.value, high.value = lax.cond(left.value > 0, look, lambda: (low.value, high.value))
         left.value = left.value - 1
+
+
+def _signed(low: Any, rule: Rule) -> Any:
+    """Whether codes are signed: where nothing is below 0 a symmetric grid has no use for it."""
+    return (low < 0) | (not rule.symmetric)
+
+
+def activation_grid(
+    bits: Any,
+    rule: Rule,
+    low: Any,
+    high: Any,
+    *,
+    step: Any = None,
+    offset: Any = None,
+    clip: Any = None,
+) -> numerics.Grid:
+    """The grid of a tensor of activations, of every kind of `Rule.ranges`.
+
+    Args:
+      bits, rule: of the site.
+      low, high: its range.
+      step, offset, clip: what is learned there, if the rule has it.
+    """
+    if rule.ranges in ("lsq", "lsq_plus"):
+        return numerics.learned_grid(step, bits, signed=_signed(low, rule), offset=offset)
+    if rule.ranges == "pact":
+        end, least = _clip_ends(low, high, clip)
+        return numerics.clip_grid(end, bits, low=least)
+    return numerics.make_grid(low, high, bits, symmetric=rule.symmetric, signed=_signed(low, rule))
+
+
+def _clip_ends(low: Any, high: Any, clip: Any) -> tuple[Any, Any]:
+    """(upper, lower) end of a clipped tensor.
+
+    A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
+    """
+    return jnp.where(low < 0, high, clip), jnp.minimum(low, 0.0)
 
 
 def weight_grid(
@@ -210,10 +243,18 @@ class QuantizedConvBNAct(ConvBNAct):
         return self.quantizer(name="output")(y, train)
 
     def _fold(self, epsilon: float) -> Array:
-        """What normalisation multiplies each channel by; 1 where that is too small to divide by."""
         scale = self.variables["params"]["bn"]["scale"]
-        factor = scale * lax.rsqrt(self.variables["batch_stats"]["bn"]["var"] + epsilon)
-        return lax.stop_gradient(jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0))
+        _, fold = fold_factors(scale, self.variables["batch_stats"]["bn"]["var"], epsilon)
+        return lax.stop_gradient(fold)
+
+
+def fold_factors(scale: Any, var: Any, epsilon: float) -> tuple[Array, Array]:
+    """What normalisation multiplies each channel by, and what is folded into the kernel.
+
+    The second is the first, but 1 where that is too small to divide by: such a channel is its bias.
+    """
+    factor = scale * lax.rsqrt(var + epsilon)
+    return factor, jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0)
 
 
 class QuantizedDense(nn.Dense):
@@ -257,6 +298,18 @@ def quantize_network(
         dense=functools.partial(QuantizedDense, quantizer=quantizer),
         point=quantizer,
     )
+
+
+def rules_of(network: Network) -> Rules:
+    """The rules, without what is data, of a network from `quantize_network`.
+
+    Raises:
+      RuleError: it is a float network.
+    """
+    rules = getattr(network.point, "keywords", {}).get("rules")
+    if rules is None:
+        raise RuleError("the network is a float one; quantise it first")
+    return rules
 
 
 def sites(quant: Any) -> list[str]:

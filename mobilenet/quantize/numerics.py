@@ -213,6 +213,15 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(tuple(range(x.ndim - len(shape))))
 
 
+_LEAST_CLIP = 1e-6
+
+
+def clip_grid(clip: Any, bits: Any, *, low: Any = 0.0) -> Grid:
+    """The grid of `learned_clip`, for the same arguments."""
+    clip = jnp.maximum(clip, _LEAST_CLIP)
+    return make_grid(low, clip, bits, symmetric=True, signed=jnp.asarray(low) < 0)
+
+
 def learned_clip(
     x: Float[Array, "*shape"], clip: Any, bits: Any, *, low: Any = 0.0
 ) -> Float[Array, "*shape"]:
@@ -227,7 +236,6 @@ def learned_clip(
       bits: see `code_limits`.
       low: lowest real, at most 0; codes are unsigned where it is 0, and signed below.
     """
-    clip = jnp.maximum(clip, 1e-6)
+    clip = jnp.maximum(clip, _LEAST_CLIP)
     clipped = jnp.where(x < clip, jnp.maximum(x, low), clip)
-    grid = make_grid(low, clip, bits, symmetric=True, signed=jnp.asarray(low) < 0)
-    return fake_quantize(clipped, grid)
+    return fake_quantize(clipped, clip_grid(clip, bits, low=low))

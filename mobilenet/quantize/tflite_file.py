@@ -48,7 +48,7 @@ class _Translation:
         self._same: dict[int, int] = {}
         self._grids: dict[str, integer.Grid] = {}
         self._input = graph.picture
-        self._shape = (graph.size, graph.size, 3)
+        self._shape = (graph.size, graph.size, graph.tensors[graph.picture].shape[3])
 
     def graph(self) -> integer.Graph:
         operations: list[integer.Operation] = []

@@ -65,6 +65,7 @@ class Parts:
       best_by: what makes a validation the best: "top1" or "loss".
       patience: validations without a better one after which the run ends, with the best
         checkpoint as its result; 0 is never. Not with lanes.
+      findings: evaluated variables of one run at its end -> what the summary says of them.
       watch: told (step, validation metrics) after each validation; may raise Pruned.
     """
 
@@ -90,6 +91,7 @@ class Parts:
     lanes: int | None = None
     best_by: str = "top1"
     patience: int = 0
+    findings: Callable[[Any], Mapping[str, Any]] | None = None
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
@@ -523,10 +525,13 @@ def train_lanes(
             # Measured once, on the final weights: nothing selects on it.
             for lane, test in measure("test", result, variables):
                 lane.summary["test"] = test
+        final = to_host(variables) if parts.findings else None
         for lane in alive():
             best = lane.checkpoints.best_step()
             if best is not None:
                 lane.summary["best_checkpoint"] = best
+            if parts.findings:
+                lane.summary.update(parts.findings(lane.of(final)))
             lane.conclude("done", end)
         return [lane.summary for lane in lanes]
 

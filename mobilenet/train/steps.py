@@ -24,6 +24,8 @@ AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 Batch = Mapping[str, jax.Array]
 Hyper = Mapping[str, jax.Array]
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
+# (values [B], the network's output, images, hyper, given) -> values [B]
+Guide = Callable[..., jax.Array]
 
 
 def make_train_step(
@@ -37,7 +39,10 @@ def make_train_step(
     accumulation_steps: int = 1,
     average_batch_stats: bool = False,
     ema: bool = False,
-) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, Any]]]:
+    settle: Callable[[Any, Any], Any] | None = None,
+    observe: Callable[[Any], Mapping[str, jax.Array]] = lambda opt_state: {},
+    guide: Guide | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """One update as a function to be mapped over devices along `AXIS`.
 
     Args:
@@ -51,15 +56,20 @@ def make_train_step(
       average_batch_stats: average the running statistics over devices after the step, for BN that
         is local or grouped.
       ema: keep an average of weights and statistics.
+      settle: (state of the optimiser, averaged parameters) -> what they must be: an optimiser that
+        constrains the parameters constrains their average too.
+      observe: state of the optimiser -> further metrics, scalars.
+      guide: changes the loss by what else is known of the pictures, a teacher's answers say. The
+        model's output is then (logits, endpoints), and the step has a fourth argument for it.
 
     The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]; `hyper`
-    the scalars `seed` (uint32), `learning_rate`, `weight_decay`, `backbone_rate`,
-    `step_rate`, `label_smoothing`, `ema_decay`.
+    the scalars `seed` (uint32), `label_smoothing`, `ema_decay`, and what the optimiser takes:
+    `learning_rate`, `weight_decay`, `backbone_rate`, `step_rate`, and more of others.
     It returns the new state and metrics as (sum, count) over all devices.
     """
 
     def part_loss(
-        params: Any, collections: Any, batch: Batch, hyper: Hyper
+        params: Any, collections: Any, batch: Batch, hyper: Hyper, given: Any
     ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         seed = jax.random.key(hyper["seed"])
         keys = [
@@ -67,29 +77,36 @@ def make_train_step(
             for stream in (AUGMENT_STREAM, DROPOUT_STREAM)
         ]
         images, targets = augment(keys[0], batch["image"], batch["label"], num_classes)
-        logits, updated = apply(
+        output, updated = apply(
             {"params": params, **collections},
             images,
             True,
             dropout_keys=keys[1],
             mutable=list(collections),
         )
+        logits = output if guide is None else output[0]
         values = loss(logits, losses.smooth(targets, hyper["label_smoothing"]))
+        if guide is not None:
+            values = guide(values, output, images, hyper, given)
         correct = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
         sums = jnp.stack([values.sum(), correct.sum().astype(jnp.float32)])
         return values.mean(), ({**collections, **updated}, sums)
 
     gradient = jax.grad(part_loss, has_aux=True)
 
-    def step(state: TrainState, batch: Batch, hyper: Hyper) -> tuple[TrainState, dict[str, Any]]:
+    def step(
+        state: TrainState, batch: Batch, hyper: Hyper, given: Any = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         collections = {"batch_stats": state.batch_stats, "quant": state.quant}
         if accumulation_steps == 1:
-            grads, (collections, sums) = gradient(state.params, collections, batch, hyper)
+            grads, (collections, sums) = gradient(state.params, collections, batch, hyper, given)
         else:
 
             def accumulate(carry: Any, part: Batch) -> tuple[Any, None]:
                 grads, collections, sums = carry
-                new, (collections, part_sums) = gradient(state.params, collections, part, hyper)
+                new, (collections, part_sums) = gradient(
+                    state.params, collections, part, hyper, given
+                )
                 return (jax.tree.map(jnp.add, grads, new), collections, sums + part_sums), None
 
             parts = {
@@ -108,15 +125,7 @@ def make_train_step(
         sums = lax.psum(sums, AXIS)
         count = jnp.float32(batch["label"].shape[0] * lax.axis_size(AXIS))
 
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            learning_rate=hyper["learning_rate"],
-            weight_decay=hyper["weight_decay"],
-            backbone_rate=hyper["backbone_rate"],
-            step_rate=hyper["step_rate"],
-        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **hyper)
         params = optax.apply_updates(state.params, updates)
         average = state.ema
         if ema:
@@ -128,6 +137,8 @@ def make_train_step(
                 state.ema,
                 {"params": params, "batch_stats": batch_stats},
             )
+            if settle is not None:
+                average = {**average, "params": settle(opt_state, average["params"])}
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -141,6 +152,7 @@ def make_train_step(
             "loss": (sums[0], count),
             "accuracy": (sums[1], count),
             "gradient_norm": (_norm(grads), one),
+            **{name: (value, one) for name, value in observe(opt_state).items()},
         }
 
     return step
@@ -184,17 +196,22 @@ def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(flat)))
 
 
-def map_train_step(step: Callable[..., Any], *, lanes: bool = False) -> Callable[..., Any]:
+def map_train_step(
+    step: Callable[..., Any], *, lanes: bool = False, guided: bool = False
+) -> Callable[..., Any]:
     """Maps a training step over all devices; the state is donated.
 
     Args:
       step: from `make_train_step`.
       lanes: train several runs at once: state, batch and scalars have a leading lane axis, behind
         the batch's axis of devices.
+      guided: the step has a fourth argument, which is the same for all devices and lanes.
     """
+    more = (None,) if guided else ()
     if lanes:
-        step = jax.vmap(step)
-    return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+        step = jax.vmap(step, in_axes=(0, 0, 0, *more))
+    axes = (None, 0, None, *more)
+    return jax.pmap(step, AXIS, in_axes=axes, out_axes=(None, None), donate_argnums=(0,))
 
 
 def map_eval_step(step: Callable[..., Any], *, lanes: bool = False) -> Callable[..., Any]:

@@ -73,6 +73,13 @@ CONTRASTS = pd.DataFrame(
         "n": [3, 3, 1],
     }
 )
+SENSITIVITY = pd.DataFrame(
+    {
+        "layer": ["stem", "stem", "blocks_0_0", "blocks_0_0", "head", "head"],
+        "bits": [4, 8, 4, 8, 4, 8],
+        "divergence": [0.2, 0.001, 0.05, 0.0, 0.01, 0.002],
+    }
+)
 COUNTS = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
 
 
@@ -85,7 +92,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "pareto": lambda: plots.pareto(SUMMARY, "macs", label="width", published=REFERENCE),
     "learning_curves": curves,
     "accuracy_against_bits": lambda: plots.accuracy_against_bits(BITS),
-    "sensitivity": lambda: plots.sensitivity(pd.DataFrame({"layer": ["stem"], "drop": [0.1]})),
+    "sensitivity": lambda: plots.sensitivity(SENSITIVITY),
     "confusion_matrix": lambda: plots.confusion_matrix(COUNTS, ["cat", "dog", "bird"]),
     "figure5": lambda: plots.figure5(PUBLISHED, OURS),
     "intervals": lambda: plots.intervals(ARMS),
@@ -267,12 +274,13 @@ def test_accuracy_against_bits():
 
 
 def test_sensitivity_keeps_the_order_of_the_layers():
-    frame = pd.DataFrame({"layer": ["stem", "blocks_0_0", "head"], "drop": [0.1, -0.01, 0.03]})
-    axes = axes_of(plots.sensitivity(frame))
-    (container,) = axes.containers
-    assert [patch.get_width() for patch in container] == pytest.approx([10, -1, 3])
-    assert [label.get_text() for label in axes.get_yticklabels()] == frame["layer"].tolist()
-    assert axes.yaxis_inverted()
+    axes = axes_of(plots.sensitivity(SENSITIVITY))
+    drawn = lines(axes)
+    assert drawn["4"] == pytest.approx(np.array([[0.2, 0], [0.05, 1], [0.01, 2]]))
+    # What is 0 stands at the least that is not.
+    assert drawn["8"] == pytest.approx(np.array([[0.001, 0], [0.001, 1], [0.002, 2]]))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["stem", "blocks_0_0", "head"]
+    assert axes.yaxis_inverted() and axes.get_xscale() == "log"
 
 
 def test_confusion_matrix_shows_shares_and_counts():

@@ -1,12 +1,14 @@
 """Ranges: each estimator against a plain computation on the numbers themselves."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mobilenet.quantize.observers import BINS, NotFinite, Observer, weight_range
 
 
-def observed(*batches: np.ndarray) -> Observer:
+def observed(*batches: Any) -> Observer:
     observer = Observer()
     for batch in batches:
         observer.update(np.asarray(batch, np.float32))

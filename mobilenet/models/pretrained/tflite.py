@@ -207,10 +207,10 @@ class _Reader:
         graph = self._graph
         (picture,) = graph.InputsAsNumpy()
         _, size, width, channels = self._shape(picture)
-        if size != width or channels != 3:
+        if size != width or channels not in (1, 3):
             raise PretrainedError(
                 f"{self._file} takes pictures of {self._shape(picture)}; this project's are square "
-                "and RGB."
+                "and RGB or grey."
             )
         convolutions: list[Convolution] = []
         sums: dict[int, tuple[int, int]] = {}
@@ -377,6 +377,8 @@ class _Reader:
             raise PretrainedError(f"{self._file}: a weight is of type {kind}.")
         raw = self._model.Buffers(found.Buffer()).DataAsNumpy()
         shape = self._shape(self._origin(tensor))
+        if kind == "INT4":
+            return self._nibbles(raw, shape, found)
         dtype = np.dtype(_DTYPES[kind])
         if not isinstance(raw, np.ndarray) or raw.size != int(np.prod(shape)) * dtype.itemsize:
             size = getattr(raw, "size", 0)
@@ -385,6 +387,17 @@ class _Reader:
                 f"has {size:,} bytes instead of {int(np.prod(shape)) * dtype.itemsize:,}."
             )
         return np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+
+    def _nibbles(self, raw: Any, shape: list[int], tensor: Any) -> np.ndarray:
+        """Integers of four bits, two a byte, the first in the lower half."""
+        count = int(np.prod(shape))
+        if not isinstance(raw, np.ndarray) or raw.size != -(-count // 2):
+            raise PretrainedError(
+                f"{self._file} is truncated: {tensor.Name().decode()!r} has "
+                f"{getattr(raw, 'size', 0):,} bytes instead of {-(-count // 2):,}."
+            )
+        halves = np.stack([raw & 15, raw >> 4], axis=-1).ravel()[:count].astype(np.int8)
+        return (np.where(halves > 7, halves - 16, halves).astype(np.int8)).reshape(shape)
 
     def _constant(self, tensor: int) -> np.ndarray:
         """A constant's numbers, dequantised: float32 [shape], or integers as they are."""
@@ -405,6 +418,7 @@ class _Reader:
 _DTYPES = {
     "FLOAT32": "<f4",
     "FLOAT16": "<f2",
+    "INT4": "i1",  # half a byte
     "INT8": "i1",
     "UINT8": "u1",
     "INT32": "<i4",

@@ -1,0 +1,69 @@
+"""Bits against accuracy on CIFAR-10. Asks: what do fewer bits cost, and what does training repair?
+
+Post-training quantisation (PTQ) rounds a finished network; quantisation-aware training (QAT) goes
+on from it with the rounding in place, by the running extremes of tensors (Jacob et al. 2017,
+arXiv 1712.05877) or with learned steps (LSQ, Esser et al. 2019, 1902.08153). All arms start from
+one float parent and see the same pictures; the first layer and the classifier have the bits of the
+others.
+
+    (none)   CIFAR-10 at 32 pixels, 20 epochs from the parent of experiments/baselines: for a GPU
+    cifar    a slice of it and a narrow network, 2 epochs: a minute a run on two cores
+    smoke    two steps on the embedded digits
+
+Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
+Run:    mobilenet sweep --config=experiments/quantization/bits.py:cifar --workdir=runs/bits \
+            --config.pretrained=runs/parent
+Result: experiments/results/quantization.csv
+"""
+
+from mobilenet.sweep import scales
+from mobilenet.sweep.space import product, seeds
+
+BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (8, 4), (4, 4))
+# Whoever rounds few bits minimises the squared error of rounding and clipping.
+LEAST_ERROR = {"quantize.weights.estimator": "mse", "quantize.activations.estimator": "mse"}
+ADAROUND = {"quantize.weights.ranges": "fixed", "quantize.adaround_steps": 2000}
+LSQ = {
+    "quantize.weights.ranges": "lsq",
+    "quantize.activations.ranges": "lsq_plus",
+}
+
+
+def get_config(arg=""):
+    config = scales.base(arg)
+    scale = scales.name_of(arg)
+    config.pretrained = "runs/parent"
+    config.optimizer.learning_rate = 0.02  # a tenth of the parent's
+    config.schedule.warmup_epochs = 0.0
+    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
+    config.quantize.calibration_examples = 256
+    config.eval.every_epochs = 0.0
+    if scale == "smoke":
+        config.pretrained = ""
+    return config
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    del arg
+    found = {"float": {"train.num_epochs": 0.0}, "float, trained on": {}}
+    for weights, activations in BITS:
+        name = f"w{weights}a{activations}"
+        bits = {"quantize.weights.bits": weights, "quantize.activations.bits": activations}
+        ptq = {"train.num_epochs": 0.0, **bits}
+        found |= {
+            f"PTQ {name}, extremes": ptq,
+            f"PTQ {name}, least error": {**ptq, **LEAST_ERROR},
+            f"PTQ {name}, AdaRound": {**ptq, **LEAST_ERROR, **ADAROUND},
+            f"QAT {name}, extremes": bits,
+            f"QAT {name}, LSQ": {**bits, **LEAST_ERROR, **LSQ},
+        }
+    return found
+
+
+def sweep(arg=""):
+    found = arms(arg)
+    trained = [changes for name, changes in found.items() if not name.startswith(("PTQ", "float"))]
+    others = [changes for changes in found.values() if "train.num_epochs" in changes]
+    several = [found["float, trained on"], *trained]
+    return [*product(others, seeds(1)), *product(several, seeds(scales.seeds_at(arg)))]

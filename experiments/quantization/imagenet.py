@@ -1,0 +1,77 @@
+"""ImageNet weights after training. Asks: does one scale a tensor ruin them, and what repairs it?
+
+Krishnamoorthi 2018 (arXiv 1806.08342, table 2) and Nagel et al. 2019 (1906.04721, table 2) report
+that MobileNetV2 with 8-bit weights and one scale a tensor classifies at chance, that a scale a
+channel loses little, and that equalised layers with corrected biases nearly repair one scale a
+tensor. Nothing is trained here: each arm quantises the same weights in another way.
+
+Weights: any conversion of an ImageNet classifier, as `mobilenet convert --from=tflite` makes it.
+Pictures: a folder with ImageNet's classes, by WordNet id; activations are calibrated on another
+folder of photographs, which need no classes of ImageNet.
+
+Run:    mobilenet sweep --config=experiments/quantization/imagenet.py --workdir=runs/imagenet_ptq \
+            --config.pretrained=runs/imagenet --config.data.data_dir=PHOTOGRAPHS \
+            --config.quantize.calibration_dir=OTHER_PHOTOGRAPHS
+Result: experiments/results/quantization.csv
+"""
+
+from mobilenet import config as base
+from mobilenet.sweep.space import product, seeds
+
+TENSOR = {"quantize.weights.per_channel": False}
+AFFINE = {"quantize.weights.symmetric": False}
+W8 = {"quantize.weights.bits": 8}
+W8A8 = {**W8, "quantize.activations.bits": 8}
+EQUALIZED = {"quantize.equalize": True}
+ABSORBED = {**EQUALIZED, "quantize.absorb_bias": True}
+CORRECTED = {"quantize.correct_bias": "empirical"}
+
+
+def get_config(arg=""):
+    config = base.get_config("smoke" if arg == "smoke" else "")
+    config.train.num_epochs = 0.0
+    config.schedule.warmup_epochs = 0.0
+    config.pretrained = "runs/imagenet"
+    config.data.name = "folder"
+    config.data.data_dir = "pictures"
+    config.data.image_size = 224
+    config.data.crop_fraction = 0.875
+    config.data.validation_fraction = 0.0
+    config.data.test_fraction = 1.0
+    config.eval.batch_size = 50
+    config.quantize.calibration_examples = 64
+    if arg == "smoke":
+        config.pretrained = ""  # two steps from scratch, on the embedded digits
+        config.data.validation_fraction = 0.1
+        return base.shrink(config)
+    return config
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    del arg
+    return {
+        "float": {},
+        "w8, per channel": W8,
+        "w8, per channel, affine": {**W8, **AFFINE},
+        "w8, per tensor": {**W8, **TENSOR},
+        "w8, per tensor, affine": {**W8, **TENSOR, **AFFINE},
+        # ReLU6 becomes ReLU in equalised networks: what that alone costs.
+        "float weights, equalised": {"quantize.activations.bits": 16, **EQUALIZED},
+        "w8, per tensor, equalised": {**W8, **TENSOR, **EQUALIZED},
+        "w8a8, per channel": W8A8,
+        "w8a8, per tensor": {**W8A8, **TENSOR},
+        "w8a8, per tensor, corrected": {**W8A8, **TENSOR, **CORRECTED},
+        "w8a8, per tensor, equalised": {**W8A8, **TENSOR, **EQUALIZED},
+        "w8a8, per tensor, equalised, absorbed": {**W8A8, **TENSOR, **ABSORBED},
+        "w8a8, per tensor, equalised, absorbed, corrected": {
+            **W8A8,
+            **TENSOR,
+            **ABSORBED,
+            **CORRECTED,
+        },
+    }
+
+
+def sweep(arg=""):
+    return product(list(arms(arg).values()), seeds(1))

@@ -1,0 +1,105 @@
+"""A run as a file for another runtime: LiteRT (.tflite), ONNX Runtime (.onnx), or StableHLO.
+
+    mobilenet export --workdir=runs/c10 --to=litert --verify
+    mobilenet export --workdir=runs/c10_w8a8 --to=onnx --out=c10.onnx --verify --split=test
+
+A run with `quantize` becomes an integer file, with the codes and scales that were trained. Labels
+and preprocessing are inside the file and in FILE.json beside it. --verify runs the file on pictures
+of a split: accuracy, agreement with the run, bytes and latency are printed, and written as rows to
+FILE.rows.json. What an integer .tflite computes is compared with the integer executor as well.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from mobilenet import rundir
+from mobilenet.cli import common
+
+FORMATS = ("litert", "onnx", "stablehlo")
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    common.define_checkpoint(values)
+    flags.DEFINE_string("to", "", f"the format: {', '.join(FORMATS)}", flag_values=values)
+    flags.DEFINE_string(
+        "out", "", "the file to write; by default model.* in the run directory", flag_values=values
+    )
+    flags.DEFINE_boolean("integer_io", False, "int8 in and out (.tflite)", flag_values=values)
+    flags.DEFINE_boolean("verify", False, "run the file and compare it", flag_values=values)
+    flags.DEFINE_string("split", "test", "whose pictures --verify classifies", flag_values=values)
+    flags.DEFINE_integer(
+        "examples", 1000, "at most so many pictures for --verify; 0: all", flag_values=values
+    )
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb; 1 if a verified integer file is not the network that was studied."""
+    common.refuse_arguments(rest)
+    if overrides:
+        raise common.UsageError("export takes the run's own configuration; drop --config.")
+    workdir = Path(common.require(values, "workdir", "runs/digits"))
+    to = common.require(values, "to", "litert")
+    if to not in FORMATS:
+        raise common.UsageError(f"--to is {to!r}; allowed are {', '.join(FORMATS)}.")
+    common.require_at_least(values, examples=0)
+    rundir.read_config(workdir)
+
+    from mobilenet import deployment, runtime
+    from mobilenet.export.operations import ExportError
+
+    runtime.cache_compilations()
+    path = Path(common.flag(values, "out") or workdir / f"model{deployment.ENDINGS[to]}")
+    try:
+        run = deployment.Deployment(workdir, common.flag(values, "checkpoint"))
+        run.write(to, path, integer_io=common.flag(values, "integer_io"))
+        print(f"{path}: {path.stat().st_size:,} bytes, metadata in {path.name}.json")
+        if not common.flag(values, "verify"):
+            return 0
+        split, examples = common.flag(values, "split"), common.flag(values, "examples")
+        rows = run.check(to, path, split, examples)
+    except ExportError as error:
+        raise common.UsageError(str(error)) from error
+    rundir.write_json(path.with_name(f"{path.name}.rows.json"), rows)
+    print(table(rows))
+    return int(not faithful(rows))
+
+
+def faithful(rows: list[dict[str, Any]]) -> bool:
+    """Whether no operation computes in float or is more than a code from the executor."""
+    return all(
+        not row.get("float_operations")
+        and all(part["largest"] <= 1 for part in row.get("executor", {}).values())
+        for row in rows
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a terminal."""
+    lines = [
+        f"{'runtime':<18} {'bytes':>11}  {'top-1 %':>7}  {'JAX %':>6}  {'agreement %':>11}  "
+        f"{'latency ms':>10}"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['runtime']:<18} {row['bytes']:>11,}  {100 * row['top1']:>7.2f}  "
+            f"{100 * row['top1_jax']:>6.2f}  {100 * row['agreement']:>11.2f}  "
+            f"{row['latency_ms_median']:>10.3f}"
+        )
+    first = rows[0]
+    lines.append(
+        f"{first['examples']} pictures of {first['split']}; latency: {first['latency_note']}: "
+        f"{first['processor']}"
+    )
+    if "operations" in first:
+        lines.append(", ".join(f"{n} {kind}" for kind, n in first["operations"].items()))
+    for kind, part in first.get("executor", {}).items():
+        lines.append(
+            f"{kind}: {100 * part['equal']:.3f} % of {part['values']:,} codes are the integer "
+            f"executor's, the largest difference is {part['largest']}"
+        )
+    if first.get("float_operations"):
+        lines.append(f"computed in float: {', '.join(first['float_operations'])}")
+    return "\n".join(lines)

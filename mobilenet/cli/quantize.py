@@ -1,0 +1,184 @@
+"""Post-training quantisation of a run, and what each of its layers is worth.
+
+    mobilenet quantize --workdir=runs/c10 --to=runs/c10_w8a8
+    mobilenet quantize --workdir=runs/c10 --to=runs/c10_w4a8 --config.quantize.weights.bits=4 \
+        --config.quantize.adaround_steps=1000
+    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8     # each layer alone
+    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5
+
+With --to, calibrates on training pictures and makes a run directory that evaluates, predicts and
+exports as any other, and that `mobilenet train --config.pretrained=` does not need: for training
+that knows of the rounding, give that the float run and quantize.*. Bits are 8 and 8 unless
+quantize.* says otherwise.
+
+With --sensitivity, rounds one layer at a time, all others in float, and writes sensitivity.csv and
+.png in the run directory. A budget is the mean bits of a weight; the rules that keep it are printed
+as an override of quantize.rules.
+"""
+
+import contextlib
+from pathlib import Path
+
+from absl import flags
+
+from mobilenet import config as config_lib
+from mobilenet import experiment, rundir
+from mobilenet import rows as table_rows
+from mobilenet.cli import common
+from mobilenet.cli.main import STARTED
+from mobilenet.config import Config
+
+
+def define(values: flags.FlagValues) -> None:
+    """Declares the verb's flags."""
+    common.define_checkpoint(values)
+    flags.DEFINE_string("to", "", "the run directory to make", flag_values=values)
+    flags.DEFINE_list("sensitivity", [], "bits to try at each layer alone", flag_values=values)
+    flags.DEFINE_enum(
+        "of", "weights", ["weights", "activations"], "what is rounded there", flag_values=values
+    )
+    flags.DEFINE_float(
+        "budget", None, "mean bits of a weight, to choose rules by", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "examples", 512, "validation pictures of --sensitivity", flag_values=values
+    )
+    common.define_devices(values)
+
+
+def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
+    """Runs the verb."""
+    common.refuse_arguments(rest)
+    workdir = Path(common.require(values, "workdir", "runs/digits"))
+    bits, target = common.flag(values, "sensitivity"), common.flag(values, "to")
+    if bool(bits) == bool(target):
+        raise common.UsageError(
+            "Give either --to=RUN, to quantise a run, or --sensitivity=BITS,BITS, to look at a "
+            "quantised one."
+        )
+    if target:
+        for name in ("budget", "checkpoint"):
+            if values[name].present:
+                raise common.UsageError(f"--{name} goes with --sensitivity; drop it.")
+        return _quantize(values, workdir, Path(target), overrides)
+    if overrides:
+        raise common.UsageError("--config goes with --to; a quantised run has its configuration.")
+    return _look(values, workdir, bits)
+
+
+def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
+    """The configuration of a run that quantises the one in `workdir`, without training."""
+    config = rundir.read_config(workdir)
+    if config_lib.is_quantized(config):
+        raise config_lib.ConfigError(
+            f"{workdir} is quantised already; give the float run that it was made of, "
+            f"{config.pretrained or 'or train one'}."
+        )
+    config_lib.update(
+        config,
+        {
+            "pretrained": str(workdir),
+            "train.num_epochs": 0.0,
+            "train.ema_decay": 0.0,
+            "train.patience": 0,
+            "schedule.warmup_epochs": 0.0,
+            "finetune.train_from": "",
+        },
+    )
+    if not any(key.startswith("quantize.") and "bits" in key for key in overrides):
+        if "quantize.rules" not in overrides:
+            overrides = {
+                "quantize.weights.bits": "8",
+                "quantize.activations.bits": "8",
+                **overrides,
+            }
+    experiment.override(config, overrides)
+    return config
+
+
+def _quantize(
+    values: flags.FlagValues, workdir: Path, target: Path, overrides: dict[str, str]
+) -> int:
+    config = ptq_config(workdir, overrides)
+    rundir.inherit(config)
+    config_lib.validate(config)
+    common.apply_cpu_devices(values)
+
+    from mobilenet import build, runtime
+    from mobilenet.train import loop
+
+    runtime.cache_compilations()
+    with common.devices(values):
+        import jax
+
+        is_main = jax.process_index() == 0
+        with rundir.locked(target) if is_main else contextlib.nullcontext():
+            rundir.settle_config(target, config, write=is_main)
+            parts = build.build(config, target)
+            summary = loop.train(parts, target, began=STARTED)
+        if not is_main:
+            return 0
+    facts = rundir.read_json(target / build.QUANTIZATION_FILE)
+    print(
+        f"kernels: {facts['float_bytes'] / 1e6:.2f} MB in float32, "
+        f"{facts['weight_bytes'] / 1e6:.2f} MB at {facts['mean_bits']:.3g} bits a weight"
+    )
+    for split in ("validation", "test"):
+        if split in summary:
+            scores = summary[split]
+            print(f"{split}: top-1 {100 * scores['top1']:.2f} % of {scores['examples']} images")
+    print(f"run directory: {target}")
+    return 0
+
+
+def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
+    if not all(text.strip().isdigit() for text in texts):
+        raise common.UsageError(
+            f"--sensitivity is {','.join(texts)!r}; it must be whole numbers, as in 2,4,8."
+        )
+    bits = [int(text) for text in texts]
+    which, budget = common.flag(values, "of"), common.flag(values, "budget")
+    if budget is not None and which != "weights":
+        raise common.UsageError("--budget is one of weights; drop --of=activations.")
+    common.require_at_least(values, examples=1)
+    config = rundir.read_config(workdir)
+    common.apply_cpu_devices(values)
+
+    import pandas as pd
+
+    from mobilenet import build, inference, quantization, runtime
+    from mobilenet.analysis import plots
+
+    runtime.cache_compilations()
+    with common.devices(values):
+        restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
+        data = build.build_data(config, workdir, match_classes=True)
+        losses = quantization.sensitivity(
+            config,
+            data,
+            restored.eval_variables,
+            bits=bits,
+            which=which,
+            examples=common.flag(values, "examples"),
+            progress=print,
+        )
+    path = workdir / f"sensitivity_{which}.csv"
+    table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
+    frame = pd.DataFrame(
+        {
+            "layer": [loss.site.removesuffix("/weights").removesuffix("/conv") for loss in losses],
+            "bits": [loss.bits for loss in losses],
+            "divergence": [loss.divergence for loss in losses],
+        }
+    )
+    plots.save(plots.sensitivity(frame), path.with_suffix(".png"))
+    print(f"results: {path}, .png")
+    if budget is not None:
+        chosen, rules = quantization.choose_bits(losses, config, budget)
+        counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
+        print(
+            f"within {budget:g} bits a weight: "
+            + ", ".join(f"{n} layers at {b}" for b, n in counts.items())
+        )
+        print(f'"--config.quantize.rules={rules!r}"')
+    return 0

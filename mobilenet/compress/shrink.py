@@ -1,0 +1,180 @@
+"""Structured pruning: MobileNetV2's expanded widths, cut to a smaller dense network.
+
+The channels of a block between its expansion and its projection are the block's own: output of
+`expand` with its normalisation, `depthwise` with its own, rows of `squeeze`, input of `project`.
+One of them is removed with all of these, and no other block sees it. Blocks without an expansion
+work on channels of the block before, and keep them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mobilenet.models.mobilenet_v2 import Plan
+
+SCORES = ("l1", "bn_scale", "taylor")
+
+
+class ShrinkError(ValueError):
+    """A network or budget that cannot be met; the message says why and what is reachable."""
+
+
+def widths(plan: Plan) -> dict[str, int]:
+    """Expanded channels of the blocks that can be cut: name -> width.
+
+    Raises:
+      ShrinkError: no block expands, or expanded tensors of several blocks are added.
+    """
+    if any(block.shortcut == "expansion" for block in plan.blocks):
+        raise ShrinkError(
+            "model.shortcut is 'expansion', which adds the expanded channels of neighbouring "
+            "blocks; they can be cut with 'bottleneck' or 'none' alone."
+        )
+    found = {block.name: block.expanded_features for block in plan.blocks if block.expands}
+    if not found:
+        raise ShrinkError("No block of the network expands, so there is no expanded width to cut.")
+    return found
+
+
+def resize(plan: Plan, chosen: Mapping[str, int]) -> Plan:
+    """The plan with other expanded widths."""
+    blocks = [
+        dataclasses.replace(
+            block, expanded_features=chosen.get(block.name, block.expanded_features)
+        )
+        for block in plan.blocks
+    ]
+    return dataclasses.replace(plan, blocks=tuple(blocks))
+
+
+def score_l1(params: Any, block: str) -> np.ndarray:
+    """Sum of the absolute weights of each channel [E]: its filters and what reads it.
+
+    As a fraction of the block's mean, so that blocks can be compared (Li et al. 2017, arXiv
+    1608.08710, rank within a layer alone).
+    """
+    part = {name: np.abs(params[block][name]["conv"]["kernel"]) for name in _CONVOLUTIONS}
+    total = part["expand"].sum((0, 1, 2)) + part["depthwise"].sum((0, 1, 2))
+    total = total + part["project"].sum((0, 1, 3))
+    return total / max(float(total.mean()), np.finfo(np.float32).tiny)
+
+
+def score_bn_scale(params: Any, block: str) -> np.ndarray:
+    """|scale| of the normalisation that `project` reads [E] (Liu et al. 2017, arXiv 1708.06519)."""
+    return np.abs(np.asarray(params[block]["depthwise"]["bn"]["scale"]))
+
+
+def score_taylor(params: Any, gradients: Any, block: str) -> np.ndarray:
+    """The squared change of the loss, to first order, when a channel goes [E].
+
+    Of one batch; the mean over batches is the score (Molchanov et al. 2019, arXiv 1906.10771,
+    equation 8). A gate on what `project` reads has the derivative sum(w dL/dw) over the weights
+    that read the channel.
+
+    Args:
+      params, gradients: of the batch's mean loss.
+      block: its name.
+    """
+    weight = np.asarray(params[block]["project"]["conv"]["kernel"])
+    gradient = np.asarray(gradients[block]["project"]["conv"]["kernel"])
+    return np.square((weight * gradient).sum((0, 1, 3)))
+
+
+_CONVOLUTIONS = ("expand", "depthwise", "project")
+
+
+def cut(
+    plan: Plan,
+    scores: Mapping[str, np.ndarray],
+    measure: Callable[[Plan], int],
+    budget: int,
+    *,
+    what: str = "MACs",
+    divisor: int = 8,
+) -> dict[str, int]:
+    """Widths under a budget: the channels with the lowest scores of all blocks go, in groups.
+
+    Args:
+      plan: of the network.
+      scores: of the channels of each block of `widths`, comparable over blocks.
+      measure: what a plan costs.
+      budget: the most that it may cost.
+      what: the cost's name, for errors.
+      divisor: widths that are cut are multiples of it, at least one.
+
+    Returns:
+      Block -> width.
+
+    Raises:
+      ShrinkError: the budget is below what the smallest widths cost; says what that is.
+    """
+    chosen = widths(plan)
+    least = {name: min(width, divisor) for name, width in chosen.items()}
+    smallest = measure(resize(plan, least))
+    if smallest > budget:
+        raise ShrinkError(
+            f"The budget is {budget:,} {what}, but with every expanded width at {divisor} the "
+            f"network still has {smallest:,}; give at least that, or a smaller network to start "
+            "from."
+        )
+    steps = []
+    for order, (name, width) in enumerate(chosen.items()):
+        ranked = np.sort(np.asarray(scores[name], np.float64))
+        begin = 0
+        while width > divisor:
+            size = width % divisor or divisor  # the first step reaches a multiple
+            steps.append((float(ranked[begin : begin + size].mean()), order, begin, name, size))
+            begin, width = begin + size, width - size
+    for _, _, _, name, size in sorted(steps):
+        if measure(resize(plan, chosen)) <= budget:
+            break
+        chosen[name] -= size
+    return chosen
+
+
+def kept_channels(scores: np.ndarray, width: int) -> np.ndarray:
+    """Indices, rising, of the `width` highest scores; ties to the earlier index."""
+    return np.sort(np.argsort(-np.asarray(scores, np.float64), kind="stable")[:width])
+
+
+def slice_block(params: Any, batch_stats: Any, keep: np.ndarray) -> tuple[Any, Any]:
+    """A block's parameters and statistics with the channels `keep` alone.
+
+    Args:
+      params, batch_stats: of one block, nested dictionaries of arrays.
+      keep: indices of expanded channels.
+    """
+
+    def last(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {name: last(leaf) for name, leaf in tree.items()}
+        return np.asarray(tree)[..., keep]
+
+    new = {**params, "expand": last(params["expand"]), "depthwise": last(params["depthwise"])}
+    project = params["project"]
+    kernel = np.asarray(project["conv"]["kernel"])[:, :, keep, :]
+    new["project"] = {**project, "conv": {**project["conv"], "kernel": kernel}}
+    if "se" in params:
+        reduce, expand = params["se"]["reduce"], params["se"]["expand"]
+        new["se"] = {
+            "reduce": {**reduce, "kernel": np.asarray(reduce["kernel"])[keep]},
+            "expand": last(expand),
+        }
+    stats = {
+        **batch_stats,
+        "expand": last(batch_stats["expand"]),
+        "depthwise": last(batch_stats["depthwise"]),
+    }
+    return new, stats
+
+
+def slice_network(
+    params: Any, batch_stats: Any, keep: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and statistics of a network whose blocks keep these expanded channels."""
+    new_params, new_stats = dict(params), dict(batch_stats)
+    for name, channels in keep.items():
+        new_params[name], new_stats[name] = slice_block(params[name], batch_stats[name], channels)
+    return new_params, new_stats

@@ -1,0 +1,218 @@
+"""A run's network as a file for another runtime, and what that file is worth, as rows.
+
+Float runs give float files; runs with `quantize` give the integer network that was studied (LiteRT,
+ONNX) or its simulation in float (StableHLO).
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mobilenet import architecture, build, inference, rundir
+from mobilenet import config as config_lib
+from mobilenet.config import Config
+from mobilenet.export import litert, onnx, operations, runtimes, stablehlo, verify
+from mobilenet.export.operations import ExportError
+from mobilenet.quantize import integer, lowering
+from mobilenet.train import records
+
+ENDINGS = {"litert": ".tflite", "onnx": ".onnx", "stablehlo": ".stablehlo"}
+# Beside every latency.
+LATENCY_NOTE = (
+    "batch 1, one thread, this machine's processor; it says little about a phone's latency"
+)
+
+
+class Deployment:
+    """A run's network, ready to be written.
+
+    Attributes:
+      graph: the integer network of a quantised run; None of a float one.
+      metadata: what an app needs to use a file: labels, preprocessing, configuration, commit.
+    """
+
+    def __init__(self, workdir: Path, checkpoint: str = "result") -> None:
+        """Reads a run.
+
+        Args:
+          workdir: the run directory.
+          checkpoint: as `inference.read_checkpoint`.
+
+        Raises:
+          ConfigError, CheckpointError: no such run or checkpoint.
+          ExportError: a network that has no integer form.
+        """
+        config = rundir.read_config(workdir)
+        restored = inference.read_checkpoint(workdir, checkpoint)
+        stored = build.read_stored(workdir)
+        if stored is None:
+            raise ExportError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+        self.workdir, self.config = workdir, config
+        self._stored, self._variables = stored, jax.device_get(restored.eval_variables)
+        # What runtimes recognise as depthwise; computed in float32 whatever training used.
+        portable = config.copy_and_resolve_references()
+        portable.model.conv_form, portable.model.dtype = "grouped", "float32"
+        num_classes = build.resolve_classes(config, len(stored["class_names"]))
+        network = architecture.build_model(portable, num_classes)
+        self._shape = architecture.image_shape(config)
+        self._apply = lambda images: network.apply(self._variables, images, False)
+        self.graph: integer.Graph | None = None
+        if config_lib.is_quantized(config):
+            try:
+                self.graph = lowering.lower(network, self._variables, self._shape)
+            except lowering.LoweringError as error:
+                raise ExportError(str(error)) from error
+        self.metadata = _metadata(config, stored, num_classes, restored.step)
+
+    def write(self, to: str, path: Path, *, integer_io: bool = False) -> None:
+        """Writes the file, and its metadata as JSON beside it.
+
+        Args:
+          to: a key of ENDINGS.
+          path: of the file.
+          integer_io: TFLite files of quantised runs take and give int8 codes.
+
+        Raises:
+          ExportError: an extra that is missing, or a network that the format cannot hold.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {**self.metadata, "format": to}
+        if to == "stablehlo":
+            stablehlo.write(path, self._apply, self._shape)
+        elif self.graph is None:
+            program = operations.trace(self._apply, self._shape)
+            (litert if to == "litert" else onnx).write_float(path, program, metadata)
+        elif to == "litert":
+            litert.write_integer(path, self.graph, metadata, integer_io=integer_io)
+        else:
+            onnx.write_integer(path, self.graph, metadata)
+        rundir.write_json(path.with_name(f"{path.name}.json"), metadata)
+
+    def check(self, to: str, path: Path, split: str, examples: int) -> list[dict[str, Any]]:
+        """Runs a file and compares it with the network.
+
+        Args:
+          to: its format.
+          path: of the file.
+          split: whose pictures are classified.
+          examples: at most that many of them, from the start; 0 takes all.
+
+        Returns:
+          A row for each runtime: accuracy of the file and of the network in JAX, agreement of the
+          two, latency, bytes; of integer files also the kinds of operations and the differences
+          from the integer executor, operation by operation.
+        """
+        images, labels = self._pictures(split, examples)
+        forward = jax.jit(self._apply)
+        chunks = range(0, len(images), 64)
+        ours = np.concatenate([np.asarray(forward(images[i : i + 64])) for i in chunks])
+        rows = []
+        for name, run, prepare in self._runners(to, path):
+            given = prepare(images)
+            theirs = verify.answers(run, given)
+            rows.append(
+                {
+                    **self.facts(to, path),
+                    "runtime": name,
+                    "split": split,
+                    "examples": len(images),
+                    "top1": float((theirs.argmax(1) == labels).mean()),
+                    "top1_jax": float((ours.argmax(1) == labels).mean()),
+                    "agreement": float((theirs.argmax(1) == ours.argmax(1)).mean()),
+                    **verify.latency(run, given[0]),
+                    "latency_note": LATENCY_NOTE,
+                    **records.environment(),
+                }
+            )
+        if to == "litert":
+            rows[0]["operations"] = verify.count_operations(path)
+            if self.graph is not None:
+                rows[0]["float_operations"] = verify.float_operations(path)
+                rows[0]["executor"] = verify.compare_operations(path, self.graph, images[:8])
+        return rows
+
+    def facts(self, to: str, path: Path) -> dict[str, Any]:
+        """What a row says of a file before it is run."""
+        weights = self.config.quantize.weights.bits if self.graph else 0
+        activations = self.config.quantize.activations.bits if self.graph else 0
+        return {
+            "file": path.name,
+            "format": to,
+            "bytes": path.stat().st_size,
+            "weight_bits": weights,
+            "activation_bits": activations,
+            "run": self.workdir.name,
+            "step": self.metadata["step"],
+            "config": self.metadata["fingerprint"],
+        }
+
+    def _runners(
+        self, to: str, path: Path
+    ) -> list[tuple[str, Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]]:
+        """(name, function of one picture, what pictures are made before) of each runtime."""
+
+        def same(images: np.ndarray) -> np.ndarray:
+            return images
+
+        if to == "onnx":
+            return [("onnxruntime", runtimes.OnnxRuntime(path).run, same)]
+        if to == "stablehlo":
+            call = jax.jit(stablehlo.read(path))
+            return [("jax", lambda image: np.asarray(call(image[None])), same)]
+        found = []
+        for kernels in ("builtin", "xnnpack"):
+            runtime = runtimes.LiteRT(path, kernels=kernels)
+            prepare = same
+            if runtime.reads_codes:
+                assert self.graph is not None
+                prepare = litert.signed(self.graph).quantize_input
+            found.append((f"litert ({kernels})", runtime.run, prepare))
+        return found
+
+    @functools.cached_property
+    def _data(self) -> build.Data:
+        return build.build_data(self.config, self.workdir)
+
+    def _pictures(self, split: str, examples: int) -> tuple[np.ndarray, np.ndarray]:
+        prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
+        images, labels, count = [], [], 0
+        if split not in self._data.splits:
+            raise ExportError(
+                f"--split is {split!r}; the run's data has {', '.join(self._data.splits)}."
+            )
+        for batch in self._data.eval_batches(split):
+            kept = batch["mask"] > 0
+            images.append(np.asarray(prepare(batch["image"]))[kept])
+            labels.append(batch["label"][kept])
+            count += int(kept.sum())
+            if examples and count >= examples:
+                break
+        most = examples or count
+        return np.concatenate(images)[:most], np.concatenate(labels)[:most]
+
+
+def _metadata(
+    config: Config, stored: dict[str, Any], num_classes: int, step: int
+) -> dict[str, Any]:
+    names = list(stored["class_names"])
+    names += [f"class {index}" for index in range(len(names), num_classes)]
+    return {
+        "labels": names[:num_classes],
+        "preprocessing": {
+            "image_size": config.data.image_size,
+            "channels": config.data.channels,
+            "crop_fraction": config.data.crop_fraction,
+            # (value / 255 - mean) / std of each channel's 8-bit values.
+            "mean": stored["mean"],
+            "std": stored["std"],
+        },
+        "config": json.loads(config_lib.to_json(config)),
+        "fingerprint": config_lib.fingerprint(config),
+        "commit": records.commit(),
+        "step": int(step),
+    }

@@ -1,0 +1,598 @@
+"""TFLite files for LiteRT: float networks, and integer ones with their own codes and scales.
+
+The files are written operation by operation with the schema that LiteRT ships. A converter would
+derive grids, codes and biases anew from float numbers; here an integer file holds those of the
+`integer.Graph` that was studied, tensor by tensor under the same names, and metadata in one pass.
+
+Files take one picture at a time, [1, H, W, C].
+"""
+
+# LiteRT is an extra; types are not checked against it.
+# pyright: reportMissingImports=false
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenet.export import operations
+from mobilenet.export.operations import ExportError
+from mobilenet.quantize import integer
+
+METADATA = "mobilenet"  # the name of the metadata's buffer
+
+# LiteRT computes int8 sigmoids on this grid alone (lite/kernels/activations.cc).
+_SIGMOID = integer.Grid(1 / 256, -128)
+
+
+def require() -> None:
+    """Raises ExportError unless LiteRT is installed."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise ExportError(
+            "TFLite files need LiteRT, which is not installed; `pip install mobilenet[export]` "
+            "brings it."
+        )
+
+
+def write_float(path: Path, program: operations.Program, metadata: Mapping[str, Any]) -> None:
+    """Writes a float network.
+
+    Args:
+      path: of the .tflite file.
+      program: from `operations.trace`.
+      metadata: JSON values, kept inside the file.
+
+    Raises:
+      ExportError: LiteRT is not installed.
+    """
+    require()
+    _FloatWriter(program).write(path, metadata)
+
+
+def write_integer(
+    path: Path, graph: integer.Graph, metadata: Mapping[str, Any], *, integer_io: bool = False
+) -> None:
+    """Writes an integer network: int8 activations, weights of int8, or of int4 where all fit.
+
+    Grids of unsigned codes are moved to int8 (`signed`), which changes no number. What executor and
+    LiteRT compute is the same within one code an operation.
+
+    Args:
+      path: of the .tflite file.
+      graph: with activations of 8 bits, symmetric weights, and pictures of a known shape.
+      metadata: JSON values, kept inside the file.
+      integer_io: take and give int8 codes in place of float numbers.
+
+    Raises:
+      ExportError: LiteRT is not installed, or a grid that LiteRT has no kernels for; names it.
+    """
+    require()
+    _IntegerWriter(signed(graph), integer_io).write(path, metadata)
+
+
+def signed(graph: integer.Graph) -> integer.Graph:
+    """The same network on grids of int8: unsigned codes of 8 bits are moved down by 128."""
+    moved = {name: 128 if grid.low == 0 else 0 for name, grid in graph.grids.items()}
+    grids = {}
+    for name, grid in graph.grids.items():
+        by = moved[name]
+        grids[name] = integer.Grid(grid.scale, grid.zero_point - by, grid.low - by, grid.high - by)
+        if (grids[name].low, grids[name].high) != (-128, 127):
+            raise ExportError(
+                f"The tensor {name} has the codes {grid.low} to {grid.high}; TFLite files have "
+                "activations of 8 bits. Export this network as ONNX."
+            )
+    found = []
+    for operation in graph.operations:
+        by = moved[operation.output]
+        changes: dict[str, Any] = {
+            name: None if value is None else value - by
+            for name, value in (("low", operation.low), ("high", operation.high))
+        }
+        if isinstance(operation, integer.Lookup):
+            changes["table"] = (operation.table.astype(np.int64) - by).astype(np.int8)
+        found.append(dataclasses.replace(operation, **changes))
+    return integer.Graph(tuple(found), graph.input, graph.output, grids, graph.input_shape)
+
+
+class _Writer:
+    """A TFLite model in the making."""
+
+    def __init__(self) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self.schema: Any = schema
+        self.model: Any = schema.ModelT()
+        self.model.version = 3
+        self.model.description = "mobilenet export"
+        self.model.operatorCodes, self.model.buffers, self.model.metadata = [], [], []
+        self.graph: Any = schema.SubGraphT()
+        self.graph.name = "main"
+        self.graph.tensors, self.graph.operators = [], []
+        self.model.subgraphs = [self.graph]
+        self._codes: dict[tuple[int, int], int] = {}
+        self._buffer(b"")  # by convention the first is empty
+        self.tensors: dict[str, int] = {}
+
+    def _buffer(self, data: bytes) -> int:
+        buffer = self.schema.BufferT()
+        if data:
+            buffer.data = np.frombuffer(data, np.uint8)
+        self.model.buffers.append(buffer)
+        return len(self.model.buffers) - 1
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        kind: str,
+        data: bytes = b"",
+        scale: Any = None,
+        zero_point: Any = 0,
+        axis: int = 0,
+    ) -> int:
+        """Adds a tensor, a constant if it has data; returns its number."""
+        tensor = self.schema.TensorT()
+        tensor.name, tensor.shape = name, [int(n) for n in shape]
+        tensor.type = getattr(self.schema.TensorType, kind)
+        tensor.buffer = self._buffer(data) if data else 0
+        if scale is not None:
+            quantization = self.schema.QuantizationParametersT()
+            scales = np.atleast_1d(np.asarray(scale, np.float32))
+            quantization.scale = scales
+            quantization.zeroPoint = np.broadcast_to(
+                np.asarray(zero_point, np.int64), scales.shape
+            ).copy()
+            quantization.quantizedDimension = axis
+            tensor.quantization = quantization
+        self.graph.tensors.append(tensor)
+        self.tensors[name] = len(self.graph.tensors) - 1
+        return self.tensors[name]
+
+    def constant(self, name: str, values: np.ndarray) -> int:
+        """Adds a float32 or int32 constant."""
+        kind = "FLOAT32" if values.dtype == np.float32 else "INT32"
+        return self.tensor(name, values.shape, kind, values.tobytes())
+
+    def operator(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        output: int,
+        version: int = 1,
+        options: str = "",
+        **values: Any,
+    ) -> None:
+        """Adds an operation; `options` names the table that `values` go to."""
+        schema = self.schema
+        key = (getattr(schema.BuiltinOperator, kind), version)
+        if key not in self._codes:
+            code = schema.OperatorCodeT()
+            code.builtinCode, code.version = key
+            code.deprecatedBuiltinCode = min(key[0], 127)
+            self._codes[key] = len(self.model.operatorCodes)
+            self.model.operatorCodes.append(code)
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._codes[key]
+        operator.inputs, operator.outputs = [int(n) for n in inputs], [int(output)]
+        if options:
+            table = getattr(schema, f"{options}T")()
+            for name, value in values.items():
+                assert hasattr(table, name), name
+                setattr(table, name, value)
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            operator.builtinOptions = table
+        self.graph.operators.append(operator)
+
+    def window(
+        self, x: int, size: tuple[int, int], window: int, strides: int, dilation: int, pads: Any
+    ) -> tuple[int, dict[str, int]]:
+        """What an operation with a window reads, padded where it must be, and its options."""
+        padding = self.schema.Padding
+        reach = dilation * (window - 1)
+        same = []
+        for pixels in size:
+            total = max((-(-pixels // strides) - 1) * strides + reach + 1 - pixels, 0)
+            same += [total // 2, total - total // 2]
+        options = {"strideH": strides, "strideW": strides, "padding": padding.VALID}
+        if tuple(pads) == tuple(same):
+            options["padding"] = padding.SAME
+            return x, options
+        if any(pads):
+            tensor = self.graph.tensors[x]
+            top, bottom, left, right = pads
+            name = f"{tensor.name}/padded_{len(self.graph.tensors)}"
+            rows = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
+            shape = [1, size[0] + top + bottom, size[1] + left + right, tensor.shape[3]]
+            kind = next(k for k, v in vars(self.schema.TensorType).items() if v == tensor.type)
+            known = tensor.quantization
+            padded = self.tensor(
+                name,
+                shape,
+                kind,
+                scale=None if known is None else known.scale,
+                zero_point=0 if known is None else known.zeroPoint[0],
+            )
+            amounts = self.constant(f"{name}/amounts", rows)
+            version = 1 if kind == "FLOAT32" else 2
+            self.operator("PAD", [x, amounts], padded, version, "PadOptions")
+            x = padded
+        return x, options
+
+    def activation(self, low: float, high: float) -> int | None:
+        """The fused activation of a clip; None where TFLite has none."""
+        kinds = self.schema.ActivationFunctionType
+        known = {
+            (-np.inf, np.inf): kinds.NONE,
+            (0, np.inf): kinds.RELU,
+            (0, 6): kinds.RELU6,
+        }
+        return known.get((low, high))
+
+    def write(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        import flatbuffers
+
+        entry = self.schema.MetadataT()
+        entry.name = METADATA
+        entry.buffer = self._buffer(json.dumps(metadata, sort_keys=True).encode())
+        self.model.metadata.append(entry)
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
+        path.write_bytes(bytes(builder.Output()))
+
+
+def _kernel_layout(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
+    """[k, k, C_in, C] to TFLite's [C, k, k, C_in], or [k, k, 1, C] to [1, k, k, C]."""
+    return kernel.transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2))
+
+
+class _FloatWriter(_Writer):
+    def __init__(self, program: operations.Program) -> None:
+        super().__init__()
+        self._shapes = program.shapes
+        self.graph.inputs = [self._new(program.input)]
+        for operation in program.operations:
+            getattr(self, f"_{operation.kind}")(operation, self.tensors[operation.inputs[0]])
+        self.graph.outputs = [self.tensors[program.output]]
+
+    def _new(self, name: str) -> int:
+        return self.tensor(name, [1, *self._shapes[name]], "FLOAT32")
+
+    def _fused(self, operation: operations.Operation) -> int:
+        low, high = operation.clip or (-np.inf, np.inf)
+        found = self.activation(low, high)
+        if found is None:
+            raise ExportError(f"TFLite fuses no clip to {low} .. {high}.")
+        return found
+
+    def _linear(self, operation: operations.Operation, kernel: np.ndarray) -> list[int]:
+        return [
+            self.constant(f"{operation.output}/kernel", np.ascontiguousarray(kernel, np.float32)),
+            self.constant(f"{operation.output}/bias", operation.values["bias"].astype(np.float32)),
+        ]
+
+    def _conv(self, operation: operations.Operation, x: int) -> None:
+        values = operation.values
+        kernel, depthwise = values["kernel"], values["depthwise"]
+        size = self._shapes[operation.inputs[0]][:2]
+        x, options = self.window(
+            x, (size[0], size[1]), kernel.shape[0], values["strides"], values["dilation"],
+            values["pads"],
+        )  # fmt: skip
+        dilation = {f"dilation{axis}Factor": values["dilation"] for axis in "HW"}
+        self.operator(
+            "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
+            [x, *self._linear(operation, _kernel_layout(kernel, depthwise))],
+            self._new(operation.output),
+            2 if depthwise else 1,
+            "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions",
+            fusedActivationFunction=self._fused(operation),
+            **({"depthMultiplier": 1} if depthwise else {}),
+            **options,
+            **dilation,
+        )
+
+    def _dense(self, operation: operations.Operation, x: int) -> None:
+        self.operator(
+            "FULLY_CONNECTED",
+            [x, *self._linear(operation, operation.values["kernel"].T)],
+            self._new(operation.output),
+            1,
+            "FullyConnectedOptions",
+            fusedActivationFunction=self._fused(operation),
+        )
+
+    def _affine(self, operation: operations.Operation, x: int) -> None:
+        scale, shift = operation.values["scale"], operation.values["shift"]
+        name = operation.output
+        if np.any(shift):
+            middle = x
+            if np.any(scale != 1):
+                middle = self.tensor(f"{name}/scaled", [1, *self._shapes[name]], "FLOAT32")
+                factor = self.constant(f"{name}/scale", scale)
+                self.operator("MUL", [x, factor], middle, 1, "MulOptions")
+            term = self.constant(f"{name}/shift", shift)
+            self.operator("ADD", [middle, term], self._new(name), 1, "AddOptions")
+        else:
+            factor = self.constant(f"{name}/scale", scale)
+            self.operator("MUL", [x, factor], self._new(name), 1, "MulOptions")
+
+    def _add(self, operation: operations.Operation, x: int) -> None:
+        inputs = [x, self.tensors[operation.inputs[1]]]
+        fused = self._fused(operation)
+        output = self._new(operation.output)
+        self.operator("ADD", inputs, output, 1, "AddOptions", fusedActivationFunction=fused)
+
+    def _multiply(self, operation: operations.Operation, x: int) -> None:
+        inputs = [x, self.tensors[operation.inputs[1]]]
+        self.operator("MUL", inputs, self._new(operation.output), 1, "MulOptions")
+
+    def _mean(self, operation: operations.Operation, x: int) -> None:
+        axes = self.constant(f"{operation.output}/axes", np.array([1, 2], np.int32))
+        self.operator(
+            "MEAN", [x, axes], self._new(operation.output), 1, "ReducerOptions", keepDims=False
+        )
+
+    def _expand(self, operation: operations.Operation, x: int) -> None:
+        shape = np.array([-1, 1, 1, self._shapes[operation.output][-1]], np.int32)
+        target = self.constant(f"{operation.output}/shape", shape)
+        output = self._new(operation.output)
+        self.operator("RESHAPE", [x, target], output, 1, "ReshapeOptions", newShape=shape.tolist())
+
+    def _max_pool(self, operation: operations.Operation, x: int) -> None:
+        values, source = operation.values, operation.inputs[0]
+        size, window, strides = self._shapes[source][:2], values["window"], values["strides"]
+        pads = values["pads"]
+        valid = [(n - window) // strides + 1 for n in size]
+        found = self._shapes[operation.output][:2]
+        same = tuple(-(-n // strides) for n in size)
+        options = {"strideH": strides, "strideW": strides, "filterHeight": window}
+        options |= {"filterWidth": window, "padding": self.schema.Padding.VALID}
+        if any(pads):
+            half = [max((s - 1) * strides + window - n, 0) for s, n in zip(same, size, strict=True)]
+            if pads == tuple(part for t in half for part in (t // 2, t - t // 2)):
+                options["padding"] = self.schema.Padding.SAME
+            else:
+                shape = [
+                    1,
+                    size[0] + sum(pads[:2]),
+                    size[1] + sum(pads[2:]),
+                    self._shapes[source][2],
+                ]
+                name = f"{operation.output}/padded"
+                rows = np.array([[0, 0], pads[:2], pads[2:], [0, 0]], np.int32)
+                padded = self.tensor(name, shape, "FLOAT32")
+                least = self.constant(
+                    f"{name}/least", np.full(1, np.finfo(np.float32).min, np.float32)
+                )
+                amounts = self.constant(f"{name}/amounts", rows)
+                self.operator("PADV2", [x, amounts, least], padded, 1, "PadV2Options")
+                x = padded
+        else:
+            assert tuple(valid) == tuple(found)
+        self.operator(
+            "MAX_POOL_2D", [x], self._new(operation.output), 1, "Pool2DOptions", **options
+        )
+
+    def _clip(self, operation: operations.Operation, x: int) -> None:
+        low, high = operation.values["low"], operation.values["high"]
+        kinds = self.schema.ActivationFunctionType
+        known = {kinds.RELU: "RELU", kinds.RELU6: "RELU6"}.get(self.activation(low, high))
+        if known is None:
+            raise ExportError(f"TFLite has no operation that clips to {low} .. {high}.")
+        self.operator(known, [x], self._new(operation.output))
+
+    def _sigmoid(self, operation: operations.Operation, x: int) -> None:
+        self.operator("LOGISTIC", [x], self._new(operation.output))
+
+    def _hard_swish(self, operation: operations.Operation, x: int) -> None:
+        self.operator("HARD_SWISH", [x], self._new(operation.output), 1, "HardSwishOptions")
+
+
+class _IntegerWriter(_Writer):
+    def __init__(self, graph: integer.Graph, integer_io: bool) -> None:
+        super().__init__()
+        if graph.input_shape is None:
+            raise ExportError("The graph has no picture's shape; TFLite files need it.")
+        self._grids = graph.grids
+        self._sizes: dict[str, tuple[int, ...]] = {graph.input: graph.input_shape}
+        first = self._new(graph.input)
+        self.graph.inputs = [first]
+        if not integer_io:
+            picture = self.tensor("image", [1, *graph.input_shape], "FLOAT32")
+            self.graph.inputs = [picture]
+            self.operator("QUANTIZE", [picture], first, 1, "QuantizeOptions")
+        for operation in graph.operations:
+            kind = type(operation).__name__.lower()
+            getattr(self, f"_{kind}")(operation, self.tensors[operation.inputs[0]])
+        last = self.tensors[graph.output]
+        self.graph.outputs = [last]
+        if not integer_io:
+            real = self.tensor("scores", [1, *self._sizes[graph.output]], "FLOAT32")
+            self.graph.outputs = [real]
+            self.operator("DEQUANTIZE", [last], real, 2, "DequantizeOptions")
+
+    def _new(self, name: str) -> int:
+        grid = self._grids[name]
+        return self.tensor(
+            name, [1, *self._sizes[name]], "INT8", scale=grid.scale, zero_point=grid.zero_point
+        )
+
+    def _fused(self, operation: integer.Operation) -> int:
+        """The activation whose codes are the operation's."""
+        grid = self._grids[operation.output]
+        for low, high in ((-np.inf, np.inf), (0, 6), (0, np.inf)):
+            codes = tuple(int(grid.quantize(np.asarray(end))) for end in (low, high))
+            if operation.clip(grid) == codes:
+                found = self.activation(low, high)
+                assert found is not None
+                # An activation that the grid implies is written nevertheless where one was meant.
+                if low == -np.inf and operation.low is not None:
+                    continue
+                return found
+        raise ExportError(
+            f"{operation.name} clips to {operation.clip(grid)}; TFLite fuses RELU and RELU6 alone."
+        )
+
+    def _weights(
+        self, operation: Any, kernel: np.ndarray, axis: int, source: integer.Grid
+    ) -> list[int]:
+        if np.any(operation.kernel_zero_point):
+            raise ExportError(
+                f"{operation.name} has affine weights; LiteRT computes int8 with symmetric ones. "
+                "Set quantize.weights.symmetric=True, or export as ONNX."
+            )
+        scale = np.asarray(operation.kernel_scale, np.float64)
+        name, kernel = operation.output, np.ascontiguousarray(kernel)
+        narrow = kernel.min() >= -8 and kernel.max() <= 7
+        data = pack(kernel) if narrow else kernel.astype(np.int8).tobytes()
+        bias = operation.bias
+        if bias is None:
+            bias = np.zeros(operation.kernel.shape[-1], np.int32)
+        return [
+            self.tensor(
+                f"{name}/kernel", kernel.shape, "INT4" if narrow else "INT8", data, scale, 0, axis
+            ),
+            self.tensor(
+                f"{name}/bias",
+                bias.shape,
+                "INT32",
+                bias.astype(np.int32).tobytes(),
+                (source.scale * scale).astype(np.float32),
+            ),
+        ]
+
+    def _convolution(self, operation: integer.Convolution, x: int) -> None:
+        kernel, depthwise = operation.kernel, operation.depthwise
+        source = operation.inputs[0]
+        size = self._sizes[source]
+        top, bottom, left, right = operation.pads
+        reach = operation.dilation * (kernel.shape[0] - 1) + 1
+        self._sizes[operation.output] = (
+            (size[0] + top + bottom - reach) // operation.strides + 1,
+            (size[1] + left + right - reach) // operation.strides + 1,
+            kernel.shape[3],
+        )
+        x, options = self.window(
+            x, (size[0], size[1]), kernel.shape[0], operation.strides, operation.dilation,
+            operation.pads,
+        )  # fmt: skip
+        dilation = {f"dilation{axis}Factor": operation.dilation for axis in "HW"}
+        weights = self._weights(
+            operation,
+            _kernel_layout(kernel, depthwise),
+            3 if depthwise else 0,
+            self._grids[source],
+        )
+        self.operator(
+            "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
+            [x, *weights],
+            self._new(operation.output),
+            3,
+            "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions",
+            fusedActivationFunction=self._fused(operation),
+            **({"depthMultiplier": 1} if depthwise else {}),
+            **options,
+            **dilation,
+        )
+
+    def _dense(self, operation: integer.Dense, x: int) -> None:
+        self._sizes[operation.output] = (operation.kernel.shape[1],)
+        weights = self._weights(operation, operation.kernel.T, 0, self._grids[operation.inputs[0]])
+        self.operator(
+            "FULLY_CONNECTED",
+            [x, *weights],
+            self._new(operation.output),
+            4,
+            "FullyConnectedOptions",
+            fusedActivationFunction=self._fused(operation),
+        )
+
+    def _add(self, operation: integer.Add, x: int) -> None:
+        self._sizes[operation.output] = self._sizes[operation.inputs[0]]
+        inputs = [x, self.tensors[operation.inputs[1]]]
+        self.operator(
+            "ADD",
+            inputs,
+            self._new(operation.output),
+            2,
+            "AddOptions",
+            fusedActivationFunction=self._fused(operation),
+        )
+
+    def _mean(self, operation: integer.Mean, x: int) -> None:
+        self._sizes[operation.output] = self._sizes[operation.inputs[0]][2:]
+        axes = self.constant(f"{operation.output}/axes", np.array([1, 2], np.int32))
+        self.operator(
+            "MEAN", [x, axes], self._new(operation.output), 2, "ReducerOptions", keepDims=False
+        )
+
+    def _multiply(self, operation: integer.Multiply, x: int) -> None:
+        self._sizes[operation.output] = self._sizes[operation.inputs[0]]
+        gate = operation.inputs[1]
+        shape = np.array([-1, 1, 1, self._sizes[gate][-1]], np.int32)
+        grid = self._grids[gate]
+        wide = self.tensor(
+            f"{gate}/wide", [1, 1, 1, shape[-1]], "INT8", scale=grid.scale,
+            zero_point=grid.zero_point,
+        )  # fmt: skip
+        target = self.constant(f"{gate}/wide/shape", shape)
+        self.operator(
+            "RESHAPE", [self.tensors[gate], target], wide, 1, "ReshapeOptions",
+            newShape=shape.tolist(),
+        )  # fmt: skip
+        self.operator("MUL", [x, wide], self._new(operation.output), 2, "MulOptions")
+
+    def _lookup(self, operation: integer.Lookup, x: int) -> None:
+        self._sizes[operation.output] = self._sizes[operation.inputs[0]]
+        if operation.function != "sigmoid":
+            raise ExportError(
+                f"{operation.name} is {operation.function or 'a table'}; TFLite files have the "
+                "sigmoid alone as a table. Export this network as ONNX."
+            )
+        grid = self._grids[operation.output]
+        output = self._new(operation.output)
+        if (grid.scale, grid.zero_point) == (_SIGMOID.scale, _SIGMOID.zero_point):
+            self.operator("LOGISTIC", [x], output, 2)
+            return
+        middle = self.tensor(
+            f"{operation.output}/sigmoid",
+            [1, *self._sizes[operation.output]],
+            "INT8",
+            scale=_SIGMOID.scale,
+            zero_point=_SIGMOID.zero_point,
+        )
+        self.operator("LOGISTIC", [x], middle, 2)
+        self.operator("QUANTIZE", [middle], output, 2, "QuantizeOptions")
+
+    def _rescale(self, operation: integer.Rescale, x: int) -> None:
+        self._sizes[operation.output] = self._sizes[operation.inputs[0]]
+        self.operator("QUANTIZE", [x], self._new(operation.output), 2, "QuantizeOptions")
+
+
+def pack(codes: np.ndarray) -> bytes:
+    """Codes of four bits, two a byte, the first in the lower half."""
+    flat = codes.astype(np.int8).ravel().view(np.uint8) & 15
+    flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
+    return (flat[::2] | flat[1::2] << 4).tobytes()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata inside a file that this module wrote.
+
+    Raises:
+      ExportError: there is none, or LiteRT is not installed.
+    """
+    require()
+    from ai_edge_litert import schema_py_generated as schema
+
+    model: Any = schema.Model.GetRootAsModel(path.read_bytes(), 0)
+    for number in range(model.MetadataLength()):
+        entry = model.Metadata(number)
+        if entry.Name().decode() == METADATA:
+            return json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+    raise ExportError(f"{path} has no metadata of this project.")

@@ -1,0 +1,44 @@
+"""StableHLO archives: a network as `jax.export` serialises it, with its weights, for any batch.
+
+The archive is bytes that JAX loads again without the project's code. Newer versions of JAX read
+older archives, which is no promise for ever: keep the run directory beside it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from mobilenet.export.operations import ExportError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(path: Path, apply: Callable[[Any], Any], image_shape: tuple[int, int, int]) -> None:
+    """Writes an archive of a function of normalised pictures, float32 [b, H, W, C] to [b, K].
+
+    Args:
+      path: of the .stablehlo file.
+      apply: of a float or a quantised network with its variables, in the form "grouped": the form
+        is not chosen again where the archive is loaded.
+      image_shape: of a picture.
+    """
+    (batch,) = export.symbolic_shape("b")
+    image = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    exported = export.export(jax.jit(apply), platforms=PLATFORMS)(image)
+    path.write_bytes(bytes(exported.serialize()))
+
+
+def read(path: Path) -> Callable[[Any], jax.Array]:
+    """The function of an archive: float32 [b, H, W, C] to [b, K], on any of PLATFORMS.
+
+    Raises:
+      ExportError: the file is none, or of a version of JAX too far from this one.
+    """
+    try:
+        return export.deserialize(bytearray(path.read_bytes())).call
+    except Exception as error:  # flatbuffers raises whatever a broken file leads to
+        raise ExportError(f"{path} is no archive that this JAX can load: {error}") from error

@@ -1,0 +1,150 @@
+"""Is an exported file the network that was studied: its operations, codes, accuracy and speed."""
+
+# LiteRT is an extra; types are not checked against it.
+# pyright: reportMissingImports=false
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenet.export import litert
+from mobilenet.export.operations import ExportError
+from mobilenet.export.runtimes import LiteRT, difference, kind
+from mobilenet.quantize import integer
+
+# What may read or make float numbers in an integer file: its two ends.
+_ENDS = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileOperation:
+    """One operation of a TFLite file.
+
+    Attributes:
+      kind: as the schema names it.
+      types: of the activations and weights that it reads and of what it makes, "INT8".
+      activation: the fused one, "NONE" without.
+      inputs, output: numbers of tensors.
+    """
+
+    kind: str
+    types: tuple[str, ...]
+    activation: str
+    inputs: tuple[int, ...]
+    output: int
+
+
+def operations(path: Path) -> list[FileOperation]:
+    """The operations of a TFLite file, in order."""
+    litert.require()
+    from ai_edge_litert import schema_py_generated as schema
+
+    def name(constants: type, value: int) -> str:
+        return next(k for k, v in vars(constants).items() if v == value)
+
+    model: Any = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
+    graph = model.subgraphs[0]
+    found = []
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        tensors = [graph.tensors[n] for n in (*operator.inputs, *operator.outputs)]
+        activation = getattr(operator.builtinOptions, "fusedActivationFunction", 0)
+        found.append(
+            FileOperation(
+                name(schema.BuiltinOperator, code.builtinCode),
+                tuple(name(schema.TensorType, tensor.type) for tensor in tensors),
+                name(schema.ActivationFunctionType, activation),
+                tuple(int(n) for n in operator.inputs),
+                int(operator.outputs[0]),
+            )
+        )
+    return found
+
+
+def tensors(path: Path) -> dict[str, int]:
+    """Name -> number of every tensor of a TFLite file."""
+    litert.require()
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph: Any = schema.Model.GetRootAsModel(path.read_bytes(), 0).Subgraphs(0)
+    return {graph.Tensors(n).Name().decode(): n for n in range(graph.TensorsLength())}
+
+
+def count_operations(path: Path) -> dict[str, int]:
+    """Kinds of operations of a TFLite file, "CONV_2D(INT8,INT4) RELU6", and how many of each."""
+    found: collections.Counter[str] = collections.Counter()
+    for operation in operations(path):
+        shown = 2 if len(operation.types) > 2 else 1
+        types = ",".join(operation.types[:shown])
+        fused = "" if operation.activation == "NONE" else f" {operation.activation}"
+        found[f"{operation.kind}({types}){fused}"] += 1
+    return dict(found)
+
+
+def float_operations(path: Path) -> list[str]:
+    """Kinds of the operations that compute in float; an integer file has none."""
+    return [
+        operation.kind
+        for operation in operations(path)
+        if operation.kind not in _ENDS and "FLOAT32" in operation.types
+    ]
+
+
+def compare_operations(
+    path: Path, graph: integer.Graph, images: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Each operation of the executor on LiteRT's own tensors: kind -> `runtimes.difference`.
+
+    Args:
+      path: of a file that `litert.write_integer` wrote.
+      graph: that it was written from.
+      images: normalised pictures [B, H, W, C].
+
+    Raises:
+      ExportError: the file lacks a tensor of the graph.
+    """
+    graph = litert.signed(graph)
+    numbers = tensors(path)
+    absent = [name for name in graph.grids if name not in numbers]
+    if absent:
+        raise ExportError(f"{path} has no tensor {absent[0]}; it is the file of another network.")
+    runtime = LiteRT(path, keep=True)
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    given = graph.quantize_input(images) if runtime.reads_codes else images
+    for picture in given:
+        runtime.run(picture)
+        theirs = {name: runtime.tensor(numbers[name]) for name in graph.grids}
+        for operation in graph.operations:
+            ours = integer.run_op(graph, operation, theirs, rounding="builtin")
+            pair = found.setdefault(kind(operation), ([], []))
+            pair[0].append(ours)
+            pair[1].append(theirs[operation.output])
+    return {name: difference(*pair) for name, pair in found.items()}
+
+
+def answers(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """What a runtime says of pictures [B, H, W, C], one after another: [B, K]."""
+    return np.concatenate([run(image).reshape(1, -1) for image in images])
+
+
+def latency(
+    run: Callable[[np.ndarray], np.ndarray], image: np.ndarray, *, runs: int = 50
+) -> dict[str, float]:
+    """Milliseconds of one picture at a time: least, median, and how many runs."""
+    for _ in range(max(1, runs // 10)):
+        run(image)
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        run(image)
+        seconds.append(time.perf_counter() - started)
+    return {
+        "latency_ms_min": 1e3 * min(seconds),
+        "latency_ms_median": 1e3 * float(np.median(seconds)),
+        "latency_runs": runs,
+    }

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from small_networks import SHAPE, images, make_rules, network, quantized, random_variables
+from quantize.variants import SHAPE, images, make_rules, network, quantized, random_variables
 
 from mobilenet.quantize import calibration, layers, numerics
 from mobilenet.quantize.calibration import CalibrationError, flatten, nest

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from small_networks import VARIANTS, apply, images, network, random_variables
+from quantize.variants import VARIANTS, apply, images, network, random_variables
 
 from mobilenet.models.mobilenet_v2 import BlockSpec, plan_blocks
 from mobilenet.quantize import equalize

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.extend import core
-from small_networks import (
+from quantize.variants import (
     SHAPE,
     VARIANTS,
     apply,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import (
+from quantize.variants import (
     SHAPE,
     VARIANTS,
     apply,

@@ -30,8 +30,9 @@ class Problem(NamedTuple):
     Attributes:
       inputs: what the quantised network gives the layer: [N, K] of a dense layer, [N, K, C] of a
         depthwise one, K numbers under the window.
-      targets: what the float layer makes of the float network's input, before activation, [N, C].
-      bias: [C].
+      targets: what the float layer makes of the float network's input, before bias and activation,
+        [N, C].
+      bias: [C], of both.
       activation: of `mobilenet.models.normalization.ACTIVATIONS`.
     """
 
@@ -145,7 +146,7 @@ def _learn(
 
     def loss(v: jax.Array, chosen: jax.Array, progress: jax.Array) -> jax.Array:
         h = soft(v)
-        wanted = activate(targets[chosen], activation)
+        wanted = activate(targets[chosen] + bias, activation)
         # Summed over channels, as the squared Frobenius norm is.
         error = jnp.square(product(inputs[chosen], reals(h)) - wanted).sum(-1).mean()
         along = jnp.clip((progress - WARMUP) / (1 - WARMUP), 0.0, 1.0)
@@ -164,7 +165,7 @@ def _learn(
         return (optax.apply_updates(v, updates), state), None
 
     (v, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(steps))
-    wanted = activate(targets, activation)
+    wanted = activate(targets + bias, activation)
 
     def error(weights: jax.Array) -> jax.Array:
         return jnp.square(product(inputs, weights) - wanted).mean()

@@ -244,6 +244,18 @@ def _correct(
     return quantised, {"largest_in_deviations": worst}
 
 
+def clipped_mean(mean: np.ndarray, std: np.ndarray, ceiling: float) -> np.ndarray:
+    """Mean of a normal variable that is clipped to [0, ceiling], which may be infinite.
+
+    Nagel et al. 2019, appendix C.
+    """
+    std = np.maximum(std, 1e-6)
+    low, high = (0 - mean) / std, (ceiling - mean) / std
+    inside = stats.norm.cdf(high) - stats.norm.cdf(low)
+    above = ceiling * stats.norm.sf(high) if np.isfinite(ceiling) else 0.0
+    return mean * inside + std * (stats.norm.pdf(low) - stats.norm.pdf(high)) + above
+
+
 def _correct_analytically(
     network: MobileNetV2, quantised: dict[str, Any], rules: Mapping[str, Rule]
 ) -> dict[str, Any]:
@@ -261,12 +273,7 @@ def _correct_analytically(
 
     def clipped(layer: Path) -> np.ndarray:
         """Mean of the activation's output."""
-        mean = means[layer]
-        std = np.maximum(np.abs(params[(*layer, "bn", "scale")]), 1e-6)
-        a, b = (0 - mean) / std, (ceiling - mean) / std
-        inside = stats.norm.cdf(b) - stats.norm.cdf(a)
-        top = ceiling * stats.norm.sf(b) if np.isfinite(ceiling) else 0.0
-        return mean * inside + std * (stats.norm.pdf(a) - stats.norm.pdf(b)) + top
+        return clipped_mean(means[layer], np.abs(params[(*layer, "bn", "scale")]), ceiling)
 
     def correct(layer: Path, x: np.ndarray) -> None:
         site = folded.site(layer)

@@ -12,7 +12,14 @@ from mobilenet import architecture, build
 from mobilenet.config import Config, ConfigError, is_quantized, quantization_rules
 from mobilenet.models.network import Network
 from mobilenet.quantize import calibration, layers, precision
-from mobilenet.quantize.rules import ACTIVATION_BITS, ACTIVATIONS, WEIGHT_BITS, WEIGHTS, kind
+from mobilenet.quantize.rules import (
+    ACTIVATION_BITS,
+    ACTIVATIONS,
+    WEIGHT_BITS,
+    WEIGHTS,
+    kind,
+    with_bits,
+)
 
 KINDS = (WEIGHTS, ACTIVATIONS)
 
@@ -159,13 +166,14 @@ def _pictures(data: build.Data, split: str, examples: int) -> tuple[list[jax.Arr
 
 
 def choose_bits(
-    losses: Sequence[Loss], config: Config, budget: float
+    losses: Sequence[Loss], config: Config, sites: Sequence[str], budget: float
 ) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     """Bits of every kernel within a budget, and the `quantize.rules` that say so.
 
     Args:
       losses: of weights, from `sensitivity`.
       config: of the quantised run.
+      sites: all of its network.
       budget: mean bits of a weight.
 
     Raises:
@@ -185,4 +193,4 @@ def choose_bits(
             f"The budget is {budget:g} bits a weight; with {fewest} as the fewest bits tried it "
             f"must be at least {fewest}."
         ) from None
-    return bits, precision.rows(bits, quantization_rules(config).weights)
+    return bits, with_bits(quantization_rules(config), bits, sites)

@@ -116,7 +116,13 @@ def test_post_training_quantisation_is_a_run_without_steps(source: Path, quantis
     facts = json.loads((quantised / "quantization.json").read_text())
     assert set(facts) == {
         "channel_spread_before", "channel_spread_after", "absorbed_channels", "mean_shift",
+        "float_bytes", "weight_bytes", "mean_bits",
     }  # fmt: skip
+    # Kernels of the stem [3, 3, 1, 8], two bottlenecks, the head [8, 16], the classifier [16, 10].
+    count = 72 + (72 + 64) + (128 + 144 + 128) + 128 + 160
+    assert facts["float_bytes"] == 4 * count
+    assert facts["weight_bytes"] == count - 72 * 2 / 8  # the stem's 6 bits
+    assert facts["mean_bits"] == pytest.approx(8 * facts["weight_bytes"] / count)
     restored = read_checkpoint(quantised)
     bits = {p: int(v) for p, v in leaves(restored.items["quant"]).items() if p.endswith("/bits")}
     others = {p: b for p, b in bits.items() if b != 8}

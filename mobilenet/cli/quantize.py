@@ -7,13 +7,13 @@
     mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5
 
 With --to, calibrates on training pictures and makes a run directory that evaluates, predicts and
-exports as any other, and that `mobilenet train --config.pretrained=` does not need: for training
-that knows of the rounding, give that the float run and quantize.*. Bits are 8 and 8 unless
-quantize.* says otherwise.
+exports as any other. Bits are 8 and 8 unless quantize.weights.bits or quantize.activations.bits is
+given; quantize.rules say what differs from them. For training that knows of the rounding, start
+`mobilenet train` from the float run instead, with --config.pretrained and quantize.*.
 
 With --sensitivity, rounds one layer at a time, all others in float, and writes sensitivity.csv and
-.png in the run directory. A budget is the mean bits of a weight; the rules that keep it are printed
-as an override of quantize.rules.
+.png in the run directory. A budget is the mean bits of a weight; the overrides that keep it are
+printed for the next `quantize --to` or `train`.
 """
 
 import contextlib
@@ -85,13 +85,9 @@ def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
             "finetune.train_from": "",
         },
     )
-    if not any(key.startswith("quantize.") and "bits" in key for key in overrides):
-        if "quantize.rules" not in overrides:
-            overrides = {
-                "quantize.weights.bits": "8",
-                "quantize.activations.bits": "8",
-                **overrides,
-            }
+    if not any(key.startswith("quantize.") and key.endswith(".bits") for key in overrides):
+        bits = {"quantize.weights.bits": "8", "quantize.activations.bits": "8"}
+        overrides = {**bits, **overrides}
     experiment.override(config, overrides)
     return config
 
@@ -148,6 +144,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
 
     from mobilenet import build, inference, quantization, runtime
     from mobilenet.analysis import plots
+    from mobilenet.quantize import layers
 
     runtime.cache_compilations()
     with common.devices(values):
@@ -174,11 +171,17 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
     plots.save(plots.sensitivity(frame), path.with_suffix(".png"))
     print(f"results: {path}, .png")
     if budget is not None:
-        chosen, rules = quantization.choose_bits(losses, config, budget)
+        chosen, rules = quantization.choose_bits(
+            losses, config, layers.sites(restored.eval_variables[layers.QUANT]), budget
+        )
         counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
         print(
             f"within {budget:g} bits a weight: "
             + ", ".join(f"{n} layers at {b}" for b, n in counts.items())
         )
-        print(f'"--config.quantize.rules={rules!r}"')
+        print(
+            f"--config.quantize.weights.bits={config.quantize.weights.bits} "
+            f"--config.quantize.activations.bits={config.quantize.activations.bits} "
+            f'"--config.quantize.rules={rules!r}"'
+        )
     return 0

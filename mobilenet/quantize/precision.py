@@ -1,14 +1,13 @@
 """Mixed precision: which layer gets how many bits, from what each loses alone."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mobilenet.quantize import calibration, layers
-from mobilenet.quantize.rules import WEIGHTS, Rule
+from mobilenet.quantize.rules import WEIGHTS
 
 
 class BudgetError(ValueError):
@@ -124,10 +123,3 @@ def _hull(losses: Mapping[int, float]) -> list[tuple[int, float]]:
 def _above(a: tuple[int, float], b: tuple[int, float], c: tuple[int, float]) -> bool:
     """Whether b is on or above the line from a to c."""
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
-
-
-def rows(bits: Mapping[str, int], default: Rule) -> tuple[tuple[str, str], ...]:
-    """`quantize.rules` that give sites these bits; those that have them already need none."""
-    return tuple(
-        (re.escape(site), f"bits={count}") for site, count in bits.items() if count != default.bits
-    )

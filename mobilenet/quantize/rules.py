@@ -197,6 +197,32 @@ def _check(kind: str, rule: Rule, where: str = "") -> None:
         )
 
 
+def with_bits(
+    rules: Rules, bits: Mapping[str, int], sites: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """Rows, as `parse` reads them, that give some sites other bits and change nothing else.
+
+    Args:
+      rules: that hold so far.
+      bits: site -> its bits; sites that have them already need no row.
+      sites: all of the network.
+    """
+    made = []
+    for site, count in bits.items():
+        if rules.find(site).bits != count:
+            first = (changes for pattern, changes in rules.rows if re.fullmatch(pattern, site))
+            changes = {**dict(next(first, ())), "bits": count}
+            made.append((re.escape(site), tuple(changes.items())))
+    taken = {site for site, count in bits.items() if rules.find(site).bits != count}
+    followed = {
+        next((pattern for pattern, _ in rules.rows if re.fullmatch(pattern, site)), None)
+        for site in sites
+        if site not in taken
+    }
+    kept = [row for row in rules.rows if row[0] in followed]
+    return dataclasses.replace(rules, rows=(*made, *kept)).texts
+
+
 def resolve(rules: Rules, sites: Sequence[str]) -> dict[str, Rule]:
     """Site -> its rule, checked.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet.quantize.rules import Rule, RuleError, Rules, kind, parse, resolve
+from mobilenet.quantize.rules import Rule, RuleError, Rules, kind, parse, resolve, with_bits
 
 WEIGHTS = {
     "bits": 8, "symmetric": True, "per_channel": True, "estimator": "min_max", "ranges": "follow",
@@ -151,3 +151,21 @@ def test_texts_are_read_back():
     assert rules(*written.texts) == written
     structure = rules(("stem/.*", "bits=4"), (".*weights", "per_channel=False")).structure
     assert rules(*structure.texts).structure == structure
+
+
+def test_other_bits_for_some_sites_change_nothing_else():
+    before = rules(
+        ("stem/.*weights", "bits=6, per_channel=False"),
+        (".*depthwise/conv/weights", "bits=4"),
+        ("logits", "bits=0"),
+        weights={"bits": 8},
+    )
+    bits = {"stem/conv/weights": 2, "blocks_0_0/depthwise/conv/weights": 2, "classifier/weights": 8}
+    texts = with_bits(before, bits, SITES)
+    after = rules(*texts, weights={"bits": 8})
+    got, had = resolve(after, SITES), resolve(before, SITES)  # refuses rules without a site
+    assert {site: got[site] for site in SITES} == {
+        site: dataclasses.replace(had[site], bits=bits.get(site, had[site].bits)) for site in SITES
+    }
+    assert "classifier/weights" not in dict(texts)  # has its 8 bits by default
+    assert with_bits(before, {}, SITES) == before.texts

@@ -1,0 +1,209 @@
+"""Arms of an experiment: rows from run directories written here, table, commits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenet import config as config_lib
+from mobilenet import experiment, rows
+from mobilenet.analysis import arms, results, stats
+from mobilenet.analysis.results import ResultError
+from mobilenet.cli import common, report
+from mobilenet.cli.main import main
+from mobilenet.rundir import write_json
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+COMMITTED = [
+    (table, row)
+    for table in report.ARMS
+    if (RESULTS / f"{table}.csv").exists()
+    for row in rows.read(RESULTS / f"{table}.csv")
+]
+FLOAT: dict[str, Any] = {}
+W8 = {"quantize.weights.bits": 8}
+NAMED = {"float": FLOAT, "w8": W8}
+EXPERIMENT = f"""
+from mobilenet import config as base
+
+def get_config(arg=""):
+    return base.get_config(arg)
+
+def arms(arg=""):
+    return {NAMED!r}
+"""
+
+
+def write_run(
+    path: Path, top1: float, overrides: Mapping[str, Any], seed: int = 0, **more: Any
+) -> Path:
+    """A finished run directory as a sweep leaves it, without checkpoints."""
+    config = config_lib.get_config()
+    config_lib.update(config, {**overrides, "seed": seed, "data.data_dir": "/somewhere"})
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(config_lib.to_json(config))
+    summary: dict[str, Any] = {"status": "done", "seed": seed, "step": 20, "total_steps": 20}
+    summary |= {"params": 1_000, "macs": 5_000_000, "wall_seconds": 60.0 + seed}
+    summary |= {"device": "1 x cpu (cpu)", "processor": "a processor", "commit": "abc"}
+    summary |= {"versions": {"jax": "1.0"}, "examples": {"train": 900, "validation": 100}}
+    summary |= {"test": {"top1": top1, "top5": 1.0, "loss": 0.5, "examples": 200}}
+    write_json(path / "summary.json", summary | more)
+    point = {"group": "g", "overrides": {**overrides, "seed": seed}, "error": None}
+    write_json(path / "point.json", point)
+    write_json(path / "data.json", {"class_names": list("0123456789")})
+    (path / "metrics.jsonl").write_text("")
+    if "quantize.weights.bits" in overrides:
+        facts = {"float_bytes": 4_000, "weight_bytes": 1_000.0, "mean_bits": 8.0}
+        write_json(path / "quantization.json", facts)
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write_run(tmp_path / f"points/f{seed}", 0.5 + 0.02 * seed, FLOAT, seed)
+    write_run(tmp_path / "points/w8", 0.455, W8)
+    return tmp_path
+
+
+def make(arm: str, sweep: Path) -> dict[str, str]:
+    runs = arms.find_runs(sweep / "points", NAMED)[arm]
+    return arms.make_row(arm, runs, NAMED[arm], experiment="e", config="c.py")
+
+
+def test_several_runs_have_an_interval_over_seeds(sweep: Path):
+    row = make("float", sweep)
+    # 50, 52, 54 and t(2) = 4.3027: 4.3027 * 2 / sqrt(3) = 4.97.
+    assert [row[k] for k in ("top1", "low", "high", "seeds", "interval")] == [
+        "52.00", "47.03", "56.97", "0 1 2", "t over seeds",
+    ]  # fmt: skip
+    assert (row["mean_bits"], row["weight_bytes"], row["seconds_mean"]) == ("32", "4000", "61")
+
+
+def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
+    row = make("w8", sweep)
+    low, high = stats.wilson(91, 200)
+    assert (row["top1"], row["interval"]) == ("45.50", "Wilson over pictures")
+    assert (row["low"], row["high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
+    assert (row["mean_bits"], row["weight_bytes"]) == ("8", "1000")
+    assert row["overrides"] == '{"quantize.weights.bits": 8}'
+
+
+def test_arms_without_finished_runs_are_refused(sweep: Path):
+    with pytest.raises(ResultError, match="no run of the arm 'w4'; finish the sweep"):
+        arms.find_runs(sweep / "points", {**NAMED, "w4": {"quantize.weights.bits": 4}})
+    summary = json.loads((sweep / "points/w8/summary.json").read_text())
+    write_json(sweep / "points/w8/summary.json", {**summary, "status": "interrupted"})
+    with pytest.raises(ResultError, match="w8 is interrupted, not done"):
+        arms.find_runs(sweep / "points", NAMED)
+
+
+def test_runs_that_are_not_one_experiment_are_refused(sweep: Path):
+    runs = [sweep / "points/f0", sweep / "points/f1"]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    write_json(runs[1] / "summary.json", {**summary, "commit": "other"})
+    with pytest.raises(ResultError, match="differ in commit: abc, other"):
+        arms.make_row("float", runs, {}, experiment="e", config="c.py")
+    del summary["test"]
+    write_json(runs[1] / "summary.json", summary)
+    with pytest.raises(ResultError, match="no test metrics"):
+        arms.make_row("float", runs, {}, experiment="e", config="c.py")
+
+
+def test_report_commits_logs_rows_and_the_table(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = tmp_path / "checkout"
+    (root / "experiments/results").mkdir(parents=True)
+    marked = "<!-- results:quantization -->\nold\n<!-- end:quantization -->\n"
+    (root / "README.md").write_text(marked)
+    file = tmp_path / "named.py"
+    file.write_text(EXPERIMENT)
+    flags = [f"--root={root}", f"--arms={sweep}", "--table=quantization", "--row=mine"]
+    for _ in range(2):  # again: rows are replaced
+        assert main(["report", *flags, f"--config_file={file}", "--remarks=three pictures"]) == 0
+    assert "2 arms of" in capsys.readouterr().out
+    found = rows.read(root / "experiments/results/quantization.csv")
+    assert [row["arm"] for row in found] == ["float", "w8"]
+    readme = (root / "README.md").read_text()
+    assert "| float | 52.00 [47.03, 56.97] | 3 seeds | 32 | 4 |" in readme
+    assert "three pictures." in readme
+    logs = root / "experiments/results/logs/quantization/mine"
+    assert sorted(path.name for path in logs.iterdir()) == ["f0", "f1", "f2", "w8"]
+    assert json.loads((logs / "w8/config.json").read_text())["data"]["data_dir"] == ""
+    assert (logs / "w8/quantization.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--table=ablations", "--row=a"], "with --arms it is one of quantization"),
+        (["--table=quantization", "--row=a/b"], "a/b"),
+    ],
+)
+def test_report_refuses(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+):
+    (tmp_path / "experiments/results").mkdir(parents=True)
+    file = tmp_path / "named.py"
+    file.write_text(EXPERIMENT)
+    given = [f"--root={tmp_path}", f"--arms={sweep}", f"--config_file={file}", *flags]
+    assert main(["report", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- what is committed
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["arm"]
+)
+def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
+    named = experiment.load_module(str(ROOT / row["config"])).arms(row["config"].partition(":")[2])
+    found = arms.find_runs(RESULTS / row["logs"], {row["arm"]: named[row["arm"]]})
+    changes = json.dumps(named[row["arm"]])
+    again = arms.make_row(
+        row["arm"],
+        found[row["arm"]],
+        named[row["arm"]],
+        experiment=row["experiment"],
+        config=row["config"],
+        common=row["overrides"].removesuffix(changes if named[row["arm"]] else "").strip(),
+        logs=row["logs"],
+        remarks=row["remarks"],
+    )
+    assert again == row
+    assert row["commit"] != "unknown" and not row["commit"].endswith("-dirty")
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["arm"]
+)
+def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str, str]):
+    arm = experiment.load_module(str(ROOT / row["config"])).arms(row["config"].partition(":")[2])[
+        row["arm"]
+    ]
+    text = row["overrides"].removesuffix(json.dumps(arm) if arm else "").strip()
+    _, overrides = common.split_overrides(text.split())
+    for run in arms.find_runs(RESULTS / row["logs"], {row["arm"]: arm})[row["arm"]]:
+        got = config_lib.from_json((run / "config.json").read_text())
+        expected = experiment.load_config(str(ROOT / row["config"]), overrides)
+        config_lib.update(expected, {**arm, "seed": got.seed})
+        if expected.pretrained:
+            config_lib.inherit(expected, got)  # what came with the weights is in the log
+        for config in (got, expected):
+            config_lib.update(config, {"data.data_dir": "", "quantize.calibration_dir": ""})
+        assert config_lib.to_json(got) == config_lib.to_json(expected)
+
+
+def test_the_readme_shows_the_rows():
+    readme = (ROOT / "README.md").read_text()
+    tables = {
+        name: arms.markdown(rows.read(RESULTS / f"{name}.csv"))
+        for name in report.ARMS
+        if (RESULTS / f"{name}.csv").exists()
+    }
+    assert results.render(readme, tables) == readme, "run `mobilenet report`"

@@ -124,6 +124,7 @@ def get_config(arg: str = "") -> Config:
     quantize.percentile = 99.99  # of the estimator of that name
     quantize.fold = True  # batch normalisation into the weights, for good, where nothing is trained
     quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
+    quantize.keep_relu6 = False  # instead: equalise as far as no calibration picture is clipped
     quantize.absorb_bias = False  # large ones of equalised layers, into the layers behind them
     quantize.correct_bias = "none"  # none, empirical, analytic
     quantize.adaround_steps = 0  # of each layer's learned rounding; 0: to nearest
@@ -494,6 +495,7 @@ CHOICES = {
     "quantize.activations.symmetric": (True, False),
     "quantize.fold": (True, False),
     "quantize.equalize": (True, False),
+    "quantize.keep_relu6": (True, False),
     "quantize.absorb_bias": (True, False),
     "quantize.correct_bias": ("none", "empirical", "analytic"),
     "compress.pruning.method": pruning_rules.METHODS,
@@ -865,15 +867,16 @@ def computed_activation(config: Config, key: str) -> str:
     """What the network computes with: of equalised weights ReLU where the model has ReLU6.
 
     A channel that trades scale with its neighbours must not be clipped at 6 (Nagel et al. 2019,
-    section 5.1.1).
+    section 5.1.1), unless `quantize.keep_relu6` limits the trade.
 
     Args:
       config: complete configuration.
       key: of ACTIVATIONS.
     """
     chosen = config.model[key]
-    equalized = is_quantized(config) and config.quantize.equalize
-    return "relu" if equalized and chosen == "relu6" else chosen
+    quantize = config.quantize
+    replaced = is_quantized(config) and quantize.equalize and not quantize.keep_relu6
+    return "relu" if replaced and chosen == "relu6" else chosen
 
 
 def quantization_rules(config: Config) -> rules.Rules:
@@ -928,8 +931,8 @@ def _validate_quantization(config: Config) -> None:
     )
     if not is_quantized(config):
         for key, off in (
-            ("equalize", False), ("absorb_bias", False), ("correct_bias", "none"),
-            ("adaround_steps", 0),
+            ("equalize", False), ("keep_relu6", False), ("absorb_bias", False),
+            ("correct_bias", "none"), ("adaround_steps", 0),
         ):  # fmt: skip
             _check(
                 quantize[key] == off,
@@ -962,6 +965,13 @@ def _validate_quantization(config: Config) -> None:
         "quantize.absorb_bias",
         True,
         "it needs quantize.equalize=True",
+    )
+    _check(
+        not quantize.keep_relu6 or (quantize.equalize and not quantize.absorb_bias),
+        "quantize.keep_relu6",
+        True,
+        "it needs quantize.equalize=True, and quantize.absorb_bias=False, which moves what is "
+        "clipped",
     )
 
 

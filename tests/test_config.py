@@ -78,6 +78,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quantize.calibration_examples": 0}, "quantize.calibration_examples is 0; it must be finite"),
     ({"quantize.weights.bits": 8, "model.dtype": "bfloat16"}, "must compute in float32"),
     ({"quantize.weights.bits": 8, "quantize.absorb_bias": True}, "it needs quantize.equalize=True"),
+    ({"quantize.weights.bits": 8, "quantize.keep_relu6": True}, "it needs quantize.equalize=True"),
+    (
+        {
+            "quantize.weights.bits": 8, "quantize.equalize": True, "quantize.absorb_bias": True,
+            "quantize.keep_relu6": True,
+        },
+        "and quantize.absorb_bias=False",
+    ),
     ({"compress.pruning.sparsity": 1.0}, r"compress.pruning.sparsity is 1.0; it must be in \[0, 1\)"),
     ({"compress.pruning.sparsity": 0.5}, "nothing is pruned; set compress.pruning.method"),
     ({**PRUNED, "compress.pruning.sparsity": 0.0}, r"compress.pruning.sparsity is 0.0; it must be in \(0, 1\)"),

@@ -24,6 +24,7 @@ W8 = {"quantize.weights.bits": 8}
 W8A8 = {**W8, "quantize.activations.bits": 8}
 EQUALIZED = {"quantize.equalize": True}
 ABSORBED = {**EQUALIZED, "quantize.absorb_bias": True}
+BELOW_6 = {**EQUALIZED, "quantize.keep_relu6": True}
 CORRECTED = {"quantize.correct_bias": "empirical"}
 
 
@@ -56,9 +57,13 @@ def arms(arg=""):
         "w8, per channel, affine": {**W8, **AFFINE},
         "w8, per tensor": {**W8, **TENSOR},
         "w8, per tensor, affine": {**W8, **TENSOR, **AFFINE},
+        "w8, per tensor, corrected": {**W8, **TENSOR, **CORRECTED},
         # ReLU6 becomes ReLU in equalised networks: what that alone costs.
-        "float weights, equalised": {"quantize.activations.bits": 16, **EQUALIZED},
+        "a16, equalised": {"quantize.activations.bits": 16, **EQUALIZED},
         "w8, per tensor, equalised": {**W8, **TENSOR, **EQUALIZED},
+        # Channels that reach 6 keep their scale, and the network its ReLU6.
+        "w8, per tensor, equalised below 6": {**W8, **TENSOR, **BELOW_6},
+        "w8, per tensor, equalised below 6, corrected": {**W8, **TENSOR, **BELOW_6, **CORRECTED},
         "w8a8, per channel": W8A8,
         "w8a8, per tensor": {**W8A8, **TENSOR},
         "w8a8, per tensor, corrected": {**W8A8, **TENSOR, **CORRECTED},
@@ -68,6 +73,13 @@ def arms(arg=""):
             **W8A8,
             **TENSOR,
             **ABSORBED,
+            **CORRECTED,
+        },
+        "w8a8, per tensor, equalised below 6": {**W8A8, **TENSOR, **BELOW_6},
+        "w8a8, per tensor, equalised below 6, corrected": {
+            **W8A8,
+            **TENSOR,
+            **BELOW_6,
             **CORRECTED,
         },
     }

@@ -87,18 +87,32 @@ def _writes(first: np.ndarray) -> np.ndarray:
     return np.abs(first).max(tuple(range(first.ndim - 1)))
 
 
-def equalize(folded: Folded, pairs: Sequence[Pair], *, rounds: int = ROUNDS) -> dict[str, float]:
+def equalize(
+    folded: Folded,
+    pairs: Sequence[Pair],
+    *,
+    reach: Mapping[Path, np.ndarray] | None = None,
+    ceiling: float = 6.0,
+    rounds: int = ROUNDS,
+) -> dict[str, float]:
     """Gives both layers of each pair weights of one range, channel by channel, in place.
 
     Channel i of the first layer is divided by s_i = sqrt(r1_i / r2_i), and what reads it multiplied
     by s_i, where r are the largest weights (Nagel et al. 2019, arXiv 1906.04721, section 4.1,
-    equation 11). The network computes the same as long as the activation between them scales with
-    its input: identity and ReLU do, ReLU6 does not, so a network of ReLU6 must run with ReLU
-    afterwards (as there, section 5.1.1), which changes it wherever 6 was reached.
+    equation 11). A channel that has no weights on one side, whose value never varies or is never
+    read, would keep a range on the other that the layer's one scale must span: there it shrinks to
+    the largest of the others.
+
+    The network computes the same as long as the activation between them scales with its input:
+    identity and ReLU do, ReLU6 does not. So a network of ReLU6 must run with ReLU afterwards (as
+    there, section 5.1.1), which changes it wherever 6 was reached; or `reach` says what a channel
+    may do without touching 6: one that reaches it keeps its scale, the others stay below.
 
     Args:
       folded: weights.
       pairs: from `find_pairs`.
+      reach: layer whose activation has a ceiling -> largest input of it that was seen, [C].
+      ceiling: of these activations.
       rounds: over all pairs; chains of three layers need several.
 
     Returns:
@@ -115,14 +129,37 @@ def equalize(folded: Folded, pairs: Sequence[Pair], *, rounds: int = ROUNDS) -> 
         return float(np.exp(np.mean(logs))) if logs else 1.0
 
     before = spread()
+    limits = {path: _limits(largest, ceiling) for path, largest in (reach or {}).items()}
+    taken = {path: np.ones_like(least) for path, (least, _) in limits.items()}
     for _ in range(rounds):
         for first, second in pairs:
-            writes, reads = _writes(folded.kernel(first)), _reads(folded, second)
-            live = (writes > 0) & (reads > 0)  # a dead channel has no range to share
-            scale = np.where(live, np.sqrt(writes / np.where(live, reads, 1)), 1.0)
+            scale = _trade(_writes(folded.kernel(first)), _reads(folded, second))
+            if first in limits:
+                scale = np.clip(taken[first] * scale, *limits[first]) / taken[first]
+                taken[first] *= scale
             folded.scale_outputs(first, 1 / scale)
             folded.scale_inputs(second, scale)
     return {"channel_spread_before": before, "channel_spread_after": spread()}
+
+
+def _trade(writes: np.ndarray, reads: np.ndarray) -> np.ndarray:
+    """What to divide each channel's writer and multiply its reader by, [C]."""
+    live = (writes > 0) & (reads > 0)
+    scale = np.where(live, np.sqrt(writes / np.where(live, reads, 1)), 1.0)
+    if not live.any():
+        return scale
+    largest = np.sqrt(writes[live] * reads[live]).max()  # of both, when scaled
+    unwritten, unread = (writes == 0) & (reads > largest), (reads == 0) & (writes > largest)
+    scale[unwritten] = largest / reads[unwritten]
+    scale[unread] = writes[unread] / largest
+    return scale
+
+
+def _limits(largest: np.ndarray, ceiling: float) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest divisor of each channel that leave it on its side of the ceiling, [C]."""
+    clips = largest >= ceiling
+    least = np.where(clips, 1.0, np.maximum(largest, 0) / ceiling)
+    return least, np.where(clips, 1.0, np.inf)
 
 
 def absorb_biases(

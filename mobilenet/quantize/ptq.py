@@ -138,7 +138,8 @@ def prepare(
 
     if settings.equalize:
         folded, pairs = Folded(current, epsilon), equalize.find_pairs(network.plan)
-        facts.update(equalize.equalize(folded, pairs))
+        reach = largest_inputs(network, see(current), batches)
+        facts.update(equalize.equalize(folded, pairs, reach=reach))
         if settings.absorb:
             moments = _moments(network, see(folded.variables()), batches)
             facts["absorbed_channels"] = equalize.absorb_biases(folded, pairs, moments)
@@ -218,6 +219,37 @@ def _moments(
         factor = folded.factor(layer)
         moments[layer] = mean * factor + folded.bias(layer), np.sqrt(variance) * np.abs(factor)
     return moments
+
+
+def largest_inputs(
+    network: MobileNetV2, variables: Any, batches: Batches
+) -> dict[Path, np.ndarray]:
+    """Layer that ReLU6 follows -> its largest input [C] in these pictures.
+
+    Args:
+      network: quantised, or the float one.
+      variables: its variables; without bits.
+      batches: as of `prepare`.
+    """
+
+    @jax.jit
+    def look(variables: Any, images: jax.Array) -> Any:
+        _, found = network.apply(variables, images, False, mutable=[layers.PRODUCTS])
+        axes = (0, 1, 2)
+        return {
+            path: (x.min(axes), x.max(axes))
+            for path, x in _by_layer(found[layers.PRODUCTS]).items()
+            if _activation(network, path) == "relu6"
+        }
+
+    folded = Folded(variables, network.bn_epsilon)
+    reach: dict[Path, np.ndarray] = {}
+    for images in batches():
+        for path, ends in jax.device_get(look(variables, images)).items():
+            factor, bias = folded.factor(path), folded.bias(path)
+            largest = np.maximum(*(end * factor for end in ends)) + bias
+            reach[path] = np.maximum(reach.get(path, largest), largest)
+    return reach
 
 
 def _correct(

@@ -498,7 +498,8 @@ def train_lanes(
             if not parts.total_steps:  # what the run starts from is its result
                 host = to_host(state) if parts.lanes else state
                 for lane in alive():
-                    lane.checkpoints.save(lane.of(host))
+                    if not lane.checkpoints.steps():  # else killed behind it
+                        lane.checkpoints.save(lane.of(host))
             for lane in alive():
                 lane.checkpoints.wait()
         except (Interrupted, Stopped):

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from quantize.variants import VARIANTS, apply, images, network, random_variables
+from quantize.variants import VARIANTS, apply, images, network, quantized, random_variables
 
 from mobilenet.models.mobilenet_v2 import BlockSpec, plan_blocks
-from mobilenet.quantize import equalize
+from mobilenet.quantize import calibration, equalize, ptq
 from mobilenet.quantize.equalize import Pair
 from mobilenet.quantize.fold import Folded, flatten, fold, is_folded
 
@@ -179,20 +179,84 @@ def test_statistics_stay_those_of_the_products():
     )  # fmt: skip
 
 
-def test_dead_channels_are_left_alone():
+@pytest.mark.parametrize("side", ["unwritten", "unread"])
+def test_a_channel_without_weights_on_one_side_widens_no_range_on_the_other(side: str):
     net, variables = relu("chain")
-    layers = Folded(variables, EPSILON)
+    layers, x = Folded(variables, EPSILON), images(4)
     first, second = layer("blocks_1_0/expand"), layer("blocks_1_0/depthwise")
-    kernel = layers.kernel(first)
+    dead, other = (first, second) if side == "unwritten" else (second, first)
+    kernel, large = layers.kernel(dead), layers.kernel(other)
     kernel[..., 3] = 0
-    layers.set_kernel(first, kernel)
-    reader = layers.kernel(second)
+    large[..., 3] *= 1000
+    layers.set_kernel(dead, kernel)
+    layers.set_kernel(other, large)
+    # Where it is read, what it always is counts.
+    layers.add_bias(first, np.full_like(layers.bias(first), 0.5))
+    before = forward("chain")(layers.variables(), x)
     equalize.equalize(layers, [Pair(first, second)])
-    after = layers.variables()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
-    np.testing.assert_array_equal(layers.kernel(second)[..., 3], reader[..., 3])
-    assert np.any(layers.kernel(second)[..., 4] != reader[..., 4])
-    assert apply(net, after, images(2)).shape == (2, 5)
+    largest = np.abs(layers.kernel(other)).reshape(-1, large.shape[-1]).max(0)
+    assert largest[3] == pytest.approx(np.delete(largest, 3).max(), rel=1e-4)
+    assert not layers.kernel(dead)[..., 3].any()
+    after = forward("chain")(layers.variables(), x)
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_a_channel_without_weights_on_both_sides_or_all_of_them_is_left_alone():
+    net, variables = relu("chain")
+    first, second = layer("blocks_1_0/expand"), layer("blocks_1_0/depthwise")
+    for channels in ([3], slice(None)):
+        layers = Folded(variables, EPSILON)
+        for path in (first, second):
+            kernel = layers.kernel(path)
+            kernel[..., channels] = 0
+            layers.set_kernel(path, kernel)
+        biases = layers.bias(first)[channels]
+        equalize.equalize(layers, [Pair(first, second)])
+        after = layers.variables()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+        np.testing.assert_array_equal(layers.bias(first)[channels], biases)
+        assert apply(net, after, images(2)).shape == (2, 5)
+
+
+# ---- ReLU6
+
+
+def largest_inputs(net: Any, variables: Any, x: np.ndarray) -> dict[Any, np.ndarray]:
+    """What the network hands its activations, of quantisers that round nothing."""
+    quant = calibration.empty(calibration.structure(quantized(net), x.shape[1:])["quant"])
+    return ptq.largest_inputs(quantized(net), {**variables, "quant": quant}, lambda: [x])
+
+
+def test_channels_trade_scale_below_the_ceiling_alone():
+    net = network("chain", activation="relu6")
+    variables, x = random_variables(net), images(8)
+    layers, pairs = Folded(variables, EPSILON), equalize.find_pairs(net.plan)
+    for path in layers.layers:  # so that some channels reach 6, and some are far below
+        if path[-1] in ("expand", "depthwise"):
+            channels = np.linspace(0.1, 20, len(layers.bias(path)))
+            layers.scale_outputs(path, channels)
+    variables = layers.variables()
+    before = net.apply(variables, x, False)
+    reach = largest_inputs(net, variables, x)
+    ends = ("stem", "expand", "depthwise", "head")
+    assert set(reach) == {path for path in layers.layers if path[-1] in ends}
+    clipped = np.concatenate([largest >= 6 for largest in reach.values()])
+    assert 0.05 < clipped.mean() < 0.95
+    biases = layers.biases
+    report = equalize.equalize(layers, pairs, reach=reach)
+    assert report["channel_spread_after"] < 0.7 * report["channel_spread_before"]
+    after = net.apply(layers.variables(), x, False)
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
+    for path, largest in largest_inputs(net, layers.variables(), x).items():
+        clips = reach[path] >= 6
+        assert np.all(largest[~clips] <= 6 * (1 + 1e-4))
+        if path[-1] == "expand":  # its own scale alone moves its bias
+            np.testing.assert_allclose(layers.bias(path)[clips], biases[path][clips], rtol=1e-4)
+
+    # Without the limits the same trade changes the network.
+    layers = Folded(variables, EPSILON)
+    equalize.equalize(layers, pairs)
+    assert np.abs(net.apply(layers.variables(), x, False) - before).max() > 0.01
 
 
 # ---- absorbed biases

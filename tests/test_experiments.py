@@ -23,6 +23,7 @@ FILES = sorted(
 SMOKE = list(
     {config_lib.fingerprint(load_config(f"{path}:smoke", {})): path for path in FILES}.values()
 )
+QUICK = ("digits", "bits", "pruning")
 
 
 def test_there_are_experiments_and_the_base_table_is_the_papers():
@@ -42,7 +43,12 @@ def test_experiments_are_valid_and_documented(path: Path):
     assert "Run:" in text and f"--config={path.relative_to(ROOT)}" in text
 
 
-@pytest.mark.parametrize("path", SMOKE, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    # Each compiles the whole network of its experiment; a few stay among the fast tests.
+    [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in SMOKE],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_smoke_forms_train(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = load_config(f"{path}:smoke", {})

@@ -260,6 +260,7 @@ def test_a_resumed_run_ends_in_the_same_bits(source: Path, tmp_path: Path):
     assert leaves(whole.items["quant"])["stem/output/observe"] == 2 * (12 - 16)
 
 
+@pytest.mark.slow
 def test_frozen_normalisation_observes_ranges(source: Path, tmp_path: Path):
     config = w8a8(source, finetune__batch_norm="frozen")
     first = start(config, tmp_path).init()
@@ -270,6 +271,7 @@ def test_frozen_normalisation_observes_ranges(source: Path, tmp_path: Path):
     assert before["blocks_1_0/project/output/high"] != after["blocks_1_0/project/output/high"]
 
 
+@pytest.mark.slow
 def test_only_what_shall_learn_changes(source: Path, tmp_path: Path):
     config = w8a8(source, **LEARNED, finetune__train_from="head", optimizer__weight_decay=0.1)
     first = start(config, tmp_path).init()
@@ -393,6 +395,7 @@ def test_lanes_of_other_programs_are_refused(
 # ---- starting from quantised runs
 
 
+@pytest.mark.slow
 def test_what_quantisers_learned_is_left_behind(learned: Path, source: Path, tmp_path: Path):
     old = read_checkpoint(learned).eval_variables
     kept = {p: v for p, v in leaves(old["params"]).items() if not p.endswith("/step")}

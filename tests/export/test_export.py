@@ -193,6 +193,7 @@ def test_an_integer_file_is_read_back_as_it_was(scheme: str, tmp_path: Path):
             np.testing.assert_array_equal(theirs.bias, mine.bias)
 
 
+@pytest.mark.slow
 def test_squeeze_and_excitation_in_litert(tmp_path: Path):
     graph, path = lowered("sigmoid"), tmp_path / "m.tflite"
     litert.write_integer(path, graph, METADATA)

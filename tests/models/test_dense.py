@@ -345,6 +345,7 @@ def train(
     return {"params": params, "batch_stats": stats}, values
 
 
+@pytest.mark.slow
 def test_deeplab_learns_to_segment_squares():
     random = np.random.default_rng(0)
     model = seg.DeepLabV3(
@@ -365,6 +366,7 @@ def test_deeplab_learns_to_segment_squares():
     assert all(right[masks == label].mean() > 0.8 for label in (1, 2))
 
 
+@pytest.mark.slow
 def test_ssdlite_learns_to_find_squares():
     random = np.random.default_rng(0)
     model = det.SSDLite(

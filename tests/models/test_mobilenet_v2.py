@@ -322,6 +322,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
     np.testing.assert_allclose(logits, exact, atol=0.1)
 
 
+@pytest.mark.slow
 def test_remat_and_convolution_forms_change_nothing():
     def value(model: Any) -> tuple[Any, Any]:
         variables = small_model().init(jax.random.key(0), IMAGES)

@@ -105,6 +105,7 @@ def test_a_killed_pruned_run_ends_in_the_same_bits(
     assert summary(workdir)["test"] == summary(pruned)["test"]
 
 
+@pytest.mark.slow
 def test_zeros_survive_quantised_training(pruned: Path, tmp_path: Path):
     found = train(
         tmp_path / "qat", pretrained=str(pruned), compress__pruning__method="zeros",
@@ -220,6 +221,7 @@ def test_sparsities_and_schedules_share_a_program_and_can_be_lanes():
     assert build.lane_key(taught[0]) == build.lane_key(taught[1])
 
 
+@pytest.mark.slow
 def test_sparsities_train_as_lanes_of_one_program(tmp_path: Path):
     configs, workdirs = [], []
     for sparsity in (0.5, 0.75):
@@ -245,6 +247,7 @@ def test_rules_that_match_nothing_are_refused_before_compiling(tmp_path: Path):
         build.build(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_an_argument_and_no_part_of_the_state(finished: Path, tmp_path: Path):
     config = tiny(
         compress__distillation__teacher=str(finished), model__width_multiplier=0.5,

@@ -144,6 +144,7 @@ def test_two_devices_and_two_processes_equal_one_device(
     np.testing.assert_allclose([t["loss"] for t in tests], tests[0]["loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_devices_continues_on_one(mobilenet: Command, tmp_path: Path):
     workdir = tmp_path / "moved"
     mobilenet(

@@ -101,7 +101,7 @@ def assert_close(a: Any, b: Any, tolerance: float = 2e-5) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {
             "augment": {
                 "random_crop_padding": 1, "horizontal_flip": True, "mixup_alpha": 0.2,

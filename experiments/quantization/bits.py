@@ -20,6 +20,7 @@ from mobilenet.sweep import scales
 from mobilenet.sweep.space import product, seeds
 
 BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (8, 4), (4, 4))
+FEWER = ((8, 8), (4, 8), (2, 8), (4, 4))  # where every run is a minute of two cores
 # Whoever rounds few bits minimises the squared error of rounding and clipping.
 LEAST_ERROR = {"quantize.weights.estimator": "mse", "quantize.activations.estimator": "mse"}
 ADAROUND = {"quantize.weights.ranges": "fixed", "quantize.adaround_steps": 2000}
@@ -45,9 +46,8 @@ def get_config(arg=""):
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
-    del arg
     found = {"float": {"train.num_epochs": 0.0}, "float, trained on": {}}
-    for weights, activations in BITS:
+    for weights, activations in FEWER if scales.name_of(arg) == "cifar" else BITS:
         name = f"w{weights}a{activations}"
         bits = {"quantize.weights.bits": weights, "quantize.activations.bits": activations}
         ptq = {"train.num_epochs": 0.0, **bits}

@@ -8,6 +8,7 @@
         --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
     mobilenet report --arms=runs/bits --table=quantization --row=bits \
         --config_file=experiments/quantization/bits.py:cpu         # a sweep of named arms
+    mobilenet report --exports=runs/files --row=cifar   # a folder of `export --verify`
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
     mobilenet report                # the README's tables again, from the rows
 """
@@ -19,7 +20,15 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import experiment, rows
-from mobilenet.analysis import arms, benchmarks, claims, comparison, pretrained, results
+from mobilenet.analysis import (
+    arms,
+    benchmarks,
+    claims,
+    comparison,
+    deployments,
+    pretrained,
+    results,
+)
 from mobilenet.cli import common
 
 ARMS = ("quantization",)  # results files with a row an arm
@@ -29,6 +38,8 @@ TABLES: dict[str, Callable[..., str]] = {
     claims.TABLE: claims.markdown,
     comparison.TABLE: comparison.markdown,
     **dict.fromkeys(ARMS, arms.markdown),
+    deployments.EXECUTOR: deployments.executor_markdown,
+    deployments.EXPORTS: deployments.exports_markdown,
     pretrained.ACCURACY: pretrained.accuracy_markdown,
     pretrained.PARITY: pretrained.parity_markdown,
 }
@@ -41,6 +52,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
     flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
     flags.DEFINE_string("arms", "", "directory of a sweep of named arms", flag_values=values)
+    flags.DEFINE_string("exports", "", "directory of verified exports", flag_values=values)
     flags.DEFINE_string(
         "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
     )
@@ -103,6 +115,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{len(compared)} networks compared at scale {common.flag(values, 'scale')}")
+        if common.flag(values, "exports"):
+            exported = deployments.add(
+                directory,
+                common.require(values, "row", "cifar"),
+                Path(common.flag(values, "exports")),
+                remarks=common.flag(values, "remarks"),
+            )
+            print(f"{len(exported)} rows of exported files")
         if common.flag(values, "arms"):
             print(_add_arms(values, directory))
         if common.flag(values, "benchmark"):

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 WORKDIR ?= runs/quickstart
 
-.PHONY: quickstart test lint types unit slow clean
+.PHONY: quickstart test lint types unit coverage slow clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mobilenet train --config=experiments/baselines/digits.py --workdir=$(WORKDIR)
@@ -23,6 +23,10 @@ types: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Apart from the tests, which tracing of lines makes slower.
+coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=mobilenet --cov-report=term:skip-covered
 
 slow: $(VENV)/.installed-dev

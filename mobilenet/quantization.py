@@ -166,14 +166,14 @@ def _pictures(data: build.Data, split: str, examples: int) -> tuple[list[jax.Arr
 
 
 def choose_bits(
-    losses: Sequence[Loss], config: Config, sites: Sequence[str], budget: float
+    losses: Sequence[Loss], config: Config, variables: Mapping[str, Any], budget: float
 ) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     """Bits of every kernel within a budget, and the `quantize.rules` that say so.
 
     Args:
       losses: of weights, from `sensitivity`.
       config: of the quantised run.
-      sites: all of its network.
+      variables: its `quant` names the sites.
       budget: mean bits of a weight.
 
     Raises:
@@ -193,4 +193,4 @@ def choose_bits(
             f"The budget is {budget:g} bits a weight; with {fewest} as the fewest bits tried it "
             f"must be at least {fewest}."
         ) from None
-    return bits, with_bits(quantization_rules(config), bits, sites)
+    return bits, with_bits(quantization_rules(config), bits, layers.sites(variables[layers.QUANT]))

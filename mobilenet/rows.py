@@ -17,6 +17,18 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def replace(
+    path: Path, fields: Sequence[str], made: Sequence[Mapping[str, Any]], *, by: str
+) -> None:
+    """Puts rows into a CSV file in place of those that have their value of the column `by`.
+
+    The file is sorted by that column; rows of one value stay in the order given.
+    """
+    values = {str(row[by]) for row in made}
+    others = [row for row in read(path) if row[by] not in values]
+    write(path, fields, sorted([*others, *made], key=lambda row: str(row[by])))
+
+
 def write(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Replaces a CSV file by rows, in their order, atomically; ValueError for an unknown field."""
     text = io.StringIO()

@@ -4,44 +4,34 @@ Hinton et al. 2015, arXiv 1503.02531. The teacher is a wider network of the same
 first; every student has the same seeds, steps and scale of its loss as the one without a teacher.
 
     (none)   CIFAR-10 at 32 pixels, 200 epochs, width 0.5 taught by 1.0: for a GPU
-    cpu      5,000 pictures at 24 pixels, 8 epochs, width 0.35 taught by 1.0: minutes a run
+    cifar    5,000 pictures at 24 pixels, 8 epochs, width 0.35 taught by 1.0: minutes a run
     smoke    two steps on the embedded digits, without a teacher
 
-Run:    mobilenet train --config=experiments/compression/distillation.py:cpu \
+Run:    mobilenet train --config=experiments/compression/distillation.py:cifar \
             --workdir=runs/distillation/teacher --config.model.width_multiplier=1.0 \
             --config.data.data_dir=DIRECTORY_OF_TFDS
-        mobilenet sweep --config=experiments/compression/distillation.py:cpu \
+        mobilenet sweep --config=experiments/compression/distillation.py:cifar \
             --workdir=runs/distillation/sweep --config.data.data_dir=DIRECTORY_OF_TFDS
 """
 
-from mobilenet import config as base
 from mobilenet.sweep import scales
 from mobilenet.sweep.space import grid, product, seeds
 
-SCALES = {"": "full", "cpu": "cifar", "smoke": "smoke"}
+SCALES = ("full", "cifar", "smoke")
 TEACHER = "runs/distillation/teacher"
 DISTILLATION = "compress.distillation."
 
 
-def _scale(arg):
-    if arg not in SCALES:
-        raise base.ConfigError(
-            f"The configuration argument is {arg!r}; allowed are none, 'cpu' and 'smoke'."
-        )
-    return SCALES[arg]
-
-
 def get_config(arg=""):
     """The student without a teacher."""
-    config = scales.base(_scale(arg))
-    if arg == "":
+    config = scales.base(arg, SCALES)
+    if scales.name_of(arg, SCALES) == "full":
         config.model.width_multiplier = 0.5
     return config
 
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
-    _scale(arg)
     if arg == "smoke":
         return {"no teacher": {}}
     taught = grid(
@@ -64,4 +54,4 @@ def arms(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(2 if arg == "smoke" else 3))
+    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

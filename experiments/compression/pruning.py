@@ -6,10 +6,10 @@ keeps 69.5 % top-1 at a sparsity of 50 % and 61.8 % at 90 % (experiments/referen
 dense. Beside each sparsity stands the dense network of about as many weights as are left.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 200 epochs: for a GPU
-    cpu      5,000 pictures at 24 pixels, width 0.5, 8 epochs: minutes a run on two cores
+    cifar    5,000 pictures at 24 pixels, width 0.5, 8 epochs: minutes a run on two cores
     smoke    two steps on the embedded digits
 
-Run:    mobilenet sweep --config=experiments/compression/pruning.py:cpu --workdir=runs/pruning \
+Run:    mobilenet sweep --config=experiments/compression/pruning.py:cifar --workdir=runs/pruning \
             --config.data.data_dir=DIRECTORY_OF_TFDS
 """
 
@@ -17,30 +17,22 @@ from mobilenet import config as base
 from mobilenet.sweep import scales
 from mobilenet.sweep.space import product, seeds
 
-SCALES = {"": "full", "cpu": "cifar", "smoke": "smoke"}
+SCALES = ("full", "cifar", "smoke")
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
 # Widths whose networks have about as many parameters as the sparse one has left.
 SMALL = {
-    "": {0.5: 0.67, 0.75: 0.42, 0.9: 0.22, 0.95: 0.12},
-    "cpu": {0.5: 0.32, 0.75: 0.19, 0.9: 0.09},
+    "full": {0.5: 0.67, 0.75: 0.42, 0.9: 0.22, 0.95: 0.12},
+    "cifar": {0.5: 0.32, 0.75: 0.19, 0.9: 0.09},
     "smoke": {0.5: 0.12},
 }
 PRUNING = "compress.pruning."
 
 
-def _scale(arg):
-    if arg not in SCALES:
-        raise base.ConfigError(
-            f"The configuration argument is {arg!r}; allowed are none, 'cpu' and 'smoke'."
-        )
-    return SCALES[arg]
-
-
 def get_config(arg=""):
     """The dense run; the smoke form prunes, so that its two steps say something."""
-    config = scales.base(_scale(arg))
+    config = scales.base(arg, SCALES)
     if arg != "smoke":
-        config.model.width_multiplier = 0.5 if arg == "cpu" else 1.0
+        config.model.width_multiplier = 0.5 if arg == "cifar" else 1.0
         return config
     base.update(config, {**_gradually(config), f"{PRUNING}sparsity": 0.5})
     config.compress.pruning.every_steps = 1
@@ -67,7 +59,7 @@ def arms(arg=""):
     erk, together = {f"{PRUNING}distribution": "erk"}, {f"{PRUNING}distribution": "global"}
     small = {
         f"width for {100 * s:g} %": {"model.width_multiplier": width}
-        for s, width in SMALL[arg].items()
+        for s, width in SMALL[scales.name_of(arg, SCALES)].items()
     }
     dense = {"dense": {}, **small}
     if arg == "smoke":
@@ -86,4 +78,4 @@ def arms(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(2 if arg == "smoke" else 3))
+    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

@@ -6,11 +6,11 @@ as both parts together. AMC (arXiv 1802.03494), MetaPruning (1903.10258) and sli
 (1812.08928) are in experiments/reference/compression.csv.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 200 epochs: for a GPU
-    cpu      5,000 pictures at 24 pixels, width 0.5, 8 epochs: minutes a run on two cores
+    cifar    5,000 pictures at 24 pixels, width 0.5, 8 epochs: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    for s in 0 1 2; do
-            mobilenet train --config=experiments/compression/structured.py:cpu \
+            mobilenet train --config=experiments/compression/structured.py:cifar \
                 --workdir=runs/structured/dense_$s --config.seed=$s \
                 --config.data.data_dir=DIRECTORY_OF_TFDS
             for m in 0.75 0.5 0.35; do
@@ -18,37 +18,28 @@ Run:    for s in 0 1 2; do
                     --to=runs/structured/cut_${m}_$s
             done
         done
-        mobilenet sweep --config=experiments/compression/structured.py:cpu \
+        mobilenet sweep --config=experiments/compression/structured.py:cifar \
             --workdir=runs/structured/sweep --config.data.data_dir=DIRECTORY_OF_TFDS
 """
 
-from mobilenet import config as base
 from mobilenet.sweep import scales
 from mobilenet.sweep.space import product, seeds
 
-SCALES = {"": "full", "cpu": "cifar", "smoke": "smoke"}
+SCALES = ("full", "cifar", "smoke")
 # Fraction of the MACs -> the width multiplier of that cost.
 WIDTHS = {
-    "": {0.75: 0.82, 0.5: 0.64, 0.35: 0.55},
-    "cpu": {0.75: 0.38, 0.5: 0.28, 0.35: 0.27},
+    "full": {0.75: 0.82, 0.5: 0.64, 0.35: 0.55},
+    "cifar": {0.75: 0.38, 0.5: 0.28, 0.35: 0.27},
     "smoke": {0.75: 0.14},
 }
 RUNS = "runs/structured"
 
 
-def _scale(arg):
-    if arg not in SCALES:
-        raise base.ConfigError(
-            f"The configuration argument is {arg!r}; allowed are none, 'cpu' and 'smoke'."
-        )
-    return SCALES[arg]
-
-
 def get_config(arg=""):
     """The dense run, which is cut afterwards."""
-    config = scales.base(_scale(arg))
+    config = scales.base(arg, SCALES)
     if arg != "smoke":
-        config.model.width_multiplier = 0.5 if arg == "cpu" else 1.0
+        config.model.width_multiplier = 0.5 if arg == "cifar" else 1.0
     return config
 
 
@@ -61,13 +52,13 @@ def widths(arg=""):
         "dense, longer": longer,
         **{
             f"width for {100 * macs:g} %": {"model.width_multiplier": width, **longer}
-            for macs, width in WIDTHS[arg].items()
+            for macs, width in WIDTHS[scales.name_of(arg, SCALES)].items()
         },
     }
 
 
 def sweep(arg=""):
-    count = 2 if arg == "smoke" else 3
+    count = scales.seeds_at(arg)
     narrow = product(list(widths(arg).values()), seeds(count))
     if arg == "smoke":
         return narrow
@@ -79,7 +70,7 @@ def sweep(arg=""):
             "optimizer.learning_rate": learning_rate / 4,
             "seed": seed,
         }
-        for macs in WIDTHS[arg]
+        for macs in WIDTHS[scales.name_of(arg, SCALES)]
         for seed in range(count)
     ]
     return narrow + cut

@@ -192,10 +192,7 @@ def add(
     for run in (run for paths in runs.values() for run in paths):
         files = [file for file in LOGGED if (run / file).exists()]
         results.copy_logs(run, target / run.name, files)
-    csv = results_dir / f"{table}.csv"
-    others = [row for row in table_rows.read(csv) if row["experiment"] != experiment]
-    rows = sorted([*others, *made], key=lambda row: row["experiment"])
-    table_rows.write(csv, FIELDS, rows)
+    table_rows.replace(results_dir / f"{table}.csv", FIELDS, made, by="experiment")
     return made
 
 

@@ -106,10 +106,7 @@ def add(
     target.mkdir(parents=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
-    csv = results_dir / f"{EXPORTS}.csv"
-    others = [row for row in table_rows.read(csv) if row["experiment"] != experiment]
-    rows = sorted([*others, *made], key=lambda row: row["experiment"])
-    table_rows.write(csv, FIELDS, rows)
+    table_rows.replace(results_dir / f"{EXPORTS}.csv", FIELDS, made, by="experiment")
     return made
 
 

@@ -77,9 +77,7 @@ def make_row(
 
 def add(results_dir: Path, row: Row) -> None:
     """Puts a row into pretrained.csv, in place of one of its name."""
-    path = results_dir / f"{ACCURACY}.csv"
-    others = [known for known in table_rows.read(path) if known["row"] != row["row"]]
-    table_rows.write(path, FIELDS, sorted([*others, row], key=lambda r: r["row"]))
+    table_rows.replace(results_dir / f"{ACCURACY}.csv", FIELDS, [row], by="row")
 
 
 def accuracy_markdown(rows: Sequence[Row]) -> str:

@@ -176,11 +176,7 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
     shutil.rmtree(target, ignore_errors=True)
     for run, seed in zip(runs, row["seeds"].split(), strict=True):
         copy_logs(run, target / f"seed{seed}", LOGGED)
-    rows: list[dict[str, Any]] = [
-        *(r for r in table_rows.read(results / f"{table}.csv") if r["row"] != name),
-        row,
-    ]
-    table_rows.write(results / f"{table}.csv", FIELDS, sorted(rows, key=lambda r: r["row"]))
+    table_rows.replace(results / f"{table}.csv", FIELDS, [row], by="row")
     return row
 
 

@@ -6,12 +6,15 @@ import os
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from mobilenet.cli.main import DIVERGED, FAILED, USAGE
-from mobilenet.config import ConfigError
+from mobilenet import config as config_lib
+from mobilenet import rundir
+from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
+from mobilenet.config import Config, ConfigError
 
 
 class UsageError(ValueError):
@@ -161,6 +164,28 @@ def define_checkpoint(values: flags.FlagValues) -> None:
         "step",
         flag_values=values,
     )
+
+
+def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, Any] | None:
+    """Trains a complete configuration, or finishes what is begun; its summary, on process 0."""
+    rundir.inherit(config)
+    config_lib.validate(config)
+    apply_cpu_devices(values)
+
+    from mobilenet import build, runtime
+    from mobilenet.train import loop
+
+    runtime.cache_compilations()
+    with devices(values):
+        import jax
+
+        is_main = jax.process_index() == 0
+        # Process 0 holds the lock for all.
+        with rundir.locked(workdir) if is_main else contextlib.nullcontext():
+            rundir.settle_config(workdir, config, write=is_main)
+            parts = build.build(config, workdir)
+            summary = loop.train(parts, workdir, began=STARTED)
+    return summary if is_main else None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ With --sensitivity, rounds one layer at a time, all others in float, and writes 
 printed for the next `quantize --to` or `train`.
 """
 
-import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -25,7 +24,6 @@ from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
 from mobilenet import rows as table_rows
 from mobilenet.cli import common
-from mobilenet.cli.main import STARTED
 from mobilenet.config import Config
 
 
@@ -95,25 +93,11 @@ def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
 def _quantize(
     values: flags.FlagValues, workdir: Path, target: Path, overrides: dict[str, str]
 ) -> int:
-    config = ptq_config(workdir, overrides)
-    rundir.inherit(config)
-    config_lib.validate(config)
-    common.apply_cpu_devices(values)
+    summary = common.train(values, ptq_config(workdir, overrides), target)
+    if summary is None:
+        return 0
+    from mobilenet import build
 
-    from mobilenet import build, runtime
-    from mobilenet.train import loop
-
-    runtime.cache_compilations()
-    with common.devices(values):
-        import jax
-
-        is_main = jax.process_index() == 0
-        with rundir.locked(target) if is_main else contextlib.nullcontext():
-            rundir.settle_config(target, config, write=is_main)
-            parts = build.build(config, target)
-            summary = loop.train(parts, target, began=STARTED)
-        if not is_main:
-            return 0
     facts = rundir.read_json(target / build.QUANTIZATION_FILE)
     print(
         f"kernels: {facts['float_bytes'] / 1e6:.2f} MB in float32, "
@@ -144,7 +128,6 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
 
     from mobilenet import build, inference, quantization, runtime
     from mobilenet.analysis import plots
-    from mobilenet.quantize import layers
 
     runtime.cache_compilations()
     with common.devices(values):
@@ -171,9 +154,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
     plots.save(plots.sensitivity(frame), path.with_suffix(".png"))
     print(f"results: {path}, .png")
     if budget is not None:
-        chosen, rules = quantization.choose_bits(
-            losses, config, layers.sites(restored.eval_variables[layers.QUANT]), budget
-        )
+        chosen, rules = quantization.choose_bits(losses, config, restored.eval_variables, budget)
         counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
         print(
             f"within {budget:g} bits a weight: "

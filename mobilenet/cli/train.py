@@ -6,16 +6,13 @@
     mobilenet train --workdir=runs/c10          # continue with the directory's own configuration
 """
 
-import contextlib
 import signal
 from pathlib import Path
 
 from absl import flags
 
-from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
-from mobilenet.cli.main import STARTED
 
 
 def define(values: flags.FlagValues) -> None:
@@ -41,25 +38,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             "--config is missing; for example --config=experiments/baselines/digits.py (a run "
             "directory that exists already needs only --workdir)."
         )
-    rundir.inherit(config)
-    config_lib.validate(config)
-    common.apply_cpu_devices(values)
-
-    from mobilenet import build, runtime
-    from mobilenet.train import loop
-
-    runtime.cache_compilations()
-    with common.devices(values):
-        import jax
-
-        is_main = jax.process_index() == 0
-        # Process 0 holds the lock for all.
-        with rundir.locked(workdir) if is_main else contextlib.nullcontext():
-            rundir.settle_config(workdir, config, write=is_main)
-            parts = build.build(config, workdir)
-            summary = loop.train(parts, workdir, began=STARTED)
-        if is_main:
-            print(describe(summary, workdir))
+    summary = common.train(values, config, workdir)
+    if summary is not None:
+        print(describe(summary, workdir))
     return 0
 
 

@@ -248,7 +248,7 @@ def largest_inputs(
         for path, ends in jax.device_get(look(variables, images)).items():
             factor, bias = folded.factor(path), folded.bias(path)
             largest = np.maximum(*(end * factor for end in ends)) + bias
-            reach[path] = np.maximum(reach.get(path, largest), largest)
+            reach[path] = np.maximum(largest, reach[path]) if path in reach else largest
     return reach
 
 

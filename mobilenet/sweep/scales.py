@@ -9,6 +9,8 @@ One base a scale makes the baseline arms of all ablations the same configuration
 trains them once. The recipe is fixed before anything is measured and the same for every arm.
 """
 
+from collections.abc import Sequence
+
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
 
@@ -19,30 +21,31 @@ SCALES = ("smoke", "cifar", "full", "imagenet")
 CIFAR_REPEATS = (1, 1, 2, 2, 2, 2, 1)
 
 
-def name_of(arg: str) -> str:
+def name_of(arg: str, allowed: Sequence[str] = SCALES) -> str:
     """The scale that an experiment file's argument names: "" is "full".
 
     Raises:
-      ConfigError: another argument.
+      ConfigError: another argument than those allowed.
     """
-    if arg not in ("", *SCALES):
+    if arg not in ("", *allowed):
         raise ConfigError(
             f"The configuration argument is {arg!r}; allowed are none (full) and "
-            f"{', '.join(SCALES)}."
+            f"{', '.join(allowed)}."
         )
     return arg or "full"
 
 
-def base(arg: str = "") -> Config:
+def base(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
     """The configuration that all ablations of one scale share.
 
     Args:
       arg: of an experiment file: "" or "full", "cifar", "imagenet", "smoke".
+      allowed: the scales that the experiment has.
 
     Raises:
       ConfigError: another argument.
     """
-    scale = name_of(arg)
+    scale = name_of(arg, allowed)
     config = config_lib.get_config()
     config.model.padding = "SYMMETRIC"
     config.model.bn_momentum = 0.9

@@ -26,7 +26,7 @@ def test_windows_are_those_of_the_convolution(size: int, strides: int, dilation:
     x = normal(2, 7, 8, 3)
     kernel = normal(size, size, 1, 3, seed=1)
     options: dict[str, Any] = {"strides": strides, "dilation": dilation, "padding": padding}
-    y = np.asarray(depthwise_conv(x, jnp.asarray(kernel), form="grouped", **options))
+    y = np.asarray(depthwise_conv(jnp.asarray(x), jnp.asarray(kernel), form="grouped", **options))
     positions = np.stack(np.meshgrid(*map(np.arange, y.shape[:3]), indexing="ij"), -1).reshape(
         -1, 3
     )
@@ -36,7 +36,9 @@ def test_windows_are_those_of_the_convolution(size: int, strides: int, dilation:
     np.testing.assert_allclose(products, y.reshape(-1, 3), rtol=1e-4, atol=1e-5)
     if dilation == 1:
         dense = normal(size, size, 3, 4, seed=2)
-        y = np.asarray(conv(x, jnp.asarray(dense), form="grouped", **options)).reshape(-1, 4)
+        y = np.asarray(conv(jnp.asarray(x), jnp.asarray(dense), form="grouped", **options)).reshape(
+            -1, 4
+        )
         flat = windows.reshape(len(positions), -1) @ dense.reshape(-1, 4)
         np.testing.assert_allclose(flat, y, rtol=1e-4, atol=1e-4)
 

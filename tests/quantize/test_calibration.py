@@ -96,7 +96,7 @@ def test_first_ranges(found: dict[str, Any]):
         expected = observer.range("min_max", 8, symmetric=False)
         if site == "logits":
             expected = observer.range("percentile", 16, symmetric=False)
-        assert (quant[f"{site}/low"], quant[f"{site}/high"]) == tuple(np.float32(expected))
+        assert (quant[f"{site}/low"], quant[f"{site}/high"]) == tuple(map(np.float32, expected))
         assert quant[f"{site}/observe"] == 7
         assert quant[f"{site}/bits"] == {"head/output": 0, "logits": 16}.get(site, 8)
     assert quant["stem/batch_norm"] == quant["blocks_1_0/project/batch_norm"] == 5

@@ -236,7 +236,7 @@ def test_channels_trade_scale_below_the_ceiling_alone():
             channels = np.linspace(0.1, 20, len(layers.bias(path)))
             layers.scale_outputs(path, channels)
     variables = layers.variables()
-    before = net.apply(variables, x, False)
+    before = apply(net, variables, x)
     reach = largest_inputs(net, variables, x)
     ends = ("stem", "expand", "depthwise", "head")
     assert set(reach) == {path for path in layers.layers if path[-1] in ends}
@@ -245,7 +245,7 @@ def test_channels_trade_scale_below_the_ceiling_alone():
     biases = layers.biases
     report = equalize.equalize(layers, pairs, reach=reach)
     assert report["channel_spread_after"] < 0.7 * report["channel_spread_before"]
-    after = net.apply(layers.variables(), x, False)
+    after = apply(net, layers.variables(), x)
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
     for path, largest in largest_inputs(net, layers.variables(), x).items():
         clips = reach[path] >= 6
@@ -256,7 +256,7 @@ def test_channels_trade_scale_below_the_ceiling_alone():
     # Without the limits the same trade changes the network.
     layers = Folded(variables, EPSILON)
     equalize.equalize(layers, pairs)
-    assert np.abs(net.apply(layers.variables(), x, False) - before).max() > 0.01
+    assert np.abs(apply(net, layers.variables(), x) - before).max() > 0.01
 
 
 # ---- absorbed biases

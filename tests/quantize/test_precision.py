@@ -1,6 +1,7 @@
 """Bits by layer: sizes, and the choice that a budget leaves."""
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ LOSSES = {
 }
 
 
-def total(bits: dict[str, int]) -> float:
+def total(bits: Mapping[str, int]) -> float:
     return sum(LOSSES[site][count] for site, count in bits.items())
 
 
-def size(bits: dict[str, int]) -> int:
+def size(bits: Mapping[str, int]) -> int:
     return sum(NUMBERS[site] * count for site, count in bits.items())
 
 

@@ -13,6 +13,7 @@ from mobilenet.config import ConfigError
 from mobilenet.experiment import load_config, load_module, load_sweep
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS
+from mobilenet.sweep import points
 from mobilenet.train import loop
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,29 @@ def test_smoke_forms_train(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert summary["status"] == "done" and summary["step"] == 2
     assert json.loads((workdir / "summary.json").read_text())["test"]["examples"] == 360
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("arg", ["", "smoke", "cifar", "cpu", "imagenet"])
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_point_of_a_sweep_can_run(
+    path: Path, arg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if not hasattr(load_module(str(path)), "sweep"):
+        return
+    try:
+        config = load_config(f"{path}:{arg}", {})
+    except ConfigError as error:
+        assert "allowed are" in str(error)
+        return
+    overrides = load_sweep(f"{path}:{arg}")
+    # Runs that points start from, by what `points_of` reads of them.
+    monkeypatch.chdir(tmp_path)
+    for start in {config.pretrained, *(changes.get("pretrained", "") for changes in overrides)}:
+        if start:
+            source = load_config(f"{path}:{arg}", {"pretrained": ""})
+            Path(start).mkdir(parents=True)
+            (Path(start) / "config.json").write_text(config_lib.to_json(source))
+    assert points.points_of(config, overrides)  # refuses what cannot run
 
 
 def test_sweeps_get_the_argument_behind_the_colon():

@@ -29,7 +29,7 @@ CORRECTED = {"quantize.correct_bias": "empirical"}
 
 
 def get_config(arg=""):
-    config = base.get_config("smoke" if arg == "smoke" else "")
+    config = base.get_config(arg)
     config.train.num_epochs = 0.0
     config.schedule.warmup_epochs = 0.0
     config.pretrained = "runs/imagenet"

@@ -16,7 +16,7 @@ from mobilenet.sweep.space import product, seeds
 
 
 def get_config(arg=""):
-    config = base.get_config("smoke" if arg == "smoke" else "")
+    config = base.get_config(arg)
     config.model.dropout_rate = 0.2
     # Of a few hundred steps: statistics must have left those of ImageNet behind by the first
     # validation, which 0.99 has not.

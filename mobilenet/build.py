@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -856,15 +856,25 @@ def quantize_variables(
     Raises:
       ConfigError: rules or pictures that do not fit.
     """
-    network = architecture.build_model(config, num_classes)
     steps_per_epoch, _ = count_steps(config, len(data.dataset.splits["train"]))
-    settings = _settings(config, steps_per_epoch)
     prepare = jax.jit(preprocess(data.mean, data.std))
 
     def batches() -> Iterator[np.ndarray]:
         for images in data.calibration_batches(config.quantize.calibration_examples):
             yield np.asarray(prepare(images))
 
+    return quantize_by_pictures(config, num_classes, variables, batches, steps_per_epoch)
+
+
+def quantize_by_pictures(
+    config: Config,
+    num_classes: int,
+    variables: Any,
+    batches: Callable[[], Iterable[np.ndarray]],
+    steps_per_epoch: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`quantize_variables`, of normalised pictures [B, H, W, C] that `batches` yields each time."""
+    network = architecture.build_model(config, num_classes)
     try:
         return ptq.prepare(
             network,  # pyright: ignore[reportArgumentType]
@@ -872,7 +882,7 @@ def quantize_variables(
             jax.device_get(variables),
             batches,
             architecture.image_shape(config),
-            settings,
+            _settings(config, steps_per_epoch),
         )
     except RuleError as error:
         raise ConfigError(f"quantize: {error}.") from error

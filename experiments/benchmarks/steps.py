@@ -66,6 +66,11 @@ def cases():
             for n, m, o, k in shapes
         ),
         case("train_224_remat", "train", paper, ("ours", "remat")),
+        *(
+            case(f"{n}_{subject}", "train", m, ("ours", subject), o, **k)
+            for subject in ("qat", "pruned")
+            for n, m, o, k in shapes
+        ),
         *(case(n, "train", m, ("ours", "torch"), o) for n, m, o in variants),
         *(
             case(f"block_224_{name}", "block", (f"1.0: {name}", 16), ("ours", "torch"), block=name)

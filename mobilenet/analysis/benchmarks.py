@@ -10,11 +10,14 @@ LABELS = {
     "grouped": "grouped",
     "shifted": "shifted",
     "remat": "with remat",
+    "qat": "with quantisers (w8a8)",
+    "pruned": "with masks",
     "pillow": "Pillow",
     "tf_data": "tf.data",
     "torch": "PyTorch eager",
     "torch_compile": "torch.compile",
 }
+VARIANTS = ("remat", "qat", "pruned")  # of this project, and no peers
 Row = Mapping[str, Any]
 
 
@@ -108,7 +111,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     bars = [
         r
         for r in rows
-        if r["work"] not in ("block", "input") and r["subject"] not in ("ours", "remat")
+        if r["work"] not in ("block", "input") and r["subject"] not in ("ours", *VARIANTS)
     ]
     # What two shapes or more were measured of: one point shows no proportion.
     lines = [

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mobilenet import architecture, build
+from mobilenet import config as config_lib
 from mobilenet.benchmark import plain
 from mobilenet.config import Config
 from mobilenet.models.layers import ConvBNAct
@@ -30,11 +31,28 @@ NAMES = {
     "grouped": "the configuration with conv_form=grouped",
     "shifted": "the configuration with conv_form=shifted",
     "remat": "the configuration with remat",
+    "qat": "the configuration with quantisers, 8 bits everywhere",
+    "pruned": "the configuration with masks, between two changes of them",
     "pillow": "Pillow: decode whole, crop, resize (work: input)",
     "tf_data": "tf.data: decode the crop, resize, one thread (work: input)",
     "torch": "PyTorch, channels last, eager",
     "torch_compile": "PyTorch, channels last, torch.compile",
 }
+# What a subject of this project changes in the configuration.
+CHANGES: dict[str, dict[str, Any]] = {
+    "grouped": {"model.conv_form": "grouped"},
+    "shifted": {"model.conv_form": "shifted"},
+    "remat": {"model.remat": True},
+    "qat": {"quantize.weights.bits": 8, "quantize.activations.bits": 8},
+    "pruned": {
+        "compress.pruning.method": "magnitude",
+        "compress.pruning.sparsity": 0.9,
+        # Never reached: all weights are there, and the losses of a case agree.
+        "compress.pruning.start_epoch": 9.0,
+        "train.num_epochs": 10.0,
+    },
+}
+STEPS_PER_EPOCH = 10_000
 WORK = ("train", "evaluate", "block", "input")
 
 
@@ -135,10 +153,7 @@ def prepare(config: Config, spec: Spec) -> Subject:
 
 def _prepare_jax(config: Config, spec: Spec) -> Subject:
     config = config.copy_and_resolve_references()
-    if spec.subject in ("grouped", "shifted"):
-        config.model.conv_form = spec.subject
-    if spec.subject == "remat":
-        config.model.remat = True
+    config_lib.update(config, CHANGES.get(spec.subject, {}))
     model = architecture.build_model(config, spec.num_classes)
     if spec.subject == "flax":
         model = model.clone(conv=plain.conv, norm=plain.norm, conv_form="grouped")
@@ -182,13 +197,33 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
 def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
     augment = build.build_augment(config, *normalization(config))
     update: Any = build.build_train_step(config, model, augment)
-    state: Any = steps.place(build.init_state(config, spec.num_classes))
-    batch = steps.shard(pictures(config, spec))
-    hyper = build.hyperparameters(config, config.optimizer.learning_rate)
+    given, variables = pictures(config, spec), None
+    if config_lib.is_quantized(config):
+        normalised = np.asarray(build.preprocess(*normalization(config))(given["image"]))
+        variables, _ = build.quantize_by_pictures(
+            config,
+            spec.num_classes,
+            build.init_variables(config, spec.num_classes),
+            lambda: [normalised],
+            STEPS_PER_EPOCH,
+        )
+    state: Any = steps.place(build.init_state(config, spec.num_classes, variables=variables))
+    batch = steps.shard(given)
+    numbers = None
+    if config_lib.is_pruned(config):
+        shapes = build.parameter_shapes(config, spec.num_classes)
+        total = int(config.train.num_epochs * STEPS_PER_EPOCH)
+        numbers = build.build_pruning(config, shapes, STEPS_PER_EPOCH, total)
+    taken = 0
+
+    def hyper() -> dict[str, Any]:
+        always = build.hyperparameters(config, config.optimizer.learning_rate)
+        return {**always, **(numbers(taken) if numbers else {})}
 
     def step() -> Any:
-        nonlocal state
-        state, metrics = update(state, batch, hyper)
+        nonlocal state, taken
+        state, metrics = update(state, batch, hyper())
+        taken += 1
         return metrics
 
     return Subject(
@@ -196,7 +231,7 @@ def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
         # The state too: metrics are ready before the parameters are updated.
         lambda metrics: jax.block_until_ready((metrics, state)),
         lambda metrics: float(metrics["loss"][0] / metrics["loss"][1]),
-        lambda: _analysis(lambda: update.lower(state, batch, hyper)),
+        lambda: _analysis(lambda: update.lower(state, batch, hyper())),
     )
 
 

@@ -27,6 +27,7 @@ MAX_STEPS = 50  # a turn
 # A subject whose step takes longer than this has this many turns: its ratio is not a close one.
 SLOW_SECONDS, SLOW_ROUNDS = 5.0, 3
 AGREEMENT = 2e-3  # relative difference of the first step's check between float32 subjects
+ROUNDED = 0.05  # the same where one of them rounds: bfloat16, or eight bits
 
 FIELDS = (
     "case",
@@ -226,7 +227,7 @@ def measure_together(
 def _agree(case: Case, first: Worker, worker: Worker) -> None:
     ours, theirs = first.started["check"], worker.started["check"]
     exact = case.config.model.dtype == "float32"
-    limit = AGREEMENT if exact else 0.05
+    limit = AGREEMENT if exact and worker.subject != "qat" else ROUNDED
     if not abs(ours - theirs) <= limit * max(abs(ours), 1e-30):
         raise BenchmarkError(
             f"{case.name}: the first step of {worker.subject} gives {theirs:.6g}, that of "

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mobilenet import config as config_lib
-from mobilenet.benchmark import suite
+from mobilenet.benchmark import subjects, suite
 from mobilenet.benchmark.suite import BenchmarkError, Case
 from mobilenet.cli.main import main
 from mobilenet.config import Config
@@ -60,6 +60,20 @@ def test_rows_hold_what_was_measured(work: str, tmp_path: Path):
     assert len(json.loads(path.with_suffix(".json").read_text())) == 2
     again = suite.run(cases, path, rounds=2, environment=ENVIRONMENT, say=said.append)
     assert [dict(row) for row in again] == stored and "done before" in said[-1]
+
+
+@pytest.mark.slow
+def test_variants_of_the_configuration_take_its_step():
+    """Masks that are full change no loss, eight bits change it little, and both are in the step."""
+    losses, programs = {}, {}
+    for name in ("ours", "pruned", "qat"):
+        subject = subjects.prepare(tiny(), subjects.Spec(name, "train", 4, 5))
+        losses[name] = subject.check(subject.step())
+        subject.wait(subject.step())
+        programs[name] = subject.analyse()["accessed_bytes"]
+    assert losses["pruned"] == pytest.approx(losses["ours"], rel=1e-6)
+    assert 0 < abs(losses["qat"] / losses["ours"] - 1) < suite.ROUNDED
+    assert programs["pruned"] > programs["ours"] and programs["qat"] > 1.2 * programs["ours"]
 
 
 def test_steps_that_compute_something_else_are_refused():

@@ -2,7 +2,10 @@
 
 Every tensor keeps the grid that the network's forward pass rounds it to (`layers.weight_grid`,
 `layers.activation_grid`), so the graph computes the same up to the rounding of its fixed-point
-multiplications: one code at most, when each operation is given the codes of the forward pass.
+multiplications and biases: one code at most, when each operation is given the codes of the forward
+pass. A bias is a whole number of units of input scale * weight scale, which are far smaller than a
+step of the output, unless the input's scale says nothing: that of a tensor that was 0 on every
+calibration picture is 1. Where a unit is more than two steps, half of it may be missing.
 
     graph = lower(network, variables, (224, 224, 3))
     logits = graph.dequantize_output(integer.run(graph, graph.quantize_input(images)))
@@ -26,6 +29,8 @@ from mobilenet.quantize.rules import WEIGHTS, Rule
 
 # Of int32 a bias may take half; the products need the other.
 _BIAS_LIMIT = 2**30
+# Units of the bias in a step of the output, in a channel without weights.
+_BIAS_STEPS = 2**8
 
 
 class LoweringError(ValueError):
@@ -166,7 +171,7 @@ class _Lowering:
         size = output_size(self._sizes[x], window, strides, pads, dilation)
         output = self._tensor(f"{layer}/output", size)
         low, high = self._clip(output, act)
-        fields = self._weights(x, f"{layer}/conv", kernel * fold, bias, factor == fold)
+        fields = self._weights(x, output, f"{layer}/conv", kernel * fold, bias, factor == fold)
         self._operations.append(
             integer.Convolution(
                 inputs=(x,),
@@ -189,7 +194,7 @@ class _Lowering:
         )
         self._tensor(output)
         low, high = self._clip(output, act)
-        fields = self._weights(x, layer, kernel, bias, np.ones(len(bias), bool))
+        fields = self._weights(x, output, layer, kernel, bias, np.ones(len(bias), bool))
         self._operations.append(
             integer.Dense(inputs=(x,), output=output, low=low, high=high, **fields)
         )
@@ -234,7 +239,13 @@ class _Lowering:
         return site
 
     def _weights(
-        self, x: str, layer: str, kernel: np.ndarray, bias: np.ndarray, live: np.ndarray
+        self,
+        x: str,
+        output: str,
+        layer: str,
+        kernel: np.ndarray,
+        bias: np.ndarray,
+        live: np.ndarray,
     ) -> dict[str, Any]:
         """Codes, scales and biases of a kernel; channels that are not `live` are their bias."""
         rule, found = self._site(f"{layer}/{WEIGHTS}")
@@ -245,6 +256,10 @@ class _Lowering:
         least = np.abs(bias) / (source * _BIAS_LIMIT)
         given = np.broadcast_to(np.asarray(grid.scale, np.float32), bias.shape)
         if rule.per_channel:
+            # Without weights any scale will do: one at which the bias is precise in the output.
+            empty = ~live | ~kernel.reshape(-1, len(bias)).any(0)
+            fine = self._grids[output].scale / (source * _BIAS_STEPS)
+            given = np.where(empty, np.float32(fine), given)
             scale = np.where(given >= least, given, least.astype(np.float32))
         else:
             scale = np.maximum(grid.scale, least.max(initial=0.0).astype(np.float32))

@@ -1,4 +1,4 @@
-"""A small MobileNetV2 that was trained on the digits for a moment, and quantised in many ways."""
+"""A small MobileNetV2 for the digits, trained for a moment or not, and quantised in many ways."""
 
 import functools
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from quantize import variants
 from sklearn import datasets
 
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, plan_blocks
@@ -74,6 +75,12 @@ def trained(se_gate: str = "") -> tuple[MobileNetV2, dict[str, Any]]:
     changes = {"se_gate": se_gate, "plan": {"se_ratio": 0.25}} if se_gate else {}
     model = network(**changes)
     return model, train(model)
+
+
+def untrained(model: MobileNetV2) -> dict[str, Any]:
+    """Random variables whose statistics are those of some digits."""
+    images, _ = digits()
+    return variants.settled(model, variants.random_variables(model, shape=SHAPE), images[:256])
 
 
 def quantized(

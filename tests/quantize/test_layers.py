@@ -1,6 +1,7 @@
 """Quantised layers in their network: float at 0 bits, rounded once a site, ranges and gradients."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.extend import core
+from quantize import variants
 from quantize.variants import (
     SHAPE,
     VARIANTS,
@@ -19,6 +21,7 @@ from quantize.variants import (
     prepared,
     quantized,
     random_variables,
+    settled,
 )
 
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, plan_blocks
@@ -26,6 +29,13 @@ from mobilenet.models.normalization import BatchNorm
 from mobilenet.quantize import calibration, layers
 from mobilenet.quantize.rules import ESTIMATORS, Rule
 from mobilenet.train.steps import AXIS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with variants.quick_compilation(tmp_path_factory.getbasetemp() / "xla"):
+        yield
+
 
 LSQ = {"ranges": "lsq", "symmetric": True}
 
@@ -45,25 +55,39 @@ def calibrated(variant: str = "plain") -> tuple[Any, Any, dict[str, Any]]:
     return net, quantized(net), prepared(quantized(net), rules, random_variables(net))
 
 
+def one_block() -> MobileNetV2:
+    """With a shortcut; for what is compiled several times and does not depend on the plan."""
+    plan = plan_blocks(
+        blocks=(BlockSpec(2, 8, 1, 1),), stem_features=8, stem_strides=2, head_features=0
+    )
+    return MobileNetV2(plan, 5, conv_form="grouped")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train(net: Any, variables: Any, x: Any) -> Any:
+    return net.apply(variables, x, True, mutable=["batch_stats", "quant"])
+
+
 def train(net: Any, variables: Any, x: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Logits and the updated collections of one training pass."""
-    names = ["batch_stats", "quant"]
-    found = jax.jit(lambda v, x: net.apply(v, x, True, mutable=names))(variables, x)
-    return jax.device_get(found)
+    return jax.device_get(_train(net, variables, x))
 
 
 # ---- the network
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=[] if v == "plain" else [pytest.mark.slow]) for v in VARIANTS],
+)
 def test_without_bits_it_is_the_float_network_and_with_eight_close(variant: str):
     net, quantised, variables = calibrated(variant)
     x = images(16)
     exact = apply(net, random_variables(net), x)
-    run = jax.jit(lambda v, x: quantised.apply(v, x, False))  # bits are data: compiled once
     silent = {**variables, "quant": calibration.without_bits(variables["quant"])}
-    np.testing.assert_array_equal(run(silent, x), exact)
-    error = np.sqrt(np.mean((run(variables, x) - exact) ** 2) / np.var(exact))
+    # Two programs: sums may be in another order.
+    np.testing.assert_allclose(apply(quantised, silent, x), exact, rtol=1e-4, atol=1e-5)
+    error = np.sqrt(np.mean((apply(quantised, variables, x) - exact) ** 2) / np.var(exact))
     assert 0 < error < 0.1
 
 
@@ -100,24 +124,35 @@ def test_float_checkpoints_fit():
         assert jax.tree.map(np.shape, variables[name]) == jax.tree.map(np.shape, plain[name])
 
 
-@pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_kernels_take_few_values(bits: int, per_channel: bool):
+def test_kernels_take_few_values(per_channel: bool):
     net = network()
-    rules = make_rules(weights={"bits": bits, "per_channel": per_channel})
-    quantised = quantized(net, rules)
-    variables = prepared(quantised, rules, random_variables(net))
+    quantised = quantized(net, make_rules(weights={"per_channel": per_channel}))
+    empty = calibration.empty(calibration.structure(quantised, SHAPE)["quant"])
 
     def is_kernel(module: Any, method: str) -> bool:
         return (module.name, method) == ("weights", "__call__")
 
-    _, found = quantised.apply(
-        variables, images(2), False, mutable=["intermediates"], capture_intermediates=is_kernel
-    )
-    kernels = {
-        path.removesuffix("/weights/__call__"): np.asarray(leaf)
-        for path, (leaf,) in flat(found["intermediates"]).items()
-    }
+    @jax.jit
+    def look(variables: Any) -> Any:
+        _, found = quantised.apply(
+            variables, images(1), False, mutable=["intermediates"], capture_intermediates=is_kernel
+        )
+        return found["intermediates"]
+
+    for bits in (2, 4):
+        quant = calibration.with_bits(empty, lambda s, b=bits: b if s.endswith("weights") else 0)
+        variables = {**random_variables(net), "quant": quant}
+        kernels = {
+            path.removesuffix("/weights/__call__"): np.asarray(leaf)
+            for path, (leaf,) in flat(look(variables)).items()
+        }
+        check_kernels(net, variables, kernels, bits, per_channel)
+
+
+def check_kernels(
+    net: Any, variables: Any, kernels: dict[str, np.ndarray], bits: int, per_channel: bool
+) -> None:
     factors = calibration.folded_kernels(variables, net.bn_epsilon)
     params = flat(variables["params"])
     assert set(kernels) == {p.removesuffix("/kernel") for p in params if p.endswith("/kernel")}
@@ -183,7 +218,8 @@ def test_a_training_step_rounds_every_site_once(changes: dict[str, Any]):
 
 def test_evaluation_never_moves_a_range():
     _, net, variables = calibrated()
-    _, updated = net.apply(variables, 100 * images(4), False, mutable=["quant", "batch_stats"])
+    run = jax.jit(lambda v, x: net.apply(v, x, False, mutable=["quant", "batch_stats"])[1])
+    updated = run(variables, 100 * images(4))
     for name in ("quant", "batch_stats"):
         jax.tree.map(np.testing.assert_array_equal, dict(updated[name]), dict(variables[name]))
 
@@ -211,16 +247,21 @@ def test_training_observes_until_the_counter_ends():
 
 @pytest.mark.parametrize("ranges", ["fixed", "lsq", "pact"])
 def test_other_ranges_stay(ranges: str):
-    net = network()
-    rules = make_rules(activations={"ranges": ranges, "symmetric": True})
-    quantised = quantized(net, rules)
-    variables = prepared(quantised, rules, random_variables(net))
-    _, updated = train(quantised, variables, 10 * images(4))
-    assert not any(path.endswith("observe") for path in flat(updated["quant"]))
-    jax.tree.map(np.testing.assert_array_equal, updated["quant"], dict(variables["quant"]))
+    net = quantized(network(), make_rules(activations={"ranges": ranges, "symmetric": True}))
+    shapes: Any = calibration.structure(net, SHAPE)
+    variables = {
+        name: calibration.nest({p: np.full(x.shape, 3, x.dtype) for p, x in leaves.items()})
+        for name, leaves in shapes.items()
+    }
+    # Nothing else is asked for, and the compiler drops the network.
+    updated = jax.jit(
+        lambda v, x: net.apply(v, x, True, mutable=["batch_stats", "quant"])[1]["quant"]
+    )(variables, images(4))
+    assert not any(path.endswith("observe") for path in flat(updated))
+    jax.tree.map(np.testing.assert_array_equal, dict(updated), variables["quant"])
 
 
-@pytest.mark.parametrize("synchronised", [True, False])
+@pytest.mark.parametrize("synchronised", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_devices_see_the_ranges_of_one(synchronised: bool):
     net, _, variables = calibrated()
     x = images(8, seed=3) * np.linspace(0.5, 3, 8)[:, None, None, None].astype(np.float32)
@@ -262,7 +303,7 @@ def test_the_batch_normalises_until_the_counter_ends():
     counters = {path: np.float32(1) for path in shapes if path[-1] == "batch_norm"}
     assert len(counters) == 13  # every layer but the classifier
     quant = calibration.nest({**calibration.flatten(variables["quant"]), **counters})
-    x = 2 * images(8, seed=5)
+    x = 2 * images(4, seed=5)
     first = train(ending, {**variables, "quant": quant}, x)
     expected = train(batch, variables, x)
     np.testing.assert_allclose(first[0], expected[0], rtol=1e-4, atol=1e-5)
@@ -350,7 +391,7 @@ def layer(**changes: Any) -> tuple[Any, dict[str, Any], np.ndarray]:
         conv, norm, 4, activation="identity", quantizer=quantizer, statistics="running"
     )
     x = np.random.default_rng(1).normal(size=(2, 3, 3, 6)).astype(np.float32)
-    variables = module.init(jax.random.key(0), x, False)
+    variables: Any = module.init(jax.random.key(0), x, False)
     rng = np.random.default_rng(0)
     variables["params"]["bn"]["scale"] = np.asarray([0.5, -1.5, 2.0, 0.0], np.float32)
     variables["batch_stats"]["bn"]["var"] = rng.uniform(0.5, 2, 4).astype(np.float32)
@@ -376,7 +417,7 @@ def test_gradients_pass_through_the_fold():
     def loss(params: Any) -> Any:
         return jnp.sum(weights * module.apply({**variables, "params": params}, x, True))
 
-    value, gradient = jax.value_and_grad(loss)(variables["params"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(variables["params"])
     mean = np.asarray(variables["batch_stats"]["bn"]["mean"])
     products = x @ rounded
     expected = (products - mean) * factor
@@ -408,11 +449,12 @@ def test_a_channel_that_normalisation_silences_stays_finite():
 )
 def test_gradients_reach_what_quantisers_learn(changes: dict[str, Any], learned: set[str]):
     activations = {**changes["activations"], "estimator": "percentile"}
-    net, rules = network(), make_rules(weights=changes.get("weights"), activations=activations)
-    quantised = quantized(net, rules)
-    # Ranges so small that something is clipped everywhere.
-    variables = prepared(quantised, rules, random_variables(net), percentile=90.0)
-    x = images(8, seed=2)
+    net, rules = one_block(), make_rules(weights=changes.get("weights"), activations=activations)
+    quantised, x = quantized(net, rules), images(16)
+    # Ranges so small that something is clipped at both ends everywhere: chosen on these pictures,
+    # for activations that the running statistics and the batch's normalise alike.
+    variables = settled(net, random_variables(net), x)
+    variables = prepared(quantised, rules, variables, percentile=90.0)
 
     @jax.jit
     def gradient(params: Any) -> Any:
@@ -443,8 +485,8 @@ def test_gradients_reach_what_quantisers_learn(changes: dict[str, Any], learned:
 
 
 def test_learned_ranges_start_where_fixed_ones_are():
-    """Before the first step they compute the same."""
-    net, x = network(), images(8, seed=4)
+    """Before the first step they compute the same, where nothing lies outside of the range."""
+    net, x = one_block(), images(16)  # as `prepared` calibrates with: a clip cuts both ends
     logits = {}
     for ranges in ("fixed", "lsq", "pact"):
         rules = make_rules(activations={"ranges": ranges, "symmetric": True})
@@ -456,7 +498,7 @@ def test_learned_ranges_start_where_fixed_ones_are():
 
 
 def test_recomputed_blocks_equal_kept_ones():
-    net, quantised, variables = calibrated("squeeze")
+    net, quantised, variables = calibrated()
     again = quantized(net.clone(remat=True))
     x = images(4, seed=6)
     kept, recomputed = train(quantised, variables, x), train(again, variables, x)

@@ -1,16 +1,18 @@
 """Quantised networks as integers: each operation against the forward pass that is simulated."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from quantize import small
+from quantize import small, variants
 
 from mobilenet.models.mobilenet_v1 import MobileNetV1, plan_blocks
-from mobilenet.quantize import integer, layers, lowering
+from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2
+from mobilenet.quantize import calibration, integer, layers, lowering, rules
 from mobilenet.quantize.calibration import flatten, nest
-from mobilenet.quantize.rules import RuleError
+from mobilenet.quantize.rules import ACTIVATIONS, RuleError, kind
 
 # Share of codes that are the forward's own. A mean that is scaled by a factor near 1 is rounded
 # twice in fixed point, as TFLite rounds it; weights of 4 bits have coarse biases.
@@ -34,6 +36,54 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "lsq_plus": {"weights": {"ranges": "lsq"}, "activations": {"ranges": "lsq_plus"}},
     "pact": {"activations": {"symmetric": True, "ranges": "pact"}},
 }
+# Whose every part another scheme has too.
+MIXTURES = ("w3a8_fixed", "per_tensor", "affine", "symmetric", "lsq")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    small.trained()  # hundreds of steps, which optimisation speeds up by more than it takes
+    with variants.quick_compilation(tmp_path_factory.getbasetemp() / "xla"):
+        yield
+
+
+def trained() -> tuple[MobileNetV2, dict[str, Any]]:
+    """The small network in the form that compiles fastest."""
+    model, variables = small.trained()
+    return model.clone(conv_form="grouped"), variables
+
+
+def is_quantizer(module: Any, method: str) -> bool:
+    return isinstance(module, layers.Quantizer) and method == "__call__"
+
+
+def forward(model: Any, variables: Any, images: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+    """Logits, and what every quantiser of activations hands on.
+
+    That lies on the grid, so its code is beyond doubt. What the quantiser is given is not enough:
+    beside a tie float32 rounds the quotient to another code than float64, and one code of an input
+    is worth a code and more of an output with smaller steps.
+    """
+    run = jax.jit(
+        lambda v, x: model.apply(
+            v, x, False, mutable=["intermediates"], capture_intermediates=is_quantizer
+        )
+    )
+    logits, found = run(variables, images)
+    sites = {"/".join(p[:-1]): leaf for p, (leaf,) in flatten(found["intermediates"]).items()}
+    return logits, {s: np.asarray(x) for s, x in sites.items() if kind(s) == ACTIVATIONS}
+
+
+def allowed(graph: integer.Graph, operation: integer.Operation) -> Any:
+    """The largest difference of codes.
+
+    Two numbers that are at most n apart round to codes at most n apart, n whole; what keeps the
+    sums apart is half a unit of the bias and, far below it, the precision of both multiplications.
+    """
+    if not isinstance(operation, integer.Convolution | integer.Dense):
+        return 1
+    unit = graph.grids[operation.inputs[0]].scale * np.asarray(operation.kernel_scale)
+    return np.maximum(1, np.ceil(unit / 2 / graph.grids[operation.output].scale))
 
 
 def compare(
@@ -41,15 +91,14 @@ def compare(
 ) -> dict[str, list[np.ndarray]]:
     """Kind of operation -> differences of codes, each operation given the forward's own codes."""
     graph = lowering.lower(model, variables, small.SHAPE)
-    forward = jax.jit(lambda v, x: model.apply(v, x, False, mutable=[layers.SEEN]))
-    logits, found = forward(variables, images)
-    seen = {"/".join(path[:-1]): np.asarray(x) for path, x in flatten(found["seen"]).items()}
-    assert set(graph.grids) == {site for site in seen if not site.endswith("/weights")}
-    tensors = {name: grid.quantize(seen[name]) for name, grid in graph.grids.items()}
+    logits, rounded = forward(model, variables, images)
+    assert set(graph.grids) == set(rounded)
+    tensors = {name: grid.quantize(rounded[name]) for name, grid in graph.grids.items()}
     differences: dict[str, list[np.ndarray]] = {}
     for operation in graph.operations:
         ours = integer.run_op(graph, operation, tensors).astype(int)
         apart = np.abs(ours - tensors[operation.output])
+        assert np.all(apart <= allowed(graph, operation)), operation.name
         differences.setdefault(type(operation).__name__, []).append(apart)
     whole = graph.dequantize_output(integer.run(graph, tensors[graph.input]))
     # The whole network: steps that differ by a code travel on, but the answer stays.
@@ -58,16 +107,18 @@ def compare(
 
 
 def check(differences: dict[str, list[np.ndarray]], least: float | None = None) -> None:
-    for kind, found in differences.items():
+    for operation, found in differences.items():
         codes = np.concatenate([x.ravel() for x in found])
-        assert codes.max() <= 1, kind
-        bound = EXACT.get(kind, 0.999)
-        assert (codes == 0).mean() >= (bound if least is None else min(bound, least)), kind
+        bound = EXACT.get(operation, 0.999)
+        assert (codes == 0).mean() >= (bound if least is None else min(bound, least)), operation
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(s, marks=[pytest.mark.slow] if s in MIXTURES else []) for s in SCHEMES],
+)
 def test_each_operation_is_the_forwards_within_a_code(scheme: str):
-    model, variables = small.quantized(*small.trained(), **SCHEMES[scheme])
+    model, variables = small.quantized(*trained(), **SCHEMES[scheme])
     images, labels = small.digits()
     if scheme in ("lsq", "lsq_plus", "pact"):  # as if training had moved them
         params = flatten(variables["params"])
@@ -81,16 +132,26 @@ def test_each_operation_is_the_forwards_within_a_code(scheme: str):
     check(found, {"w4a8": 0.9, "w3a8_fixed": 0.85, "w8a4": 0.95}.get(scheme))
 
 
-@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
+def squeezed(gate: str = "sigmoid") -> MobileNetV2:
+    return small.network(
+        plan={"se_ratio": 0.5, "head_features": 0}, se_gate=gate, conv_form="grouped"
+    )
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", pytest.param("hard_sigmoid", marks=pytest.mark.slow)])
 def test_squeeze_and_excitation(gate: str):
-    model, variables = small.quantized(*small.trained(gate))
-    found = compare(model, variables, small.digits()[0][-64:])
+    float_model = squeezed(gate)
+    model, variables = small.quantized(float_model, small.untrained(float_model))
+    quant = flatten(variables["quant"])
+    hidden = [path for path in quant if path[-2:] == ("hidden", "high")]
+    assert hidden and all(quant[path] > 0 for path in hidden)
+    found = compare(model, variables, small.digits()[0][-64:], 0.9)
     assert set(found) == {"Convolution", "Dense", "Mean", "Lookup", "Multiply", "Add"}
     check(found)
 
 
 def test_the_integer_network_is_as_accurate_as_the_float_one():
-    float_model, float_variables = small.trained()
+    float_model, float_variables = trained()
     model, variables = small.quantized(float_model, float_variables)
     images, labels = small.digits()
     graph = lowering.lower(model, variables, small.SHAPE)
@@ -102,34 +163,47 @@ def test_the_integer_network_is_as_accurate_as_the_float_one():
     assert (codes.argmax(1) == floats.argmax(1)).mean() > 0.97
 
 
+def test_behind_a_tensor_of_zeros_half_a_unit_of_the_bias_may_be_missing():
+    float_model = squeezed()
+    float_variables = small.untrained(float_model)
+    params = flatten(float_variables["params"])
+    params[("blocks_0_0", "se", "reduce", "bias")] -= 100  # behind ReLU nothing is left
+    float_variables = {**float_variables, "params": nest(params)}
+    model, variables = small.quantized(float_model, float_variables)
+    graph = lowering.lower(model, variables, small.SHAPE)
+    assert graph.grids["blocks_0_0/se/hidden"].scale == 1
+    assert allowed(graph, graph.operation("blocks_0_0/se/scores")).max() > 1
+    compare(model, variables, small.digits()[0][-16:], 0.8)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"plan": {"shortcut": "expansion"}},
-        {"plan": {"shortcut_projection": True}, "bottleneck_activation": "relu6"},
-        {"plan": {"head_features": 0}, "activation": "relu", "padding": "SYMMETRIC"},
+        {
+            "plan": {
+                "blocks": (BlockSpec(2, 8, 3, 2),),
+                "shortcut": "expansion",
+                "head_features": 0,
+            },
+            "activation": "relu",
+            "padding": "SYMMETRIC",
+        },
+        {
+            "plan": {"shortcut_projection": True, "stem_features": 16},
+            "bottleneck_activation": "relu6",
+        },
     ],
-    ids=["expansion", "projection", "headless"],
+    ids=["expansion_headless", "projection"],
 )
 def test_other_plans(changes: dict[str, Any]):
-    float_model = small.network(**changes)
-    model, variables = small.quantized(float_model, small.train(float_model, 10))
-    graph = lowering.lower(model, variables, small.SHAPE)
-    images = small.digits()[0][-32:]
-    seen = model.apply(variables, images, False, mutable=[layers.SEEN])[1]["seen"]
-    tensors = {
-        "/".join(path[:-1]): graph.grids["/".join(path[:-1])].quantize(np.asarray(x))
-        for path, x in flatten(seen).items()
-        if "/".join(path[:-1]) in graph.grids
-    }
-    assert set(tensors) == set(graph.grids)
-    for operation in graph.operations:
-        ours = integer.run_op(graph, operation, tensors).astype(int)
-        assert np.abs(ours - tensors[operation.output]).max() <= 1, operation.name
+    float_model = small.network(**changes, conv_form="grouped")
+    assert {b.shortcut for b in float_model.plan.blocks} & {"expansion", "projection"}
+    model, variables = small.quantized(float_model, small.untrained(float_model))
+    compare(model, variables, small.digits()[0][-32:], 0.9)
 
 
 def test_dead_channels_and_large_biases_are_their_bias():
-    model, variables = small.trained()
+    model, variables = trained()
     params = flatten(variables["params"])
     scale = np.array(params[("stem", "bn", "scale")])
     bias = np.array(params[("stem", "bn", "bias")])
@@ -141,13 +215,45 @@ def test_dead_channels_and_large_biases_are_their_bias():
     changed = {**variables, "params": nest(params)}
     model, quantised = small.quantized(model, changed, settings={"fold": False})
     graph = lowering.lower(model, quantised, small.SHAPE)
-    images = small.digits()[0][-16:]
+    images = small.digits()[0][-64:]
     tensors = integer.run(graph, graph.quantize_input(images), keep=True)
     stem = graph.grids["stem/output"].dequantize(tensors["stem/output"])
     step = graph.grids["stem/output"].scale
     np.testing.assert_allclose(stem[..., 0], 1, atol=step / 2 * 1.01)
     np.testing.assert_allclose(stem[..., 1], 2, atol=step / 2 * 1.01)
     check(compare(model, quantised, images))
+
+
+def without_ranges(
+    float_model: MobileNetV2, rows: tuple[tuple[str, str], ...] = ()
+) -> tuple[MobileNetV2, dict[str, Any]]:
+    """A quantised network that saw no picture: bits and structure alone are right."""
+    found = rules.parse(small.WEIGHTS, small.ACTIVATIONS, rows)
+    model: Any = layers.quantize_network(float_model, found)
+    quant = calibration.empty(calibration.structure(model, small.SHAPE)["quant"])
+    quant = calibration.with_bits(quant, lambda site: found.find(site).bits)
+    return model, {**variants.random_variables(float_model, shape=small.SHAPE), "quant": quant}
+
+
+def test_channels_without_weights_are_their_bias_at_any_precision_of_the_input():
+    model, variables = trained()
+    params = flatten(variables["params"])
+    kernel, bias = (
+        np.array(params[("stem", *name)]) for name in (("conv", "kernel"), ("bn", "bias"))
+    )
+    kernel[..., 3], bias[3] = 0, 2.2
+    params[("stem", "conv", "kernel")], params[("stem", "bn", "bias")] = kernel, bias
+    stats = flatten(variables["batch_stats"])
+    stats[("stem", "bn", "mean")] = np.where(np.arange(8) == 3, 0, stats[("stem", "bn", "mean")])
+    changed = {"params": nest(params), "batch_stats": nest(stats)}
+    # Half a step of the input is worth almost three of the output.
+    model, quantised = small.quantized(model, changed, (("input", "bits=4"),))
+    graph = lowering.lower(model, quantised, small.SHAPE)
+    tensors = integer.run(graph, graph.quantize_input(small.digits()[0][-16:]), keep=True)
+    grid = graph.grids["stem/output"]
+    assert graph.grids["input"].scale > 5 * grid.scale
+    stem = grid.dequantize(tensors["stem/output"])
+    np.testing.assert_allclose(stem[..., 3], 2.2, atol=grid.scale / 2 * 1.01)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +267,9 @@ def test_dead_channels_and_large_biases_are_their_bias():
 def test_networks_without_an_integer_form(
     rows: tuple[tuple[str, str], ...], changes: dict[str, Any], message: str
 ):
-    float_model = small.network(**changes)
-    variables = jax.device_get(float_model.init(jax.random.key(0), small.digits()[0][:1]))
-    model, quantised = small.quantized(float_model, variables, rows)
+    model, variables = without_ranges(small.network(**changes), rows)
     with pytest.raises(lowering.LoweringError, match=message):
-        lowering.lower(model, quantised, small.SHAPE)
+        lowering.lower(model, variables, small.SHAPE)
 
 
 def test_what_was_never_quantised_is_refused():
@@ -178,6 +282,6 @@ def test_what_was_never_quantised_is_refused():
 
 def test_tables_of_sixteen_bits_are_refused():
     rows = ((".*/se/scores", "bits=12"),)
-    model, variables = small.quantized(*small.trained("sigmoid"), rows)
+    model, variables = without_ranges(small.network(plan={"se_ratio": 0.25}), rows)
     with pytest.raises(lowering.LoweringError, match="tables have at most 256"):
         lowering.lower(model, variables, small.SHAPE)

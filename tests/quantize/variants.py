@@ -1,11 +1,15 @@
-"""MobileNetV2s of three blocks with random variables, in float and quantised."""
+"""MobileNetV2s of four blocks with random variables, in float and quantised."""
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2, plan_blocks
 from mobilenet.quantize import layers, ptq
@@ -17,7 +21,7 @@ TABLE = (BlockSpec(1, 8, 1, 1), BlockSpec(2, 16, 3, 2))
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "squeeze": {"se_ratio": 0.5},
-    "projection": {"shortcut_projection": True},
+    "projection": {"shortcut_projection": True, "stem_features": 16},
     "expansion": {"shortcut": "expansion"},
     "chain": {"shortcut": "none", "head_features": 0},
 }
@@ -28,17 +32,44 @@ W8A8 = {
 }  # fmt: skip
 
 
-def network(variant: str = "plain", **settings: Any) -> MobileNetV2:
+@contextlib.contextmanager
+def quick_compilation(directory: Path) -> Iterator[None]:
+    """Compiles each program once, without most optimisations, and keeps it in `directory`.
+
+    Tests of networks this small spend nearly all of their time in the compiler.
+    """
+    changes: dict[str, Any] = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # one that is in use keeps its directory
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def network(
+    variant: str = "plain", blocks: tuple[BlockSpec, ...] = TABLE, **settings: Any
+) -> MobileNetV2:
     """Of VARIANTS; `settings` are of the network."""
     options = {"stem_features": 8, "stem_strides": 1, "head_features": 24, **VARIANTS[variant]}
     # Grouped convolutions compile fastest.
     settings = {"conv_form": "grouped", **settings}
-    return MobileNetV2(plan_blocks(blocks=TABLE, **options), 5, **settings)
+    return MobileNetV2(plan_blocks(blocks=blocks, **options), 5, **settings)
 
 
-def random_variables(net: MobileNetV2, seed: int = 0) -> dict[str, Any]:
+def random_variables(
+    net: MobileNetV2, seed: int = 0, shape: tuple[int, int, int] = SHAPE
+) -> dict[str, Any]:
     """`params` and `batch_stats` on the host, with normalisations that differ by channel."""
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)))
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
@@ -51,6 +82,13 @@ def random_variables(net: MobileNetV2, seed: int = 0) -> dict[str, Any]:
 
     found = jax.tree_util.tree_map_with_path(draw, dict(shapes))
     return {name: found[name] for name in ("params", "batch_stats")}
+
+
+def settled(net: MobileNetV2, variables: Mapping[str, Any], x: np.ndarray) -> dict[str, Any]:
+    """The variables with the statistics of these pictures, as the end of training leaves them."""
+    learner = net.clone(bn_momentum=0.0)
+    run = jax.jit(lambda v, x: learner.apply(v, x, True, mutable=["batch_stats"])[1])
+    return {**variables, **jax.device_get(run(variables, x))}
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -74,9 +112,14 @@ def quantized(net: MobileNetV2, rules: Rules | None = None, **options: Any) -> A
     return layers.quantize_network(net, rules or make_rules(), **options)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(net: Any, variables: Any, x: Any) -> Any:
+    return net.apply(variables, x, False)
+
+
 def apply(net: Any, variables: Any, x: np.ndarray) -> np.ndarray:
-    """Logits in evaluation, compiled."""
-    return np.asarray(jax.jit(lambda v, x: net.apply(v, x, False))(variables, x))
+    """Logits in evaluation, compiled once for each network and structure of its variables."""
+    return np.asarray(_evaluate(net, variables, x))
 
 
 def prepared(net: Any, rules: Rules, variables: Any, **settings: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FILES = sorted(
 SMOKE = list(
     {config_lib.fingerprint(load_config(f"{path}:smoke", {})): path for path in FILES}.values()
 )
-QUICK = ("digits", "bits", "pruning")
+QUICK = ("digits",)
 
 
 def test_there_are_experiments_and_the_base_table_is_the_papers():
@@ -46,7 +46,7 @@ def test_experiments_are_valid_and_documented(path: Path):
 
 @pytest.mark.parametrize(
     "path",
-    # Each compiles the whole network of its experiment; a few stay among the fast tests.
+    # Each compiles the whole network of its experiment; one stays among the fast tests.
     [path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in SMOKE],
     ids=lambda p: str(p.relative_to(ROOT)),
 )

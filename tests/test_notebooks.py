@@ -21,6 +21,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 CELL_SECONDS = 300
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+TRAINING = ("01_quickstart", "06_transfer")  # minutes
 
 
 def test_there_are_notebooks():
@@ -58,7 +59,11 @@ def outputs(notebook: Any) -> list[Any]:
     return [out for cell in notebook.cells for out in cell.get("outputs", [])]
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem in TRAINING else p for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs_anywhere_and_makes_its_figures(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

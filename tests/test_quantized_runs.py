@@ -209,6 +209,7 @@ def test_training_goes_on_from_the_float_weights(source: Path, tmp_path: Path):
     assert summary(tmp_path)["test"]["top1"] > summary(source)["test"]["top1"] - 0.1
 
 
+@pytest.mark.slow
 def test_quantisers_learn_with_a_rate_of_their_own(source: Path, learned: Path, tmp_path: Path):
     first = leaves(start(w8a8(source, **LEARNED), tmp_path / "first").init().params)
     config = w8a8(source, **LEARNED, quantize__step_rate=0.0)

@@ -189,6 +189,7 @@ def test_columns_of_known_classes_are_kept(source: Path, folder: Path, tmp_path:
     assert parts.facts[0]["pretrained"]["classifier"] == "selected"
 
 
+@pytest.mark.slow
 def test_the_backbones_rate_scales_its_updates(source: Path, folder: Path, tmp_path: Path):
     steps = {}
     for rate in (1.0, 0.25):
@@ -213,11 +214,16 @@ def test_the_backbones_rate_scales_its_updates(source: Path, folder: Path, tmp_p
     [
         ({}, {"stem", "blocks_0_0", "blocks_1_0", "head", "classifier"},
          {"stem", "blocks_0_0", "blocks_1_0", "head"}),
-        ({"backbone_rate": 0.0}, {"classifier"}, {"stem", "blocks_0_0", "blocks_1_0", "head"}),
+        pytest.param(
+            {"backbone_rate": 0.0}, {"classifier"}, {"stem", "blocks_0_0", "blocks_1_0", "head"},
+            marks=pytest.mark.slow,
+        ),
         ({"train_from": "blocks_1"}, {"blocks_1_0", "head", "classifier"}, {"blocks_1_0", "head"}),
-        ({"train_from": "classifier"}, {"classifier"}, set()),
-        ({"batch_norm": "frozen"}, {"stem", "blocks_0_0", "blocks_1_0", "head", "classifier"},
-         set()),
+        pytest.param({"train_from": "classifier"}, {"classifier"}, set(), marks=pytest.mark.slow),
+        pytest.param(
+            {"batch_norm": "frozen"}, {"stem", "blocks_0_0", "blocks_1_0", "head", "classifier"},
+            set(), marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_only_what_shall_learn_changes(

@@ -91,6 +91,7 @@ def test_a_subject_that_cannot_run_says_why():
         suite.measure(case("block", block="blocks_9_9"), 1, ENVIRONMENT)
 
 
+@pytest.mark.slow
 def test_photographs_to_crops(tmp_path: Path):
     empty = case("input", subjects=("ours", "pillow"))
     with pytest.raises(BenchmarkError, match="holds no JPEG files"):

@@ -221,7 +221,11 @@ def test_the_conditional_survives_lanes():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "distribution", "sparsity"), [("2:4", "uniform", 0.5), ("weights", "global", 0.9)]
+    ("pattern", "distribution", "sparsity"),
+    [
+        pytest.param("2:4", "uniform", 0.5, marks=pytest.mark.slow),
+        ("weights", "global", 0.9),
+    ],
 )
 def test_masks_of_the_real_network_are_exact(pattern: str, distribution: str, sparsity: float):
     config = config_lib.get_config()

@@ -55,7 +55,7 @@ def both(block: InvertedResidual, variables: Any, x: jax.Array, parts: int):
     ("plan", "parts"),
     [
         (a_block(), 1),
-        (a_block(), 3),
+        pytest.param(a_block(), 3, marks=pytest.mark.slow),
         (a_block(expanded_features=11), 11),
         (a_block(strides=2, features=12, shortcut="none"), 2),
         (a_block(features=12, shortcut="projection"), 2),

@@ -230,6 +230,7 @@ def test_damaged_weights_are_found_before_anything_runs():
 # ---- learned rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", pytest.param("squeeze", marks=pytest.mark.slow)])
 def test_learned_rounding_is_better_than_nearest(variant: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ptq, "POSITIONS", 256)

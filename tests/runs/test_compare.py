@@ -9,10 +9,11 @@ from mobilenet.analysis import comparison
 from mobilenet.cli.main import main
 from mobilenet.sweep import points, runner
 
+pytestmark = pytest.mark.slow  # whole commands, each in a process of its own
+
 NETWORKS = """
 from mobilenet import config as base
 from mobilenet.sweep import space
-
 
 def get_config(arg=""):
     config = base.get_config()

@@ -125,6 +125,7 @@ def test_zeros_survive_quantised_training(pruned: Path, tmp_path: Path):
         assert (rounded[before] == 0).all()  # the symmetric grid has a code for 0
 
 
+@pytest.mark.slow
 def test_a_shrunk_run_is_a_run_like_any_other(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -12,6 +12,8 @@ from mobilenet.analysis import claims
 from mobilenet.cli.main import main
 from mobilenet.config import ConfigError
 
+pytestmark = pytest.mark.slow  # whole commands, each in a process of its own
+
 # One block instead of seven, and no augmentation: compiling them is most of a smoke run's time.
 SMALLER = """
 
@@ -77,7 +79,6 @@ def test_a_claim_is_trained_and_judged(reproduced: tuple[Path, str]):
     assert_fig6a(*reproduced)
 
 
-@pytest.mark.slow
 def test_the_papers_blocks_are_trained_and_judged(mobilenet: Command, tmp_path: Path):
     done = mobilenet(*command(ROOT, tmp_path, "fig6a"), "--lanes=2")
     assert_fig6a(tmp_path, done.stdout)

@@ -81,7 +81,9 @@ def test_runs_killed_many_times_end_in_the_same_bits(
     kill_and_compare(cache, mobilenet, finished, tmp_path / "killed", kills=6, seed=seed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signals_save_and_the_run_continues(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path, number: signal.Signals
 ):
@@ -108,6 +110,7 @@ def test_finished_runs_are_left_alone(mobilenet: Command, finished: Path):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_two_devices_and_two_processes_equal_one_device(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path
 ):

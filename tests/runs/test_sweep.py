@@ -51,6 +51,7 @@ def assert_same_points(workdir: Path, undisturbed: Path, *, rows: bool = True) -
         assert evaluations(ours) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_three_times_computes_every_point_once(
     cache: Path, mobilenet: Command, undisturbed: Path, tmp_path: Path
 ):

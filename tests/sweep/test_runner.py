@@ -92,6 +92,7 @@ def test_lanes_equal_runs_of_their_own_and_compile_once(
         )
 
 
+@pytest.mark.slow
 def test_lanes_continue_where_the_slowest_saved(tiny_points: list[Point], tmp_path: Path):
     chosen = [tiny_points[0], tiny_points[4]]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

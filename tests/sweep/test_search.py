@@ -29,7 +29,8 @@ def draws(trials: list[search.Trial]) -> set[float]:
     return {trial.values[RATE] for trial in trials}
 
 
-@pytest.mark.parametrize("method", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "tpe"])
 def test_a_search_continues_with_the_draws_of_an_undisturbed_one(method: str, tmp_path: Path):
     whole = run(tmp_path / "whole", 4, method=method)
     first = run(tmp_path / "parts", 2, method=method)

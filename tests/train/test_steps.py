@@ -118,6 +118,7 @@ def test_two_devices_equal_one(settings: dict[str, Any]):
     assert_close(one[1], two[1], 1e-4)
 
 
+@pytest.mark.slow
 def test_local_statistics_differ_from_synchronised_ones():
     sync, local = run(2)[0], run(2, statistics="local")[0]
     leaves = zip(jax.tree.leaves(sync.params), jax.tree.leaves(local.params), strict=True)

@@ -225,6 +225,7 @@ def test_quantisers_learn_with_a_rate_of_their_own(source: Path, learned: Path, 
     assert not np.array_equal(first["stem/conv/kernel"], still["stem/conv/kernel"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(source: Path, tmp_path: Path):
     """Killed behind a checkpoint, with counters that end before and after it."""
     config = w8a8(

@@ -277,6 +277,7 @@ def stale(**overrides: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_ends_with_its_best_checkpoint(tmp_path: Path):
     result = train(stale(), tmp_path)
     # The first validation, at epoch 1, and two that were no better.

@@ -33,14 +33,8 @@ def case(work: str, **more: object) -> Case:
     return Case("case", work, tiny(), **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        "train",
-        pytest.param("evaluate", marks=pytest.mark.slow),
-        pytest.param("block", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["train", "evaluate", "block"])
 def test_rows_hold_what_was_measured(work: str, tmp_path: Path):
     said: list[str] = []
     path = tmp_path / "benchmark.csv"

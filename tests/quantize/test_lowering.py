@@ -176,6 +176,7 @@ def test_behind_a_tensor_of_zeros_half_a_unit_of_the_bias_may_be_missing():
     compare(model, variables, small.digits()[0][-16:], 0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -340,6 +340,7 @@ def test_everything_together(variant: str, monkeypatch: pytest.MonkeyPatch):
         assert all(np.isfinite(leaf).all() for p, leaf in leaves.items() if p[-1] != "observe")
 
 
+@pytest.mark.slow
 def test_preparing_twice_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ptq, "POSITIONS", 256)
     rules = make_rules(weights={"ranges": "fixed"})

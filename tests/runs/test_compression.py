@@ -286,6 +286,7 @@ def test_a_teacher_is_an_argument_and_no_part_of_the_state(finished: Path, tmp_p
     np.testing.assert_allclose(alone, losses(plain.train_step), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_distilled_run_trains_and_names_its_teacher(finished: Path, tmp_path: Path):
     found = train(tmp_path / "student", compress__distillation__teacher=str(finished))
     assert found["status"] == "done" and found["teacher"] == {"step": 64}

@@ -223,6 +223,7 @@ def test_a_run_killed_before_its_summary_still_gets_a_whole_one(
     assert summary(workdir)["status"] == "done"
 
 
+@pytest.mark.slow
 def test_killed_before_anything_is_saved_starts_again(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path
 ):

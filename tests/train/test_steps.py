@@ -135,6 +135,7 @@ def test_state_stays_unstacked():
     assert two.step == 2
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_mean_over_parts():
     # BN normalises within a part, so the reference computes the parts itself.
     whole, seen = run(1, updates=1, accumulation_steps=2)

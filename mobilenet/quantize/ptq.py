@@ -167,20 +167,29 @@ def prepare(
     return fold(quantised, epsilon) if settings.fold else quantised, facts
 
 
-def _products(network: MobileNetV2) -> Callable[[Any, jax.Array], dict[Path, Any]]:
-    """Compiled: (variables, images) -> layer -> (sum, sum of squares, count) of its products."""
+def _look(
+    network: MobileNetV2, measure: Callable[[jax.Array], Any]
+) -> Callable[[Any, jax.Array], dict[Path, Any]]:
+    """Compiled: (variables, images) -> layer -> what `measure` makes of its products."""
 
     @jax.jit
     def look(variables: Any, images: jax.Array) -> Any:
         _, found = network.apply(variables, images, False, mutable=[layers.PRODUCTS])
-
-        def sums(x: jax.Array) -> tuple[jax.Array, ...]:
-            axes = tuple(range(x.ndim - 1))
-            return x.sum(axes), jnp.square(x).sum(axes), jnp.float32(x.size // x.shape[-1])
-
-        return {path: sums(x) for path, x in _by_layer(found[layers.PRODUCTS]).items()}
+        return {path: measure(x) for path, x in _by_layer(found[layers.PRODUCTS]).items()}
 
     return look
+
+
+def _sums(x: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum and sum of squares of each channel, [C], and their count."""
+    axes = tuple(range(x.ndim - 1))
+    return x.sum(axes), jnp.square(x).sum(axes), jnp.float32(x.size // x.shape[-1])
+
+
+def _ends(x: jax.Array) -> tuple[jax.Array, ...]:
+    """Least and largest of each channel, [C]."""
+    axes = tuple(range(x.ndim - 1))
+    return x.min(axes), x.max(axes)
 
 
 def _by_layer(recorded: Any) -> dict[Path, Any]:
@@ -215,7 +224,8 @@ def _moments(
     """Layer -> (mean, standard deviation) [C] of what its activation gets."""
     folded = Folded(variables, network.bn_epsilon)
     moments = {}
-    for layer, (mean, variance) in _mean_products(_products(network), variables, batches).items():
+    found = _mean_products(_look(network, _sums), variables, batches)
+    for layer, (mean, variance) in found.items():
         factor = folded.factor(layer)
         moments[layer] = mean * factor + folded.bias(layer), np.sqrt(variance) * np.abs(factor)
     return moments
@@ -231,21 +241,14 @@ def largest_inputs(
       variables: its variables; without bits.
       batches: as of `prepare`.
     """
-
-    @jax.jit
-    def look(variables: Any, images: jax.Array) -> Any:
-        _, found = network.apply(variables, images, False, mutable=[layers.PRODUCTS])
-        axes = (0, 1, 2)
-        return {
-            path: (x.min(axes), x.max(axes))
-            for path, x in _by_layer(found[layers.PRODUCTS]).items()
-            if _activation(network, path) == "relu6"
-        }
-
-    folded = Folded(variables, network.bn_epsilon)
+    if "relu6" not in (network.activation, network.bottleneck_activation):
+        return {}  # the pictures have nothing to say
+    look, folded = _look(network, _ends), Folded(variables, network.bn_epsilon)
     reach: dict[Path, np.ndarray] = {}
     for images in batches():
         for path, ends in jax.device_get(look(variables, images)).items():
+            if _activation(network, path) != "relu6":
+                continue
             factor, bias = folded.factor(path), folded.bias(path)
             largest = np.maximum(*(end * factor for end in ends)) + bias
             reach[path] = np.maximum(largest, reach[path]) if path in reach else largest
@@ -260,7 +263,7 @@ def _correct(
     Returns:
       Variables, and the largest shift of a channel's mean before, in deviations of the channel.
     """
-    look = _products(network)
+    look = _look(network, _sums)
     wanted = _mean_products(look, reference, batches)
     worst = 0.0
     for layer, _ in equalize.layer_order(network.plan):

@@ -11,9 +11,7 @@ Files take one picture at a time, [1, H, W, C].
 # pyright: reportMissingImports=false
 
 import dataclasses
-import importlib.util
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,11 @@ import numpy as np
 
 from mobilenet.export import operations
 from mobilenet.export.operations import ExportError
+from mobilenet.export.tflite_writer import Writer, require
 from mobilenet.quantize import integer
-
-METADATA = "mobilenet"  # the name of the metadata's buffer
 
 # LiteRT computes int8 sigmoids on this grid alone (lite/kernels/activations.cc).
 _SIGMOID = integer.Grid(1 / 256, -128)
-
-
-def require() -> None:
-    """Raises ExportError unless LiteRT is installed."""
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise ExportError(
-            "TFLite files need LiteRT, which is not installed; `pip install mobilenet[export]` "
-            "brings it."
-        )
 
 
 def write_float(path: Path, program: operations.Program, metadata: Mapping[str, Any]) -> None:
@@ -99,158 +87,12 @@ def signed(graph: integer.Graph) -> integer.Graph:
     return integer.Graph(tuple(found), graph.input, graph.output, grids, graph.input_shape)
 
 
-class _Writer:
-    """A TFLite model in the making."""
-
-    def __init__(self) -> None:
-        from ai_edge_litert import schema_py_generated as schema
-
-        self.schema: Any = schema
-        self.model: Any = schema.ModelT()
-        self.model.version = 3
-        self.model.description = "mobilenet export"
-        self.model.operatorCodes, self.model.buffers, self.model.metadata = [], [], []
-        self.graph: Any = schema.SubGraphT()
-        self.graph.name = "main"
-        self.graph.tensors, self.graph.operators = [], []
-        self.model.subgraphs = [self.graph]
-        self._codes: dict[tuple[int, int], int] = {}
-        self._buffer(b"")  # by convention the first is empty
-        self.tensors: dict[str, int] = {}
-
-    def _buffer(self, data: bytes) -> int:
-        buffer = self.schema.BufferT()
-        if data:
-            buffer.data = np.frombuffer(data, np.uint8)
-        self.model.buffers.append(buffer)
-        return len(self.model.buffers) - 1
-
-    def tensor(
-        self,
-        name: str,
-        shape: Sequence[int],
-        kind: str,
-        data: bytes = b"",
-        scale: Any = None,
-        zero_point: Any = 0,
-        axis: int = 0,
-    ) -> int:
-        """Adds a tensor, a constant if it has data; returns its number."""
-        tensor = self.schema.TensorT()
-        tensor.name, tensor.shape = name, [int(n) for n in shape]
-        tensor.type = getattr(self.schema.TensorType, kind)
-        tensor.buffer = self._buffer(data) if data else 0
-        if scale is not None:
-            quantization = self.schema.QuantizationParametersT()
-            scales = np.atleast_1d(np.asarray(scale, np.float32))
-            quantization.scale = scales
-            quantization.zeroPoint = np.broadcast_to(
-                np.asarray(zero_point, np.int64), scales.shape
-            ).copy()
-            quantization.quantizedDimension = axis
-            tensor.quantization = quantization
-        self.graph.tensors.append(tensor)
-        self.tensors[name] = len(self.graph.tensors) - 1
-        return self.tensors[name]
-
-    def constant(self, name: str, values: np.ndarray) -> int:
-        """Adds a float32 or int32 constant."""
-        kind = "FLOAT32" if values.dtype == np.float32 else "INT32"
-        return self.tensor(name, values.shape, kind, values.tobytes())
-
-    def operator(
-        self,
-        kind: str,
-        inputs: Sequence[int],
-        output: int,
-        version: int = 1,
-        options: str = "",
-        **values: Any,
-    ) -> None:
-        """Adds an operation; `options` names the table that `values` go to."""
-        schema = self.schema
-        key = (getattr(schema.BuiltinOperator, kind), version)
-        if key not in self._codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.version = key
-            code.deprecatedBuiltinCode = min(key[0], 127)
-            self._codes[key] = len(self.model.operatorCodes)
-            self.model.operatorCodes.append(code)
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self._codes[key]
-        operator.inputs, operator.outputs = [int(n) for n in inputs], [int(output)]
-        if options:
-            table = getattr(schema, f"{options}T")()
-            for name, value in values.items():
-                assert hasattr(table, name), name
-                setattr(table, name, value)
-            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
-            operator.builtinOptions = table
-        self.graph.operators.append(operator)
-
-    def window(
-        self, x: int, size: tuple[int, int], window: int, strides: int, dilation: int, pads: Any
-    ) -> tuple[int, dict[str, int]]:
-        """What an operation with a window reads, padded where it must be, and its options."""
-        padding = self.schema.Padding
-        reach = dilation * (window - 1)
-        same = []
-        for pixels in size:
-            total = max((-(-pixels // strides) - 1) * strides + reach + 1 - pixels, 0)
-            same += [total // 2, total - total // 2]
-        options = {"strideH": strides, "strideW": strides, "padding": padding.VALID}
-        if tuple(pads) == tuple(same):
-            options["padding"] = padding.SAME
-            return x, options
-        if any(pads):
-            tensor = self.graph.tensors[x]
-            top, bottom, left, right = pads
-            name = f"{tensor.name}/padded_{len(self.graph.tensors)}"
-            rows = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
-            shape = [1, size[0] + top + bottom, size[1] + left + right, tensor.shape[3]]
-            kind = next(k for k, v in vars(self.schema.TensorType).items() if v == tensor.type)
-            known = tensor.quantization
-            padded = self.tensor(
-                name,
-                shape,
-                kind,
-                scale=None if known is None else known.scale,
-                zero_point=0 if known is None else known.zeroPoint[0],
-            )
-            amounts = self.constant(f"{name}/amounts", rows)
-            version = 1 if kind == "FLOAT32" else 2
-            self.operator("PAD", [x, amounts], padded, version, "PadOptions")
-            x = padded
-        return x, options
-
-    def activation(self, low: float, high: float) -> int | None:
-        """The fused activation of a clip; None where TFLite has none."""
-        kinds = self.schema.ActivationFunctionType
-        known = {
-            (-np.inf, np.inf): kinds.NONE,
-            (0, np.inf): kinds.RELU,
-            (0, 6): kinds.RELU6,
-        }
-        return known.get((low, high))
-
-    def write(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        import flatbuffers
-
-        entry = self.schema.MetadataT()
-        entry.name = METADATA
-        entry.buffer = self._buffer(json.dumps(metadata, sort_keys=True).encode())
-        self.model.metadata.append(entry)
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
-        path.write_bytes(bytes(builder.Output()))
-
-
 def _kernel_layout(kernel: np.ndarray, depthwise: bool) -> np.ndarray:
     """[k, k, C_in, C] to TFLite's [C, k, k, C_in], or [k, k, 1, C] to [1, k, k, C]."""
     return kernel.transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2))
 
 
-class _FloatWriter(_Writer):
+class _FloatWriter(Writer):
     def __init__(self, program: operations.Program) -> None:
         super().__init__()
         self._shapes = program.shapes
@@ -346,34 +188,9 @@ class _FloatWriter(_Writer):
     def _max_pool(self, operation: operations.Operation, x: int) -> None:
         values, source = operation.values, operation.inputs[0]
         size, window, strides = self._shapes[source][:2], values["window"], values["strides"]
-        pads = values["pads"]
-        valid = [(n - window) // strides + 1 for n in size]
-        found = self._shapes[operation.output][:2]
-        same = tuple(-(-n // strides) for n in size)
-        options = {"strideH": strides, "strideW": strides, "filterHeight": window}
-        options |= {"filterWidth": window, "padding": self.schema.Padding.VALID}
-        if any(pads):
-            half = [max((s - 1) * strides + window - n, 0) for s, n in zip(same, size, strict=True)]
-            if pads == tuple(part for t in half for part in (t // 2, t - t // 2)):
-                options["padding"] = self.schema.Padding.SAME
-            else:
-                shape = [
-                    1,
-                    size[0] + sum(pads[:2]),
-                    size[1] + sum(pads[2:]),
-                    self._shapes[source][2],
-                ]
-                name = f"{operation.output}/padded"
-                rows = np.array([[0, 0], pads[:2], pads[2:], [0, 0]], np.int32)
-                padded = self.tensor(name, shape, "FLOAT32")
-                least = self.constant(
-                    f"{name}/least", np.full(1, np.finfo(np.float32).min, np.float32)
-                )
-                amounts = self.constant(f"{name}/amounts", rows)
-                self.operator("PADV2", [x, amounts, least], padded, 1, "PadV2Options")
-                x = padded
-        else:
-            assert tuple(valid) == tuple(found)
+        least = float(np.finfo(np.float32).min)  # what is padded never is the largest
+        x, options = self.window(x, size, window, strides, 1, values["pads"], least=least)
+        options |= {"filterHeight": window, "filterWidth": window}
         self.operator(
             "MAX_POOL_2D", [x], self._new(operation.output), 1, "Pool2DOptions", **options
         )
@@ -393,7 +210,7 @@ class _FloatWriter(_Writer):
         self.operator("HARD_SWISH", [x], self._new(operation.output), 1, "HardSwishOptions")
 
 
-class _IntegerWriter(_Writer):
+class _IntegerWriter(Writer):
     def __init__(self, graph: integer.Graph, integer_io: bool) -> None:
         super().__init__()
         if graph.input_shape is None:
@@ -579,20 +396,3 @@ def pack(codes: np.ndarray) -> bytes:
     flat = codes.astype(np.int8).ravel().view(np.uint8) & 15
     flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
     return (flat[::2] | flat[1::2] << 4).tobytes()
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata inside a file that this module wrote.
-
-    Raises:
-      ExportError: there is none, or LiteRT is not installed.
-    """
-    require()
-    from ai_edge_litert import schema_py_generated as schema
-
-    model: Any = schema.Model.GetRootAsModel(path.read_bytes(), 0)
-    for number in range(model.MetadataLength()):
-        entry = model.Metadata(number)
-        if entry.Name().decode() == METADATA:
-            return json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
-    raise ExportError(f"{path} has no metadata of this project.")

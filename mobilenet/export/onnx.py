@@ -7,7 +7,6 @@ are [N, C, H, W] with any N, as runtimes of ONNX have them.
 # ONNX is an extra; types are not checked against it.
 # pyright: reportMissingImports=false
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +24,7 @@ METADATA = "mobilenet"
 
 def require() -> None:
     """Raises ExportError unless ONNX and ONNX Runtime are installed."""
-    for name in ("onnx", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise ExportError(
-                f"ONNX files need {name}, which is not installed; `pip install mobilenet[export]` "
-                "brings it."
-            )
+    operations.require("ONNX files", onnx="onnx", onnxruntime="onnxruntime")
 
 
 def write_float(path: Path, program: operations.Program, metadata: Mapping[str, Any]) -> None:

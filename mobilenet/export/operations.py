@@ -8,6 +8,7 @@ the convolution before it, and clips are recognised as its activation.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,24 @@ from jax.extend import core
 
 class ExportError(ValueError):
     """A network that a format cannot hold, or an extra that is missing; the message says which."""
+
+
+def require(files: str, **packages: str) -> None:
+    """Refuses to go on without what writes a kind of files.
+
+    Args:
+      files: their name.
+      packages: module -> its name for people.
+
+    Raises:
+      ExportError: one of them is not installed.
+    """
+    for module, name in packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise ExportError(
+                f"{files} need {name}, which is not installed; `pip install mobilenet[export]` "
+                "brings it."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.export import litert
+from mobilenet.export import litert, tflite_writer
 from mobilenet.export.operations import ExportError
 from mobilenet.export.runtimes import LiteRT, difference, kind
 from mobilenet.quantize import integer
@@ -41,7 +41,7 @@ class FileOperation:
 
 def operations(path: Path) -> list[FileOperation]:
     """The operations of a TFLite file, in order."""
-    litert.require()
+    tflite_writer.require()
     from ai_edge_litert import schema_py_generated as schema
 
     def name(constants: type, value: int) -> str:
@@ -68,7 +68,7 @@ def operations(path: Path) -> list[FileOperation]:
 
 def tensors(path: Path) -> dict[str, int]:
     """Name -> number of every tensor of a TFLite file."""
-    litert.require()
+    tflite_writer.require()
     from ai_edge_litert import schema_py_generated as schema
 
     graph: Any = schema.Model.GetRootAsModel(path.read_bytes(), 0).Subgraphs(0)

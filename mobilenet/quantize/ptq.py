@@ -169,7 +169,7 @@ def prepare(
 
 def _look(
     network: MobileNetV2, measure: Callable[[jax.Array], Any]
-) -> Callable[[Any, jax.Array], dict[Path, Any]]:
+) -> Callable[[Any, np.ndarray], dict[Path, Any]]:
     """Compiled: (variables, images) -> layer -> what `measure` makes of its products."""
 
     @jax.jit

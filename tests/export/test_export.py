@@ -12,7 +12,7 @@ from quantize import small
 
 from mobilenet import architecture
 from mobilenet import config as config_lib
-from mobilenet.export import litert, onnx, operations, runtimes, stablehlo, verify
+from mobilenet.export import litert, onnx, operations, runtimes, stablehlo, tflite_writer, verify
 from mobilenet.export.operations import ExportError
 from mobilenet.models.mobilenet_v2 import MobileNetV2
 from mobilenet.quantize import integer, lowering, tflite_file
@@ -257,7 +257,7 @@ def test_metadata_is_inside(tmp_path: Path):
     graph = lowered()
     litert.write_integer(tmp_path / "m.tflite", graph, METADATA)
     onnx.write_integer(tmp_path / "m.onnx", graph, METADATA)
-    assert litert.read_metadata(tmp_path / "m.tflite") == METADATA
+    assert tflite_writer.read_metadata(tmp_path / "m.tflite") == METADATA
     assert onnx.read_metadata(tmp_path / "m.onnx") == METADATA
 
 

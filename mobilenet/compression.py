@@ -22,6 +22,7 @@ from mobilenet.models.mobilenet_v2 import Plan
 from mobilenet.models.pretrained.weights import PretrainedError
 from mobilenet.train import losses
 from mobilenet.train.checkpoints import Restored
+from mobilenet.trees import flatten
 
 BUDGETS = ("macs", "params")
 
@@ -190,11 +191,7 @@ def describe_run(workdir: Path, which: str = "result") -> dict[str, Any]:
       `bytes` of parameters and statistics (`mobilenet.compress.size.sizes`).
     """
     config = rundir.read_config(workdir)
-    stored = build.read_stored(workdir)
-    if stored is None:
-        raise rundir.RunDirectoryError(
-            f"{workdir} has no {build.DATA_FILE}; it is not a complete run."
-        )
+    stored = build.require_stored(workdir)
     restored: Restored = inference.read_checkpoint(workdir, which)
     variables = restored.eval_variables
     params = variables["params"]
@@ -204,7 +201,7 @@ def describe_run(workdir: Path, which: str = "result") -> dict[str, Any]:
     )
     kernels = {
         "/".join(name for name in path[:-1] if name != "conv"): leaf
-        for path, leaf in pruning.flatten(params).items()
+        for path, leaf in flatten(params).items()
         if path[-1] == "kernel"
     }
 

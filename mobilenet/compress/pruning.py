@@ -7,7 +7,7 @@ distributions share a compiled step.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from jax import lax
 from mobilenet.compress import masks as masking
 from mobilenet.compress.rules import (
     REGROWING,
-    Path,
     Pattern,
     Rules,
     Schedule,
@@ -27,6 +26,7 @@ from mobilenet.compress.rules import (
     choose,
     keep_counts,
 )
+from mobilenet.trees import flatten, nest
 
 # What an update does besides updating.
 NOTHING, CHANGE, REMEMBER = 0, 1, 2
@@ -65,49 +65,20 @@ class Selection:
         return choose(shapes, self.rules, self.pattern)
 
 
-def flatten(tree: Any) -> dict[Path, Any]:
-    """Leaves of a nested dictionary by path."""
-    return {
-        tuple(str(getattr(key, "key", key)) for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        at = tree
-        for name in path[:-1]:
-            at = at.setdefault(name, {})
-        at[path[-1]] = leaf
-    return tree
-
-
-def _map_pruned(function: Callable[[Any, Any], Any], masks: Any, tree: Any) -> Any:
-    """`tree` with function(mask, leaf) where there is a mask."""
-    found = flatten(masks)
-
-    def change(path: tuple[Any, ...], leaf: Any) -> Any:
-        mask = found.get(tuple(str(getattr(key, "key", key)) for key in path))
-        return leaf if mask is None else function(mask, leaf)
-
-    return jax.tree_util.tree_map_with_path(change, tree)
+def _where_kept(masks: Any, tree: Any, other: Any) -> Any:
+    """`tree`, with `other`'s numbers where a mask removes a weight."""
+    found, others = flatten(masks), flatten(other)
+    return nest(
+        {
+            path: jnp.where(found[path], leaf, others[path]) if path in found else leaf
+            for path, leaf in flatten(tree).items()
+        }
+    )
 
 
 def apply_masks(masks: Any, tree: Any) -> Any:
     """A tree shaped like the parameters with removed weights at 0."""
-    return _map_pruned(lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)), masks, tree)
-
-
-def _remove(masks: Any, params: Any, updates: Any) -> Any:
-    """Updates that leave exactly 0 where a weight is removed."""
-    found = flatten(masks)
-
-    def change(path: tuple[Any, ...], value: Any, update: Any) -> Any:
-        mask = found.get(tuple(str(getattr(key, "key", key)) for key in path))
-        return update if mask is None else jnp.where(mask, update, -value)
-
-    return jax.tree_util.tree_map_with_path(change, params, updates)
+    return _where_kept(masks, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def _zeros_in(masks: Any) -> jax.Array:
@@ -183,7 +154,7 @@ def prune(
         }
         remembered = jax.tree.map(jnp.copy, params) if rewinds else {}
         inner = optimizer.init(params)
-        return PruneState(_nest(made), jnp.int32(0), _zeros_in(made), remembered, inner)
+        return PruneState(nest(made), jnp.int32(0), _zeros_in(made), remembered, inner)
 
     def change(
         action: jax.Array, state: tuple[Any, ...], params: Any, grads: Any, numbers: Any
@@ -229,7 +200,7 @@ def prune(
                 together=together,
             )
         chosen = action == CHANGE
-        masks = _nest({path: made[name] for name, path in names.items()})
+        masks = nest({path: made[name] for name, path in names.items()})
         masks = jax.tree.map(lambda new, mask: jnp.where(chosen, new, mask), masks, old)
         remembered = jax.tree.map(
             lambda kept, now: jnp.where(action == REMEMBER, now, kept),
@@ -259,7 +230,8 @@ def prune(
                 (jax.tree.map(jnp.subtract, remembered, params), optimizer.init(params)),
                 (updates, inner),
             )
-        updates = _remove(masks, params, updates)
+        # What is removed ends at exactly 0.
+        updates = _where_kept(masks, updates, jax.tree.map(jnp.negative, params))
         return updates, PruneState(masks, changes, sparsity, remembered, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -10,9 +10,10 @@ import numpy as np
 
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics, observers
-from mobilenet.quantize.fold import Folded, Path, flatten, nest
+from mobilenet.quantize.fold import Folded
 from mobilenet.quantize.layers import QUANT, SEEN, weight_grid
 from mobilenet.quantize.rules import WEIGHTS, Rule, kind
+from mobilenet.trees import Path, flatten, nest
 
 LEARNED = ("step", "offset", "clip")  # parameters of a quantiser
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mobilenet.models.mobilenet_v2 import Plan
-from mobilenet.quantize.fold import Folded, Path, is_depthwise
+from mobilenet.quantize.fold import Folded, is_depthwise
+from mobilenet.trees import Path
 
 # Rounds over all pairs; the scales of chains converge geometrically, and 20 leave less than 1 %.
 ROUNDS = 20

@@ -8,21 +8,11 @@ rounded (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
-Path = tuple[str, ...]
+from mobilenet.trees import Path, flatten, nest
+
 Variables = Mapping[str, Any]
-
-
-def flatten(tree: Any) -> dict[Path, Any]:
-    """Path of a leaf -> leaf, of a tree of mappings."""
-    return flax.traverse_util.flatten_dict(dict(tree))  # pyright: ignore[reportReturnType]
-
-
-def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The tree of mappings that `flatten` made this of."""
-    return flax.traverse_util.unflatten_dict(flat)
 
 
 def is_depthwise(layer: Path) -> bool:

@@ -24,8 +24,8 @@ from mobilenet.models.depthwise import output_size, resolve_padding
 from mobilenet.models.mobilenet_v2 import MobileNetV2
 from mobilenet.models.network import Network
 from mobilenet.quantize import integer, layers, numerics
-from mobilenet.quantize.calibration import Path, flatten
 from mobilenet.quantize.rules import WEIGHTS, Rule
+from mobilenet.trees import Path, flatten
 
 # Of int32 a bias may take half; the products need the other.
 _BIAS_LIMIT = 2**30

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.quantize import calibration, layers
+from mobilenet.quantize import layers
 from mobilenet.quantize.rules import WEIGHTS
+from mobilenet.trees import flatten
 
 
 class BudgetError(ValueError):
@@ -16,7 +17,7 @@ class BudgetError(ValueError):
 
 def kernel_sizes(variables: Mapping[str, Any]) -> dict[str, int]:
     """Site of weights -> numbers in its kernel, of a quantised network's variables."""
-    params = calibration.flatten(variables["params"])
+    params = flatten(variables["params"])
     return {
         "/".join((*path[:-1], WEIGHTS)): int(np.size(leaf))
         for path, leaf in params.items()
@@ -51,7 +52,7 @@ class Sizes:
 
 def sizes(variables: Mapping[str, Any]) -> Sizes:
     """Sizes of a quantised network's kernels."""
-    quant = calibration.flatten(variables[layers.QUANT])
+    quant = flatten(variables[layers.QUANT])
     numbers = kernel_sizes(variables)
     bits = {site: int(quant[(*site.split("/"), "bits")]) for site in numbers}
     total, count = weight_bits(numbers, bits), sum(numbers.values())

@@ -20,8 +20,9 @@ from scipy import stats
 from mobilenet.models.depthwise import resolve_padding
 from mobilenet.models.mobilenet_v2 import MobileNetV2
 from mobilenet.quantize import adaround, calibration, equalize, layers, numerics
-from mobilenet.quantize.fold import Folded, Path, flatten, fold, is_depthwise, is_folded, nest
+from mobilenet.quantize.fold import Folded, fold, is_depthwise, is_folded
 from mobilenet.quantize.rules import WEIGHTS, Rule, RuleError, Rules, kind, resolve
+from mobilenet.trees import Path, flatten, nest
 
 POSITIONS = 8192  # that AdaRound samples of a layer's output
 

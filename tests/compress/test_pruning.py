@@ -14,6 +14,7 @@ from mobilenet import config as config_lib
 from mobilenet.compress import masks as masking
 from mobilenet.compress import pruning, rules
 from mobilenet.train import optim
+from mobilenet.trees import flatten
 
 PARAMS = {
     "stem": {"conv": {"kernel": jnp.arange(1.0, 9.0).reshape(2, 2, 1, 2)}},
@@ -63,7 +64,7 @@ def run(
 
 
 def zeros(params: Any, path: rules.Path) -> np.ndarray:
-    return np.asarray(pruning.flatten(params)[path]) == 0
+    return np.asarray(flatten(params)[path]) == 0
 
 
 ONE_SHOT = functools.partial(rules.Schedule, "one_shot", end=0, every=1)
@@ -131,16 +132,16 @@ def test_regrowing_keeps_the_count_and_starts_weights_at_zero(method: str):
     seen = run(schedule, 8, method=method)
     assert int(seen[-1][1].changes) == 3
     for params, state in seen[1:]:
-        mask = np.asarray(pruning.flatten(state.masks)[EXPAND])
+        mask = np.asarray(flatten(state.masks)[EXPAND])
         assert mask.sum() == 4 and zeros(params, CLASSIFIER).sum() == 2
         assert (zeros(params, EXPAND) >= ~mask).all()
     (before, old), (after, new) = seen[3], seen[4]  # the second change
-    masks = [np.asarray(pruning.flatten(s.masks)[EXPAND]) for s in (old, new)]
+    masks = [np.asarray(flatten(s.masks)[EXPAND]) for s in (old, new)]
     grown = masks[1] & ~masks[0]
-    kernels = [np.abs(np.asarray(pruning.flatten(p)[EXPAND])) for p in (before, after)]
+    kernels = [np.abs(np.asarray(flatten(p)[EXPAND])) for p in (before, after)]
     assert (kernels[0][grown] == 0).all()
     if method == "rigl" and grown.any():
-        growth = np.abs(pruning.flatten(gradient(before, 3))[EXPAND])
+        growth = np.abs(flatten(gradient(before, 3))[EXPAND])
         assert growth[grown].min() >= growth[~masks[1]].max()
 
 
@@ -165,16 +166,14 @@ def test_rewinding_puts_weights_back_and_starts_the_optimiser_again():
     )
     trace = jax.tree.leaves(late[1].inner)
     assert all((np.asarray(leaf) == 0).all() for leaf in trace)
-    before = np.abs(np.asarray(pruning.flatten(seen[4][0])[EXPAND]))  # ranked by trained weights
+    before = np.abs(np.asarray(flatten(seen[4][0])[EXPAND]))  # ranked by trained weights
     np.testing.assert_array_equal(zeros(late[0], EXPAND), before <= np.sort(before.ravel())[3])
 
 
 def test_averages_lose_a_weight_when_it_goes():
     _, state = run(ONE_SHOT(start=0, final=0.5), 1)[-1]
     average = pruning.settle(state, PARAMS)
-    np.testing.assert_array_equal(
-        zeros(average, EXPAND), ~np.asarray(pruning.flatten(state.masks)[EXPAND])
-    )
+    np.testing.assert_array_equal(zeros(average, EXPAND), ~np.asarray(flatten(state.masks)[EXPAND]))
     np.testing.assert_array_equal(
         average["stem"]["conv"]["kernel"], PARAMS["stem"]["conv"]["kernel"]
     )
@@ -233,7 +232,7 @@ def test_masks_of_the_real_network_are_exact(pattern: str, distribution: str, sp
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     tensors = rules.choose(
-        {path: leaf.shape for path, leaf in pruning.flatten(shapes).items()},
+        {path: leaf.shape for path, leaf in flatten(shapes).items()},
         rules.Rules(),
         rules.parse_pattern(pattern),
     )

@@ -8,8 +8,9 @@ import pytest
 
 from mobilenet import architecture
 from mobilenet import config as config_lib
-from mobilenet.compress import pruning, rules
+from mobilenet.compress import rules
 from mobilenet.compress.rules import Pattern, RuleError, Schedule, Tensor
+from mobilenet.trees import flatten
 
 
 def shapes(**overrides: object) -> dict[rules.Path, tuple[int, ...]]:
@@ -18,7 +19,7 @@ def shapes(**overrides: object) -> dict[rules.Path, tuple[int, ...]]:
     model = architecture.build_model(config, 10)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     found = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return {path: leaf.shape for path, leaf in pruning.flatten(found).items()}
+    return {path: leaf.shape for path, leaf in flatten(found).items()}
 
 
 def names(rows: tuple[tuple[str, str], ...] = (), pattern: str = "weights", **overrides: object):

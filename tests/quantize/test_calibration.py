@@ -9,9 +9,10 @@ import pytest
 from quantize.variants import SHAPE, images, make_rules, network, quantized, random_variables
 
 from mobilenet.quantize import calibration, layers, numerics
-from mobilenet.quantize.calibration import CalibrationError, flatten, nest
+from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import Folded
 from mobilenet.quantize.rules import Rules, kind, resolve
+from mobilenet.trees import flatten, nest
 
 EPSILON = 1e-3
 NET = network()

@@ -11,7 +11,8 @@ from quantize.variants import VARIANTS, apply, images, network, quantized, rando
 from mobilenet.models.mobilenet_v2 import BlockSpec, plan_blocks
 from mobilenet.quantize import calibration, equalize, ptq
 from mobilenet.quantize.equalize import Pair
-from mobilenet.quantize.fold import Folded, flatten, fold, is_folded
+from mobilenet.quantize.fold import Folded, fold, is_folded
+from mobilenet.trees import flatten
 
 EPSILON = 1e-3
 

@@ -29,6 +29,7 @@ from mobilenet.models.normalization import BatchNorm
 from mobilenet.quantize import calibration, layers
 from mobilenet.quantize.rules import ESTIMATORS, Rule
 from mobilenet.train.steps import AXIS
+from mobilenet.trees import flatten, nest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -199,7 +200,7 @@ def rounds(jaxpr: Any) -> int:
 def test_a_training_step_rounds_every_site_once(changes: dict[str, Any]):
     net = quantized(network("squeeze"), make_rules(**changes))
     shapes: Any = calibration.structure(net, SHAPE)
-    variables = {name: calibration.nest(leaves) for name, leaves in shapes.items()}
+    variables = {name: nest(leaves) for name, leaves in shapes.items()}
     names = ["batch_stats", "quant"]
 
     def loss(params: Any, others: Any, x: Any) -> Any:
@@ -250,7 +251,7 @@ def test_other_ranges_stay(ranges: str):
     net = quantized(network(), make_rules(activations={"ranges": ranges, "symmetric": True}))
     shapes: Any = calibration.structure(net, SHAPE)
     variables = {
-        name: calibration.nest({p: np.full(x.shape, 3, x.dtype) for p, x in leaves.items()})
+        name: nest({p: np.full(x.shape, 3, x.dtype) for p, x in leaves.items()})
         for name, leaves in shapes.items()
     }
     # Nothing else is asked for, and the compiler drops the network.
@@ -302,7 +303,7 @@ def test_the_batch_normalises_until_the_counter_ends():
     shapes = calibration.structure(ending, SHAPE)["quant"]
     counters = {path: np.float32(1) for path in shapes if path[-1] == "batch_norm"}
     assert len(counters) == 13  # every layer but the classifier
-    quant = calibration.nest({**calibration.flatten(variables["quant"]), **counters})
+    quant = nest({**flatten(variables["quant"]), **counters})
     x = 2 * images(4, seed=5)
     first = train(ending, {**variables, "quant": quant}, x)
     expected = train(batch, variables, x)
@@ -316,12 +317,8 @@ def test_the_batch_normalises_until_the_counter_ends():
     assert at(state["quant"], "stem/batch_norm") == 0
     second = train(ending, state, x)
     jax.tree.map(np.testing.assert_array_equal, second[1]["batch_stats"], first[1]["batch_stats"])
-    plain = {
-        path: leaf
-        for path, leaf in calibration.flatten(state["quant"]).items()
-        if path not in counters
-    }
-    fixed = train(running, {**state, "quant": calibration.nest(plain)}, x)
+    plain = {path: leaf for path, leaf in flatten(state["quant"]).items() if path not in counters}
+    fixed = train(running, {**state, "quant": nest(plain)}, x)
     np.testing.assert_allclose(second[0], fixed[0], rtol=1e-4, atol=1e-5)
     assert not np.allclose(second[0], first[0], atol=1e-2)
 

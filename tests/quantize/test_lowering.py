@@ -11,8 +11,8 @@ from quantize import small, variants
 from mobilenet.models.mobilenet_v1 import MobileNetV1, plan_blocks
 from mobilenet.models.mobilenet_v2 import BlockSpec, MobileNetV2
 from mobilenet.quantize import calibration, integer, layers, lowering, rules
-from mobilenet.quantize.calibration import flatten, nest
 from mobilenet.quantize.rules import ACTIVATIONS, RuleError, kind
+from mobilenet.trees import flatten, nest
 
 # Share of codes that are the forward's own. A mean that is scaled by a factor near 1 is rounded
 # twice in fixed point, as TFLite rounds it; weights of 4 bits have coarse biases.

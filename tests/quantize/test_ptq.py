@@ -24,8 +24,9 @@ from quantize.variants import (
 from mobilenet.models.mobilenet_v2 import BlockSpec
 from mobilenet.quantize import calibration, layers, numerics, ptq
 from mobilenet.quantize.calibration import CalibrationError
-from mobilenet.quantize.fold import Folded, flatten, fold, is_folded
+from mobilenet.quantize.fold import Folded, fold, is_folded
 from mobilenet.quantize.rules import RuleError, resolve
+from mobilenet.trees import flatten
 
 EPSILON = 1e-3
 PICTURES = images(32, seed=7)

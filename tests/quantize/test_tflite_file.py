@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mobilenet.benchmark import integer as benchmark
+from mobilenet.export import runtimes
 from mobilenet.models.pretrained import tflite
 from mobilenet.models.pretrained.weights import PretrainedError
 from mobilenet.quantize import integer, tflite_file
@@ -45,7 +46,7 @@ def graph_of(name: str) -> integer.Graph:
 @FILES
 def test_what_a_file_becomes(int8: Path, name: str):
     graph = graph_of(name)
-    kinds = [benchmark.kind(operation) for operation in graph.operations]
+    kinds = [runtimes.kind(operation) for operation in graph.operations]
     assert kinds.count("convolution") == 35 and kinds.count("depthwise") == 17
     assert kinds.count("add") == 10 and kinds[-1] == "dense"
     assert graph.input_shape == (224, 224, 3)
@@ -111,11 +112,12 @@ def test_float_pictures_are_quantised_by_the_reader(int8: Path):
 
 @FILES
 def test_operations_equal_litert(int8: Path, pictures: Path, name: str):
-    codes = graph_of(name).quantize_input(benchmark.photographs(pictures, 224, 2).pictures)
-    found = benchmark.compare_operations(int8 / name, codes, rounding="builtin")
+    graph = graph_of(name)
+    codes = graph.quantize_input(benchmark.photographs(pictures, 224, 2).pictures)
+    found = runtimes.compare_operations(int8 / name, graph, codes)
     assert all(row["equal"] == 1 for row in found.values()), found
     # With ties away from zero everywhere, some are one apart.
-    found = benchmark.compare_operations(int8 / name, codes[:1])
+    found = runtimes.compare_operations(int8 / name, graph, codes[:1], rounding="double")
     assert all(row["largest"] <= 1 for row in found.values()), found
     assert found["convolution"]["equal"] > 0.999
     for part in set(found) - {"convolution", "dense", "mean (offset)"}:

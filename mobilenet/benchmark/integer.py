@@ -32,7 +32,7 @@ import numpy as np
 
 from mobilenet import rows as csv_rows
 from mobilenet.data import images
-from mobilenet.export.runtimes import LiteRT, difference, installed, kind
+from mobilenet.export.runtimes import LiteRT, compare_operations, difference, installed
 from mobilenet.quantize import integer, tflite_file
 from mobilenet.train import records
 
@@ -78,35 +78,6 @@ def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     wanted = labels + logits.shape[1] - 1000
     found = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :5] == wanted[:, None]
     return 100 * float(found[:, 0].mean()), 100 * float(found.any(axis=1).mean())
-
-
-def compare_operations(
-    path: Path, codes: np.ndarray, *, rounding: integer.Rounding = "double"
-) -> dict[str, dict[str, Any]]:
-    """Every operation on LiteRT's own inputs, built-in kernels: kind -> `difference`.
-
-    Args:
-      path: of the file.
-      codes: of pictures, [B, H, W, 3].
-      rounding: of the executor.
-    """
-    graph = tflite_file.read(path)
-    runtime = LiteRT(path, keep=True)
-    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
-    # Pooled tensors are [B, C] here, and [B, 1, 1, C] in most files.
-    pooled = {op.output for op in graph.operations if isinstance(op, (integer.Mean, integer.Dense))}
-    for picture in codes:
-        runtime.run(picture)
-        for operation in graph.operations:
-            tensors = {}
-            for name in operation.inputs:
-                tensor = runtime.tensor(int(name))
-                tensors[name] = tensor.reshape(1, -1) if name in pooled else tensor
-            ours = integer.run_op(graph, operation, tensors, rounding=rounding)
-            mine, theirs = found.setdefault(kind(operation), ([], []))
-            mine.append(ours)
-            theirs.append(runtime.tensor(int(operation.output)))
-    return {name: difference(*pair) for name, pair in found.items()}
 
 
 def executor_logits(
@@ -167,7 +138,7 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
                 "litert_top1": litert_top1,
                 "litert_top5": litert_top5,
             }
-        for part, apart in compare_operations(path, few, rounding=rounding).items():
+        for part, apart in compare_operations(path, graph, few, rounding=rounding).items():
             yield {**common, **apart, "part": part, "kernels": "builtin", "pictures": len(few)}
 
 

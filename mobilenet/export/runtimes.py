@@ -4,7 +4,7 @@
 # pyright: reportMissingImports=false
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,45 @@ def with_output(data: bytes, tensor: int) -> bytes:
     field = table.Offset(8)  # `outputs` is the third field of the schema's SubGraph
     start = table.Vector(field)
     return data[:start] + int(tensor).to_bytes(4, "little", signed=True) + data[start + 4 :]
+
+
+def compare_operations(
+    path: Path,
+    graph: integer.Graph,
+    given: np.ndarray,
+    number: Callable[[str], int] = int,
+    *,
+    rounding: integer.Rounding = "builtin",
+) -> dict[str, dict[str, Any]]:
+    """Each operation of the executor on LiteRT's own tensors, which inherit no difference.
+
+    Args:
+      path: of the file that the graph was read from, or that was written from it.
+      graph: the executor's.
+      given: what the file reads, codes or pictures, [B, H, W, C].
+      number: name of a tensor in the graph -> its number in the file.
+      rounding: of the executor; "builtin" is that of the kernels that are compared with.
+
+    Returns:
+      Kind of operation -> `difference`.
+    """
+    runtime = LiteRT(path, keep=True)
+    # Pooled tensors are [B, C] here, and [B, 1, 1, C] in most files.
+    pooled = {op.output for op in graph.operations if isinstance(op, (integer.Mean, integer.Dense))}
+
+    def tensor(name: str) -> np.ndarray:
+        found = runtime.tensor(number(name))
+        return found.reshape(1, -1) if name in pooled else found
+
+    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    for picture in given:
+        runtime.run(picture)
+        for operation in graph.operations:
+            theirs = {name: tensor(name) for name in operation.inputs}
+            pair = found.setdefault(kind(operation), ([], []))
+            pair[0].append(integer.run_op(graph, operation, theirs, rounding=rounding))
+            pair[1].append(tensor(operation.output))
+    return {name: difference(*pair) for name, pair in found.items()}
 
 
 class OnnxRuntime:

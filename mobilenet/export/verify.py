@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.export import litert, tflite_writer
+from mobilenet.export import litert, runtimes, tflite_writer
 from mobilenet.export.operations import ExportError
-from mobilenet.export.runtimes import LiteRT, difference, kind
+from mobilenet.export.runtimes import LiteRT
 from mobilenet.quantize import integer
 
 # What may read or make float numbers in an integer file: its two ends.
@@ -98,7 +98,7 @@ def float_operations(path: Path) -> list[str]:
 def compare_operations(
     path: Path, graph: integer.Graph, images: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Each operation of the executor on LiteRT's own tensors: kind -> `runtimes.difference`.
+    """`runtimes.compare_operations` of a file of this project.
 
     Args:
       path: of a file that `litert.write_integer` wrote.
@@ -113,18 +113,8 @@ def compare_operations(
     absent = [name for name in graph.grids if name not in numbers]
     if absent:
         raise ExportError(f"{path} has no tensor {absent[0]}; it is the file of another network.")
-    runtime = LiteRT(path, keep=True)
-    found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
-    given = graph.quantize_input(images) if runtime.reads_codes else images
-    for picture in given:
-        runtime.run(picture)
-        theirs = {name: runtime.tensor(numbers[name]) for name in graph.grids}
-        for operation in graph.operations:
-            ours = integer.run_op(graph, operation, theirs, rounding="builtin")
-            pair = found.setdefault(kind(operation), ([], []))
-            pair[0].append(ours)
-            pair[1].append(theirs[operation.output])
-    return {name: difference(*pair) for name, pair in found.items()}
+    given = graph.quantize_input(images) if LiteRT(path).reads_codes else images
+    return runtimes.compare_operations(path, graph, given, numbers.__getitem__)
 
 
 def answers(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
-from mobilenet.train import optim, state, steps
+from mobilenet.train import loop, optim, state, steps
 from mobilenet.train.loop import Batches, Parts
 
 # Streams of the run's seed; `mobilenet.train.steps` has the others.
@@ -178,6 +178,26 @@ class Data:
             **self._reading(),
         )
         return Ahead(batches, self.config.data.prefetch_batches, self.classes)
+
+    def evaluated(self, split: str, examples: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The first examples of a split in batches: uint8 pictures [b, S, S, C], labels [b].
+
+        Args:
+          split: of the data set.
+          examples: at most that many; 0 takes all.
+
+        Raises:
+          EmptySplitError: there are none.
+        """
+        loop.require_examples(split, self.splits)
+        left = examples or len(self.dataset.splits[split])
+        with contextlib.closing(self.eval_batches(split)) as batches:
+            for batch in batches:
+                real = np.flatnonzero(batch["mask"] > 0)[:left]
+                yield batch["image"][real], batch["label"][real]
+                left -= len(real)
+                if left <= 0:
+                    return
 
     def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
         """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
@@ -386,6 +406,18 @@ def read_stored(workdir: Path) -> dict[str, Any] | None:
     """Normalisation and class names of a run, or None before it has any."""
     path = workdir / DATA_FILE
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def require_stored(workdir: Path) -> dict[str, Any]:
+    """What `read_stored` finds in a run that is to be used.
+
+    Raises:
+      RunDirectoryError: nothing.
+    """
+    stored = read_stored(workdir)
+    if stored is None:
+        raise rundir.RunDirectoryError(f"{workdir} has no {DATA_FILE}; it is not a complete run.")
+    return stored
 
 
 def _read_pretrained(config: Config) -> dict[str, Any]:

@@ -193,9 +193,7 @@ def read_run(workdir: Path, which: str = "newest") -> Weights:
       RunDirectoryError: an incomplete run, or a quantised one.
     """
     config = rundir.read_config(workdir)
-    stored = build.read_stored(workdir)
-    if stored is None:
-        raise RunDirectoryError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+    stored = build.require_stored(workdir)
     if config_lib.is_quantized(config):
         raise RunDirectoryError(
             f"{workdir} is quantised, and a file of float weights does not hold what it computes; "

@@ -44,14 +44,12 @@ class Deployment:
           checkpoint: as `inference.read_checkpoint`.
 
         Raises:
-          ConfigError, CheckpointError: no such run or checkpoint.
+          ConfigError, CheckpointError, RunDirectoryError: no such run or checkpoint.
           ExportError: a network that has no integer form.
         """
         config = rundir.read_config(workdir)
         restored = inference.read_checkpoint(workdir, checkpoint)
-        stored = build.read_stored(workdir)
-        if stored is None:
-            raise ExportError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+        stored = build.require_stored(workdir)
         self.workdir, self.config = workdir, config
         self._stored, self._variables = stored, jax.device_get(restored.eval_variables)
         # What runtimes recognise as depthwise; computed in float32 whatever training used.
@@ -107,7 +105,9 @@ class Deployment:
           two, latency, bytes; of integer files also the kinds of operations and the differences
           from the integer executor, operation by operation.
         """
-        images, labels = self._pictures(split, examples)
+        prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
+        parts = [(prepare(image), label) for image, label in self._data.evaluated(split, examples)]
+        images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         forward = jax.jit(self._apply)
         chunks = range(0, len(images), 64)
         ours = np.concatenate([np.asarray(forward(images[i : i + 64])) for i in chunks])
@@ -177,23 +177,6 @@ class Deployment:
     @functools.cached_property
     def _data(self) -> build.Data:
         return build.build_data(self.config, self.workdir)
-
-    def _pictures(self, split: str, examples: int) -> tuple[np.ndarray, np.ndarray]:
-        prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
-        images, labels, count = [], [], 0
-        if split not in self._data.splits:
-            raise ExportError(
-                f"--split is {split!r}; the run's data has {', '.join(self._data.splits)}."
-            )
-        for batch in self._data.eval_batches(split):
-            kept = batch["mask"] > 0
-            images.append(np.asarray(prepare(batch["image"]))[kept])
-            labels.append(batch["label"][kept])
-            count += int(kept.sum())
-            if examples and count >= examples:
-                break
-        most = examples or count
-        return np.concatenate(images)[:most], np.concatenate(labels)[:most]
 
 
 def _metadata(

@@ -10,7 +10,6 @@ from mobilenet import architecture, build
 from mobilenet.config import Config
 from mobilenet.data import images
 from mobilenet.train import loop
-from mobilenet.train.checkpoints import CheckpointError
 from mobilenet.train.checkpoints import read_checkpoint as read_checkpoint
 from mobilenet.train.metrics import Evaluation
 
@@ -31,9 +30,7 @@ class Predictor:
     """
 
     def __init__(self, config: Config, variables: Any, workdir: Path) -> None:
-        stored = build.read_stored(workdir)
-        if stored is None:
-            raise CheckpointError(f"{workdir} has no {build.DATA_FILE}; it is not a complete run.")
+        stored = build.require_stored(workdir)
         if not stored["class_names"]:
             raise build.no_classifier(workdir)
         self._config = config

@@ -99,7 +99,9 @@ def sensitivity(
     if wrong or not bits:
         given = ", ".join(map(str, wrong)) or "none"
         raise ConfigError(f"The bits to try are {given}; they must be in {low}..{high}.")
-    images, labels = _pictures(data, split, examples)
+    parts = list(data.evaluated(split, examples))
+    images = [jnp.asarray(part) for part, _ in parts]
+    labels = np.concatenate([part for _, part in parts])
     num_classes = build.resolve_classes(config, len(data.class_names))
     model = architecture.build_model(config, num_classes)
     forward = jax.jit(build.build_forward(model, data.mean, data.std))
@@ -142,27 +144,6 @@ def _loss(
         agreement=float(np.mean(right == now)),
         drop=float(np.mean(right == labels) - np.mean(now == labels)),
     )
-
-
-def _pictures(data: build.Data, split: str, examples: int) -> tuple[list[jax.Array], np.ndarray]:
-    """uint8 pictures in parts of one size, but for the last, and their labels."""
-    if split not in data.splits:
-        raise ConfigError(
-            f"The split {split!r} has no examples; this data has {', '.join(data.splits)}."
-        )
-    parts, labels, left = [], [], examples
-    batches = data.eval_batches(split)
-    try:
-        for batch in batches:
-            real = np.flatnonzero(batch["mask"] > 0)[:left]
-            parts.append(jnp.asarray(batch["image"][real]))
-            labels.append(batch["label"][real])
-            left -= len(real)
-            if left <= 0:
-                break
-    finally:
-        batches.close()
-    return parts, np.concatenate(labels)
 
 
 def choose_bits(

@@ -188,6 +188,14 @@ def evaluate(
     return metrics.gather(rows, num_classes, unreadable)
 
 
+def require_examples(split: str, splits: Sequence[str]) -> None:
+    """EmptySplitError unless the split is one of those that have examples."""
+    if split not in splits:
+        raise EmptySplitError(
+            f"The split {split!r} has no examples; this data has {', '.join(splits)}."
+        )
+
+
 def _evaluation_rows(
     eval_step: Callable[..., Any],
     eval_batches: Callable[[str], Batches],
@@ -195,10 +203,7 @@ def _evaluation_rows(
     split: str,
     splits: Sequence[str],
 ) -> tuple[list[Any], dict[int, str]]:
-    if split not in splits:
-        raise EmptySplitError(
-            f"The split {split!r} has no examples; this data has {', '.join(splits)}."
-        )
+    require_examples(split, splits)
     with contextlib.closing(eval_batches(split)) as batches:
         rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
         return rows, dict(batches.unreadable)

@@ -11,6 +11,14 @@ import pytest
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 
+@pytest.fixture(scope="module")
+def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The digits are prepared once for all runs of a test process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "digits-cache"))
+        yield
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""

@@ -1,18 +1,58 @@
-"""Starting the real command in a process of its own, and reading what a run leaves behind."""
+"""Tiny runs: their configuration, the real command in a process of its own, what it leaves."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from mobilenet import config as config_lib
+from mobilenet import experiment
+from mobilenet.rundir import write_json
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "runs" / "tiny.py"
 TINY_SWEEP = ROOT / "tests" / "runs" / "tiny_sweep.py"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def tiny(**overrides: Any) -> Any:
+    """The configuration of `TINY`; __ in a key stands for a dot."""
+    config = experiment.load_config(str(TINY), {})
+    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
+    return config
+
+
+def write_run(
+    path: Path, top1: float, overrides: Mapping[str, Any], seed: int = 0, **more: Any
+) -> Path:
+    """A finished run directory as a sweep leaves it, without checkpoints.
+
+    Args:
+      path: the directory.
+      top1: fraction of 200 test pictures.
+      overrides: of the configuration, beside the seed.
+      seed: of the run.
+      more: entries of its summary.
+    """
+    config = config_lib.get_config()
+    config_lib.update(config, {**overrides, "seed": seed, "data.data_dir": "/somewhere"})
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(config_lib.to_json(config))
+    summary: dict[str, Any] = {"status": "done", "seed": seed, "step": 20, "total_steps": 20}
+    summary |= {"params": 250_000, "macs": 5_000_000, "wall_seconds": 60.0 + seed}
+    summary |= {"device": "1 x cpu (cpu)", "processor": "a processor", "commit": "abc"}
+    summary |= {"versions": {"jax": "1.0"}, "examples": {"train": 900, "validation": 100}}
+    summary |= {"test": {"top1": top1, "top5": 1.0, "loss": 0.5, "examples": 200}}
+    write_json(path / "summary.json", summary | more)
+    point = {"group": "g", "overrides": {**overrides, "seed": seed}, "error": None}
+    write_json(path / "point.json", point)
+    write_json(path / "data.json", {"class_names": list("0123456789")})
+    (path / "metrics.jsonl").write_text("")
+    return path
 
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:

@@ -6,24 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support import TINY
+from support import tiny
 
-from mobilenet import architecture, build, experiment, inference
+from mobilenet import architecture, build, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.train import loop
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path_factory.getbasetemp() / "digits-cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(root))
-
-
-def tiny(**overrides: Any) -> Any:
-    config = experiment.load_config(str(TINY), {})
-    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
-    return config
+pytestmark = pytest.mark.usefixtures("digits_cache")
 
 
 def test_numbers_are_derived_from_inputs(tmp_path: Path):
@@ -48,6 +38,24 @@ def test_statistics_are_stored_and_read_back(tmp_path: Path):
     stored = (tmp_path / "data.json").read_text()
     (tmp_path / "data.json").write_text(stored.replace(str(first.mean[0]), "0.125"))
     assert build.build_data(tiny(), tmp_path).mean == (0.125,)
+
+
+def test_examples_are_handed_out_as_they_are_evaluated(tmp_path: Path):
+    data = build.build_data(tiny(eval__batch_size=100), tmp_path)
+    whole = list(data.evaluated("validation"))
+    assert [len(images) for images, _ in whole] == [100, 43]  # no padding
+    arrays: Any = data.load("validation")
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in whole]), arrays.image)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in whole]), arrays.label)
+    few = list(data.evaluated("validation", 120))
+    assert [len(images) for images, _ in few] == [100, 20]
+    with pytest.raises(loop.EmptySplitError, match="'val' has no examples; this data has train"):
+        next(data.evaluated("val"))
+
+
+def test_a_run_without_data_json_is_not_used(tmp_path: Path):
+    with pytest.raises(rundir.RunDirectoryError, match=r"has no data.json; it is not a complete"):
+        build.require_stored(tmp_path)
 
 
 def test_other_classes_in_a_run_directory_are_refused(tmp_path: Path):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support import TINY, metric_rows, summary
+from support import metric_rows, summary, tiny
 
-from mobilenet import build, conversion, experiment, inference, rundir
+from mobilenet import build, conversion, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.quantize import layers
@@ -20,24 +20,12 @@ from mobilenet.rundir import RunDirectoryError
 from mobilenet.train import loop
 from mobilenet.train.checkpoints import Checkpoints, read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("digits_cache")
 SHARED = build.Shared()  # runs that differ in numbers alone compile once
 LEARNED = {
     "quantize__weights__ranges": "lsq", "quantize__activations__ranges": "lsq",
     "quantize__activations__symmetric": True,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "digits-cache"))
-        yield
-
-
-def tiny(**overrides: Any) -> Any:
-    config = experiment.load_config(str(TINY), {})
-    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
-    return config
 
 
 def w8a8(source: Path | None = None, **overrides: Any) -> Any:

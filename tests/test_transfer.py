@@ -8,28 +8,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY, metric_rows, summary
+from support import metric_rows, summary, tiny
 
-from mobilenet import build, experiment, inference, rundir, transfer
+from mobilenet import build, inference, rundir, transfer
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.train import loop
 from mobilenet.train.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("digits_cache")
 SHARED = build.Shared()  # runs that differ in numbers alone compile once
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "digits-cache"))
-        yield
-
-
-def tiny(**overrides: Any) -> Any:
-    config = experiment.load_config(str(TINY), {})
-    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
-    return config
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Arms of an experiment: rows from run directories written here, table, commits."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import write_run
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rows
@@ -37,35 +37,13 @@ def arms(arg=""):
 """
 
 
-def write_run(
-    path: Path, top1: float, overrides: Mapping[str, Any], seed: int = 0, **more: Any
-) -> Path:
-    """A finished run directory as a sweep leaves it, without checkpoints."""
-    config = config_lib.get_config()
-    config_lib.update(config, {**overrides, "seed": seed, "data.data_dir": "/somewhere"})
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(config_lib.to_json(config))
-    summary: dict[str, Any] = {"status": "done", "seed": seed, "step": 20, "total_steps": 20}
-    summary |= {"params": 1_000, "macs": 5_000_000, "wall_seconds": 60.0 + seed}
-    summary |= {"device": "1 x cpu (cpu)", "processor": "a processor", "commit": "abc"}
-    summary |= {"versions": {"jax": "1.0"}, "examples": {"train": 900, "validation": 100}}
-    summary |= {"test": {"top1": top1, "top5": 1.0, "loss": 0.5, "examples": 200}}
-    write_json(path / "summary.json", summary | more)
-    point = {"group": "g", "overrides": {**overrides, "seed": seed}, "error": None}
-    write_json(path / "point.json", point)
-    write_json(path / "data.json", {"class_names": list("0123456789")})
-    (path / "metrics.jsonl").write_text("")
-    if "quantize.weights.bits" in overrides:
-        facts = {"float_bytes": 4_000, "weight_bytes": 1_000.0, "mean_bits": 8.0}
-        write_json(path / "quantization.json", facts)
-    return path
-
-
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     for seed in range(3):
         write_run(tmp_path / f"points/f{seed}", 0.5 + 0.02 * seed, FLOAT, seed)
-    write_run(tmp_path / "points/w8", 0.455, W8)
+    run = write_run(tmp_path / "points/w8", 0.455, W8)
+    facts = {"float_bytes": 4_000, "weight_bytes": 1_000.0, "mean_bits": 8.0}
+    write_json(run / "quantization.json", facts)
     return tmp_path
 
 

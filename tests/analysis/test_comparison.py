@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.text import Annotation
+from support import write_run
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rows
@@ -24,32 +25,12 @@ V2 = {"model.name": "mobilenet_v2", "model.width_multiplier": 0.35}
 RESNET = {"model.name": "resnet18", "model.width_multiplier": 0.25}
 
 
-def write_run(
-    path: Path, top1: float, seed: int, overrides: Mapping[str, Any], **more: Any
-) -> Path:
-    """A finished run directory as a sweep leaves it, without checkpoints."""
-    config = config_lib.get_config()
-    config_lib.update(config, {**overrides, "seed": seed, "data.data_dir": "/somewhere"})
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(config_lib.to_json(config))
-    summary: dict[str, Any] = {"status": "done", "seed": seed, "step": 20, "total_steps": 20}
-    summary |= {"params": 250_000, "macs": 5_000_000, "wall_seconds": 60.0 + seed}
-    summary |= {"device": "1 x cpu (cpu)", "processor": "a processor", "commit": "abc"}
-    summary |= {"versions": {"jax": "1.0"}, "examples": {"train": 900, "validation": 100}}
-    summary |= {"test": {"top1": top1, "top5": 1.0, "loss": 0.5, "examples": 360}}
-    write_json(path / "summary.json", summary | more)
-    write_json(path / "point.json", {"group": "g", "overrides": dict(overrides), "error": None})
-    write_json(path / "data.json", {"class_names": list("0123456789")})
-    (path / "metrics.jsonl").write_text("")
-    return path
-
-
 def write_networks(root: Path, *networks: Mapping[str, Any], seeds: int = 3) -> Path:
     """Runs at 50, 52 and 54 % of the first network, a point more of each following one."""
     for place, overrides in enumerate(networks):
         for seed in range(seeds):
             path = root / "points" / f"{place}_{seed}"
-            write_run(path, 0.5 + 0.02 * seed + 0.01 * place, seed, overrides)
+            write_run(path, 0.5 + 0.02 * seed + 0.01 * place, overrides, seed)
     return root
 
 
@@ -89,7 +70,7 @@ def test_rows_hold_means_intervals_and_where_they_come_from(tmp_path: Path):
     assert v2["top1_mean"] == "53.00" and v2["unfinished"] == ""
     assert (v2["params"], v2["macs"], v2["bytes"]) == ("250000", "5000000", "1000000")
     assert (v2["seconds_mean"], v2["train_examples"], v2["epochs"]) == ("61.0", "900", "10")
-    assert (v2["data"], v2["split"], v2["image_size"]) == ("digits", "test, 360 images", "32")
+    assert (v2["data"], v2["split"], v2["image_size"]) == ("digits", "test, 200 images", "32")
     assert (v2["device"], v2["processor"]) == ("1 x cpu (cpu)", "a processor")
     assert (v2["versions"], v2["commit"]) == ("jax=1.0", "abc")
     assert found.runs[v2["run"]] == ("points/1_0", "points/1_1", "points/1_2")
@@ -98,9 +79,9 @@ def test_rows_hold_means_intervals_and_where_they_come_from(tmp_path: Path):
 
 
 def test_one_seed_has_no_interval_and_machines_may_be_several(tmp_path: Path):
-    write_run(tmp_path / "a", 0.5, 0, V2)
-    write_run(tmp_path / "b", 0.6, 0, RESNET, commit="old", lanes=2)
-    write_run(tmp_path / "c", 0.6, 1, RESNET, commit="new", lanes=2)
+    write_run(tmp_path / "a", 0.5, V2)
+    write_run(tmp_path / "b", 0.6, RESNET, commit="old", lanes=2)
+    write_run(tmp_path / "c", 0.6, RESNET, 1, commit="new", lanes=2)
     v2, resnet = comparison.load(tmp_path).rows
     assert [v2[k] for k in ("top1_mean", "top1_std", "low", "high")] == ["50.00", "", "", ""]
     assert (resnet["commit"], resnet["lanes"]) == ("old; new", "2")
@@ -159,7 +140,7 @@ def test_unfinished_runs_are_told(tmp_path: Path):
 def test_directories_without_finished_runs_are_refused(tmp_path: Path):
     with pytest.raises(ResultError, match="holds no runs: neither it nor a directory below"):
         comparison.load(tmp_path)
-    edit(write_run(tmp_path / "a", 0.5, 0, V2) / "summary.json", status="diverged")
+    edit(write_run(tmp_path / "a", 0.5, V2) / "summary.json", status="diverged")
     with pytest.raises(ResultError, match="no finished run to compare: 1 run: 1 diverged. Start"):
         comparison.load(tmp_path)
 
@@ -171,7 +152,7 @@ def test_directories_without_finished_runs_are_refused(tmp_path: Path):
         ({"data.test_split": "exam"}, "", {}, "data.test_split is 'test' in a, 'exam' in b"),
         ({"data.train_examples": 64}, "", {}, "data.train_examples is 0 in a, 64 in b"),
         ({}, "summary", {"test": {"top1": 0.5, "examples": 100}},
-         "test pictures is 360 in a, 100 in b"),
+         "test pictures is 200 in a, 100 in b"),
         ({}, "summary", {"examples": {"train": 90, "validation": 100}},
          "train pictures is 900 in a, 90 in b"),
         ({}, "data", {"class_names": ["cat", "dog"]}, r"classes is 0, 1, 2, ... \(10\) in a, "
@@ -184,8 +165,8 @@ def test_directories_without_finished_runs_are_refused(tmp_path: Path):
 def test_runs_that_cannot_stand_in_one_table_are_refused(
     tmp_path: Path, overrides: dict[str, Any], file: str, changes: dict[str, Any], message: str
 ):
-    write_run(tmp_path / "a", 0.5, 0, V2)
-    run = write_run(tmp_path / "b", 0.5, 0, {**RESNET, **overrides})
+    write_run(tmp_path / "a", 0.5, V2)
+    run = write_run(tmp_path / "b", 0.5, {**RESNET, **overrides})
     if file:
         edit(run / f"{file}.json", **changes)
     with pytest.raises(ResultError, match=message):
@@ -193,8 +174,8 @@ def test_runs_that_cannot_stand_in_one_table_are_refused(
 
 
 def test_unfinished_runs_may_be_of_anything(tmp_path: Path):
-    write_run(tmp_path / "a", 0.5, 0, V2)
-    run = write_run(tmp_path / "b", 0.5, 0, {**RESNET, "data.name": "cifar10"})
+    write_run(tmp_path / "a", 0.5, V2)
+    run = write_run(tmp_path / "b", 0.5, {**RESNET, "data.name": "cifar10"})
     edit(run / "summary.json", status="diverged")
     assert len(comparison.load(tmp_path).rows) == 2
 
@@ -376,7 +357,7 @@ def test_the_readme_table_shows_ranges_and_gaps(tmp_path: Path):
     assert "`optimizer.learning_rate=0.1` | 52.00 [47.03, 56.97], 3 | 250,000 | 5.0 M" in table[2]
     assert "| 1.0 | 12 (4) | 2.00 (1.80–2.50) | 2,000 (1,600–2,222), 64 | 61 s |" in table[2]
     assert "| ResNet-18 0.25 `optimizer.learning_rate=0.1` | seeds 0 1 2 failed | – |" in table[4]
-    for fact in ("digits, split test, 360 images, 900 training images x 10 epochs", "commit abc",
+    for fact in ("digits, split test, 200 images, 900 training images x 10 epochs", "commit abc",
                  "medians of 3 rounds, commit def", "Remarks: busy machine."):  # fmt: skip
         assert fact in text
     assert "(experiments/results/figures/comparison_s.svg)" in text

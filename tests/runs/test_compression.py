@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY, Command, metric_rows, start, summary
+from support import TINY, Command, metric_rows, start, summary, tiny
 
-from mobilenet import build, compression, experiment, rundir
+from mobilenet import build, compression, rundir
 from mobilenet import config as config_lib
 from mobilenet.cli.main import main
 from mobilenet.compress import pruning
@@ -42,12 +42,6 @@ def pruned(mobilenet: Command, tmp_path_factory: pytest.TempPathFactory) -> Path
     workdir = tmp_path_factory.mktemp("pruned") / "run"
     mobilenet("train", f"--config={TINY}", f"--workdir={workdir}", *PRUNED)
     return workdir
-
-
-def tiny(**overrides: Any) -> Any:
-    config = experiment.load_config(str(TINY), {})
-    config_lib.update(config, {k.replace("__", "."): v for k, v in overrides.items()})
-    return config
 
 
 def train(workdir: Path, **overrides: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/compress/rules.py": (),
     "mobilenet/analysis": (
         "mobilenet.analysis", "mobilenet.rundir", "mobilenet.rows", "mobilenet.config",
+        "mobilenet.sweep.space",
     ),
     "mobilenet/teacher.py": (
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",

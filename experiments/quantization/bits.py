@@ -67,6 +67,19 @@ def arms(arg=""):
     return found
 
 
+def against(arg=""):
+    """Arm -> the one it is held against: float weights, learned steps against extremes."""
+    found = {}
+    for name in arms(arg):
+        if name.startswith("PTQ"):
+            found[name] = "float"
+        elif name.startswith("QAT"):
+            found[name] = "float, trained on"
+            if name.endswith("LSQ"):
+                found[name] = name.replace("LSQ", "extremes")
+    return {name: other for name, other in found.items() if other in arms(arg)}
+
+
 def sweep(arg=""):
     found = arms(arg)
     trained = [changes for name, changes in found.items() if not name.startswith(("PTQ", "float"))]

@@ -14,6 +14,7 @@ from mobilenet import rows as table_rows
 from mobilenet import rundir
 from mobilenet.analysis import results, stats
 from mobilenet.analysis.results import ResultError, one
+from mobilenet.sweep import space
 
 FIELDS = (
     "experiment",
@@ -27,6 +28,10 @@ FIELDS = (
     "high",
     "interval",
     "seeds",
+    "against",
+    "difference",
+    "difference_low",
+    "difference_high",
     "epochs",
     "train_examples",
     "mean_bits",
@@ -51,19 +56,21 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
 
     Args:
       directory: whose sub-directories are the runs of a sweep, with `point.json`.
-      arms: name -> what it overrides, besides the seed.
+      arms: name -> what it overrides, besides the seed, which texts may name (`space.filled`).
 
     Raises:
       ResultError: an arm without a run, or a run that is not done.
     """
-    by_overrides: dict[str, list[tuple[int, Path]]] = {}
+    by_overrides: dict[str, Path] = {}
+    seeds: set[int] = set()
     for path in sorted(directory.glob("*/point.json")):
-        overrides = dict(json.loads(path.read_text())["overrides"])
-        seed = overrides.pop("seed", 0)
-        by_overrides.setdefault(_canonical(overrides), []).append((seed, path.parent))
+        overrides = {"seed": 0, **json.loads(path.read_text())["overrides"]}
+        seeds.add(overrides["seed"])
+        by_overrides[_canonical(overrides)] = path.parent
     found = {}
     for name, overrides in arms.items():
-        runs = [run for _, run in sorted(by_overrides.get(_canonical(overrides), []))]
+        wanted = [_canonical(space.filled({**overrides, "seed": seed})) for seed in sorted(seeds)]
+        runs = [by_overrides[each] for each in wanted if each in by_overrides]
         if not runs:
             raise ResultError(
                 f"{directory} has no run of the arm {name!r}; finish the sweep first."
@@ -87,6 +94,8 @@ def make_row(
     experiment: str,
     config: str,
     common: str = "",
+    against: str = "",
+    others: Sequence[Path] = (),
     logs: str = "",
     remarks: str = "",
 ) -> dict[str, str]:
@@ -99,6 +108,8 @@ def make_row(
       experiment: name among the table's experiments.
       config: path of the experiment file, with its argument.
       common: what the command line added for all arms.
+      against: the arm that it is held against; "" for none.
+      others: the runs of that one.
       logs: where the logs are, below experiments/results.
       remarks: what a reader must know beside the numbers.
 
@@ -121,6 +132,8 @@ def make_row(
     versions = results.versions(one("versions", [s["versions"] for s in summaries]))
     changes = {key: value for key, value in overrides.items()}
     size = facts[0]
+    difference = _difference(runs, others) if against else None
+    interval_known = difference is not None and difference.n > 1
     return {
         "experiment": experiment,
         "arm": arm,
@@ -133,6 +146,10 @@ def make_row(
         "high": f"{100 * high:.2f}",
         "interval": SEEDS if len(top1) > 1 else PICTURES,
         "seeds": " ".join(str(c["seed"]) for c in configs),
+        "against": against,
+        "difference": f"{difference.mean:+.2f}" if difference else "",
+        "difference_low": f"{difference.low:+.2f}" if difference and interval_known else "",
+        "difference_high": f"{difference.high:+.2f}" if difference and interval_known else "",
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "train_examples": str(summaries[0]["examples"]["train"]),
         "mean_bits": f"{size['mean_bits']:.3g}" if size else "32",
@@ -147,6 +164,22 @@ def make_row(
     }
 
 
+def _difference(runs: Sequence[Path], others: Sequence[Path]) -> stats.Interval:
+    """Points of top-1 that runs are above others, over the seeds that both have."""
+
+    def by_seed(paths: Sequence[Path]) -> dict[int, float]:
+        found = {}
+        for path in paths:
+            seed = (rundir.read_json(path / "config.json") or {})["seed"]
+            found[seed] = 100 * (rundir.read_json(path / "summary.json") or {})["test"]["top1"]
+        return found
+
+    try:
+        return stats.paired_difference(by_seed(runs), by_seed(others))
+    except ValueError as error:
+        raise ResultError(str(error)) from error
+
+
 def add(
     results_dir: Path,
     table: str,
@@ -155,6 +188,7 @@ def add(
     arms: Mapping[str, Mapping[str, Any]],
     *,
     config: str,
+    against: Mapping[str, str] | None = None,
     common: str = "",
     remarks: str = "",
 ) -> list[dict[str, str]]:
@@ -167,6 +201,7 @@ def add(
       directory: of the sweep.
       arms: name -> what it overrides, in the order of the rows.
       config, common, remarks: as `make_row`.
+      against: arm -> the arm that it is held against.
 
     Raises:
       ResultError: as `find_runs` and `make_row`, or a name with other characters.
@@ -174,6 +209,10 @@ def add(
     results.check_name("The experiment's name", experiment)
     runs = find_runs(directory / "points", arms)
     logs = f"logs/{table}/{experiment}"
+    against = against or {}
+    unknown = [name for pair in against.items() for name in pair if name not in arms]
+    if unknown:
+        raise ResultError(f"against() names the arm {unknown[0]!r}; arms are {', '.join(arms)}.")
     made = [
         make_row(
             arm,
@@ -182,6 +221,8 @@ def add(
             experiment=experiment,
             config=config,
             common=common,
+            against=against.get(arm, ""),
+            others=runs[against[arm]] if arm in against else (),
             logs=logs,
             remarks=remarks,
         )
@@ -206,23 +247,37 @@ def markdown(rows: Sequence[Row]) -> str:
         def several(field: str, mine: Sequence[Row] = mine) -> str:
             return ", ".join(dict.fromkeys(row[field] for row in mine))
 
+        compared = any(row["against"] for row in mine)
         remarks = f" {first['remarks']}." if first["remarks"] else ""
         lines = [
             f"`{first['config']}`, logs in [`{first['logs']}`](experiments/results/"
             f"{first['logs']}): {several('split')} split, {several('examples')} images; "
             f"{several('processor')} ({several('device')}), commit {several('commit')}.{remarks}",
             "",
-            "| arm | top-1 % [95 % interval] | interval of | bits a weight | kernels, kB | epochs "
-            "| a run |",
-            "|---|---|---|---|---|---|---|",
+            "| arm | top-1 % [95 % interval] | interval of | "
+            + ("difference, points | " if compared else "")
+            + "bits a weight | kernels, kB | epochs | a run |",
+            "|---" * (8 if compared else 7) + "|",
         ]
         for row in mine:
             seeds = len(row["seeds"].split())
             of = f"{seeds} seeds" if row["interval"] == SEEDS else "pictures"
             lines.append(
                 f"| {row['arm']} | {row['top1']} [{row['low']}, {row['high']}] | {of} | "
-                f"{row['mean_bits']} | {float(row['weight_bytes']) / 1e3:,.0f} | {row['epochs']} | "
-                f"{results.duration(float(row['seconds_mean']))} |"
+                + (f"{_compared(row)} | " if compared else "")
+                + f"{row['mean_bits']} | {float(row['weight_bytes']) / 1e3:,.0f} | "
+                f"{row['epochs']} | {results.duration(float(row['seconds_mean']))} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _compared(row: Row) -> str:
+    """Cell of a table: how far an arm is from another, and whether seeds alone could say so."""
+    if not row["against"]:
+        return "–"
+    if not row["difference_low"]:
+        return f"{row['difference']} than {row['against']}"
+    low, high = float(row["difference_low"]), float(row["difference_high"])
+    verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
+    return f"{row['difference']} [{low:+.2f}, {high:+.2f}] than {row['against']}: **{verdict}**"

@@ -148,7 +148,8 @@ def _add_arms(values: flags.FlagValues, directory: Path) -> str:
         raise common.UsageError(
             f"--table is {table!r}; with --arms it is one of {', '.join(ARMS)}."
         )
-    named = getattr(experiment.load_module(file), "arms", None)
+    module, scale = experiment.load_module(file), file.partition(":")[2]
+    named = getattr(module, "arms", None)
     if named is None:
         raise common.UsageError(f"{file} has no arms(arg), which --arms needs.")
     made = arms.add(
@@ -156,8 +157,9 @@ def _add_arms(values: flags.FlagValues, directory: Path) -> str:
         table,
         common.require(values, "row", "bits"),
         Path(common.flag(values, "arms")),
-        named(file.partition(":")[2]),
+        named(scale),
         config=file,
+        against=module.against(scale) if hasattr(module, "against") else {},
         common=common.flag(values, "overrides"),
         remarks=common.flag(values, "remarks"),
     )

@@ -93,6 +93,8 @@ def seeds(count: int, start: int = 0) -> list[Overrides]:
 def product(*parts: Sequence[Overrides]) -> list[Overrides]:
     """Each override of every part merged with each of the others; the last part varies fastest.
 
+    A text says "{seed}" for the seed that it is merged with: `{"pretrained": "runs/dense_{seed}"}`.
+
     Raises:
       ValueError: two parts set the same key.
     """
@@ -104,5 +106,13 @@ def product(*parts: Sequence[Overrides]) -> list[Overrides]:
             if twice:
                 raise ValueError(f"{', '.join(sorted(twice))} is set by two parts of a product.")
             overrides |= part
-        merged.append(overrides)
+        merged.append(filled(overrides))
     return merged
+
+
+def filled(overrides: Mapping[str, Any]) -> Overrides:
+    """Overrides whose texts name the run's seed where they say "{seed}", as directories do."""
+    if "seed" not in overrides:
+        return dict(overrides)
+    seed = str(overrides["seed"])
+    return {k: v.replace("{seed}", seed) if isinstance(v, str) else v for k, v in overrides.items()}

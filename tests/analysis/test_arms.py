@@ -14,6 +14,7 @@ from mobilenet.analysis.results import ResultError
 from mobilenet.cli import common, report
 from mobilenet.cli.main import main
 from mobilenet.rundir import write_json
+from mobilenet.sweep import space
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -34,6 +35,9 @@ def get_config(arg=""):
 
 def arms(arg=""):
     return {NAMED!r}
+
+def against(arg=""):
+    return {{"w8": "float"}}
 """
 
 
@@ -58,7 +62,7 @@ def test_several_runs_have_an_interval_over_seeds(sweep: Path):
     assert [row[k] for k in ("top1", "low", "high", "seeds", "interval")] == [
         "52.00", "47.03", "56.97", "0 1 2", "t over seeds",
     ]  # fmt: skip
-    assert (row["mean_bits"], row["weight_bytes"], row["seconds_mean"]) == ("32", "4000", "61")
+    assert (row["mean_bits"], row["weight_bytes"], row["seconds_mean"]) == ("32", "1000000", "61")
 
 
 def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
@@ -68,6 +72,47 @@ def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
     assert (row["low"], row["high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
     assert (row["mean_bits"], row["weight_bytes"]) == ("8", "1000")
     assert row["overrides"] == '{"quantize.weights.bits": 8}'
+
+
+def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
+    for seed, gain in enumerate((0.01, 0.02, 0.03)):
+        write_run(tmp_path / f"f{seed}", 0.5 + 0.1 * seed, FLOAT, seed)
+        pretrained = {"pretrained": f"runs/cut_{seed}"}
+        write_run(tmp_path / f"c{seed}", 0.5 + 0.1 * seed + gain, pretrained, seed)
+    named = {"float": FLOAT, "cut": {"pretrained": "runs/cut_{seed}"}}
+    runs = arms.find_runs(tmp_path, named)
+    assert [run.name for run in runs["cut"]] == ["c0", "c1", "c2"]
+
+    def row(of: str, against: str) -> dict[str, str]:
+        return arms.make_row(
+            of, runs[of], named[of], experiment="e", config="c.py", against=against,
+            others=runs[against],
+        )  # fmt: skip
+
+    better = row("cut", "float")
+    # Gains of 1, 2 and 3 points: t(2) = 4.303, their deviation 1, so 2 +- 2.48.
+    assert [better[f"difference{end}"] for end in ("", "_low", "_high")] == [
+        "+2.00", "-0.48", "+4.48",
+    ]  # fmt: skip
+    assert "than float: **inconclusive**" in arms.markdown([better])
+    for run in runs["cut"]:
+        summary = json.loads((run / "summary.json").read_text())
+        summary["test"]["top1"] += 0.1
+        write_json(run / "summary.json", summary)
+    assert "+12.00 [+9.52, +14.48] than float: **better**" in arms.markdown([row("cut", "float")])
+    assert "than cut: **worse**" in arms.markdown([row("float", "cut")])
+
+
+def test_unknown_and_disjoint_arms_are_not_compared(sweep: Path, tmp_path: Path):
+    def add(**against: str) -> None:
+        arms.add(tmp_path / "r", "quantization", "e", sweep, NAMED, config="c.py", against=against)
+
+    with pytest.raises(ResultError, match="against\\(\\) names the arm 'w9'; arms are float, w8"):
+        add(w8="w9")
+    config = json.loads((sweep / "points/w8/config.json").read_text())
+    write_json(sweep / "points/w8/config.json", {**config, "seed": 7})
+    with pytest.raises(ResultError, match="The arms have no seed in common"):
+        add(w8="float")
 
 
 def test_arms_without_finished_runs_are_refused(sweep: Path):
@@ -107,7 +152,9 @@ def test_report_commits_logs_rows_and_the_table(
     found = rows.read(root / "experiments/results/quantization.csv")
     assert [row["arm"] for row in found] == ["float", "w8"]
     readme = (root / "README.md").read_text()
-    assert "| float | 52.00 [47.03, 56.97] | 3 seeds | 32 | 4 |" in readme
+    assert "| float | 52.00 [47.03, 56.97] | 3 seeds | – | 32 | 1,000 |" in readme
+    # Of one seed; the float run of that seed is at 50 %.
+    assert "| w8 | 45.50 [38.74, 52.42] | pictures | -4.50 than float | 8 | 1 |" in readme
     assert "three pictures." in readme
     logs = root / "experiments/results/logs/quantization/mine"
     assert sorted(path.name for path in logs.iterdir()) == ["f0", "f1", "f2", "w8"]
@@ -143,10 +190,14 @@ def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
     named = experiment.load_module(str(ROOT / row["config"])).arms(row["config"].partition(":")[2])
     found = arms.find_runs(RESULTS / row["logs"], {row["arm"]: named[row["arm"]]})
     changes = json.dumps(named[row["arm"]])
+    against = row["against"]
+    others = {against: named[against]} if against else {}
     again = arms.make_row(
         row["arm"],
         found[row["arm"]],
         named[row["arm"]],
+        against=against,
+        others=arms.find_runs(RESULTS / row["logs"], others).get(against, ()),
         experiment=row["experiment"],
         config=row["config"],
         common=row["overrides"].removesuffix(changes if named[row["arm"]] else "").strip(),
@@ -169,7 +220,7 @@ def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str,
     for run in arms.find_runs(RESULTS / row["logs"], {row["arm"]: arm})[row["arm"]]:
         got = config_lib.from_json((run / "config.json").read_text())
         expected = experiment.load_config(str(ROOT / row["config"]), overrides)
-        config_lib.update(expected, {**arm, "seed": got.seed})
+        config_lib.update(expected, space.filled({**arm, "seed": got.seed}))
         if expected.pretrained:
             # What came with the weights is in the log, of weights before they were equalised.
             source = got.copy_and_resolve_references()

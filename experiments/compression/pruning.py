@@ -2,15 +2,22 @@
 
 Magnitude pruning along the cubic schedule of Zhu & Gupta 2017 (arXiv 1710.01878), whose MobileNetV1
 keeps 69.5 % top-1 at a sparsity of 50 % and 61.8 % at 90 % (experiments/reference/compression.csv),
-2:4, and other ways to choose the weights at one sparsity. Depthwise kernels and the stem stay
-dense. Beside each sparsity stands the dense network of about as many weights as are left.
+and 2:4; at the full scale also other ways to choose the weights. Depthwise kernels and the stem
+stay dense. Runs go on from the dense runs of experiments/compression/budgets.py, one a seed;
+beside them stand dense networks of about as many weights as are left, trained for as many epochs
+as both parts together.
 
-    (none)   CIFAR-10 at 32 pixels, width 1.0, 200 epochs: for a GPU
-    cifar    5,000 pictures at 24 pixels, width 0.5, 8 epochs: minutes a run on two cores
+    (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
+    cifar    5,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
-Run:    mobilenet sweep --config=experiments/compression/pruning.py:cifar --workdir=runs/pruning \
+Run:    for s in 0 1 2; do
+            mobilenet train --config=experiments/compression/budgets.py:cifar \
+                --workdir=runs/dense_$s --config.seed=$s --config.data.data_dir=DIRECTORY_OF_TFDS
+        done
+        mobilenet sweep --config=experiments/compression/pruning.py:cifar --workdir=runs/pruning \
             --config.data.data_dir=DIRECTORY_OF_TFDS
+Result: experiments/results/compression.csv
 """
 
 from mobilenet import config as base
@@ -18,62 +25,89 @@ from mobilenet.sweep import scales
 from mobilenet.sweep.space import product, seeds
 
 SCALES = ("full", "cifar", "smoke")
-SPARSITIES = (0.5, 0.75, 0.9, 0.95)
+SPARSITIES = {"full": (0.5, 0.75, 0.9, 0.95), "cifar": (0.5, 0.75, 0.9), "smoke": (0.5,)}
 # Widths whose networks have about as many parameters as the sparse one has left.
 SMALL = {
     "full": {0.5: 0.67, 0.75: 0.42, 0.9: 0.22, 0.95: 0.12},
-    "cifar": {0.5: 0.32, 0.75: 0.19, 0.9: 0.09},
+    "cifar": {0.75: 0.19, 0.9: 0.09},
     "smoke": {0.5: 0.12},
 }
+EPOCHS = {"full": 50.0, "cifar": 3.0}  # after those of the dense run
 PRUNING = "compress.pruning."
 
 
 def get_config(arg=""):
-    """The dense run; the smoke form prunes, so that its two steps say something."""
+    """A dense run that goes on; the smoke form prunes, so that its two steps say something."""
     config = scales.base(arg, SCALES)
-    if arg != "smoke":
-        config.model.width_multiplier = 0.5 if arg == "cifar" else 1.0
+    if arg == "smoke":
+        base.update(config, {**_gradually(config), f"{PRUNING}sparsity": 0.5})
+        config.compress.pruning.every_steps = 1
         return config
-    base.update(config, {**_gradually(config), f"{PRUNING}sparsity": 0.5})
-    config.compress.pruning.every_steps = 1
+    config.optimizer.learning_rate /= 4
+    config.schedule.warmup_epochs = 0.0
+    config.train.num_epochs = EPOCHS[scales.name_of(arg, SCALES)]
     return config
 
 
 def _gradually(config):
-    """An eighth of the run dense, half of it ever sparser, the rest to recover."""
-    epochs = config.train.num_epochs
+    """Ever sparser for five eighths of the epochs; the rest are to recover."""
     return {
         f"{PRUNING}method": "magnitude",
         f"{PRUNING}schedule": "cubic",
-        f"{PRUNING}start_epoch": epochs / 8,
-        f"{PRUNING}end_epoch": epochs * 5 / 8,
-        f"{PRUNING}every_steps": 20,
+        f"{PRUNING}start_epoch": 0.0,
+        f"{PRUNING}end_epoch": config.train.num_epochs * 5 / 8,
+        f"{PRUNING}every_steps": 10,
+    }
+
+
+def _small(arg):
+    """Name -> what it overrides: the dense networks of about as many weights."""
+    scale, dense = scales.name_of(arg, SCALES), scales.base(arg, SCALES)
+    alone = {
+        "optimizer.learning_rate": dense.optimizer.learning_rate,
+        "schedule.warmup_epochs": dense.schedule.warmup_epochs,
+        "train.num_epochs": dense.train.num_epochs + EPOCHS.get(scale, 0.0),
+    }
+    if scale == "smoke":
+        alone = {f"{PRUNING}method": "none", f"{PRUNING}sparsity": 0.0}
+    return {
+        f"width for {100 * s:g} %": {"model.width_multiplier": width, **alone}
+        for s, width in SMALL[scale].items()
     }
 
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
-    gradual = _gradually(get_config(arg))
+    scale, gradual = scales.name_of(arg, SCALES), _gradually(get_config(arg))
     at_90 = {**gradual, f"{PRUNING}sparsity": 0.9}
-    from_start = {**at_90, f"{PRUNING}schedule": "one_shot", f"{PRUNING}start_epoch": 0.0}
+    at_once = {**at_90, f"{PRUNING}schedule": "one_shot"}
     erk, together = {f"{PRUNING}distribution": "erk"}, {f"{PRUNING}distribution": "global"}
-    small = {
-        f"width for {100 * s:g} %": {"model.width_multiplier": width}
-        for s, width in SMALL[scales.name_of(arg, SCALES)].items()
-    }
-    dense = {"dense": {}, **small}
-    if arg == "smoke":
-        off = {f"{PRUNING}method": "none", f"{PRUNING}sparsity": 0.0}
-        dense = {name: {**off, **overrides} for name, overrides in dense.items()}
-    return {
-        **dense,
-        **{f"{100 * s:g} %": {**gradual, f"{PRUNING}sparsity": s} for s in SPARSITIES},
+    found = {
+        **{f"{100 * s:g} %": {**gradual, f"{PRUNING}sparsity": s} for s in SPARSITIES[scale]},
         "2:4": {**gradual, f"{PRUNING}sparsity": 0.5, f"{PRUNING}pattern": "2:4"},
-        "90 %, ERK": {**at_90, **erk},
-        "90 %, global": {**at_90, **together},
-        "90 %, random": {**at_90, f"{PRUNING}method": "random"},
-        "90 %, SNIP": {**from_start, **together, f"{PRUNING}method": "saliency"},
-        "90 %, RigL": {**from_start, **erk, f"{PRUNING}method": "rigl"},
+    }
+    if scale == "full":
+        found |= {
+            "90 %, ERK": {**at_90, **erk},
+            "90 %, global": {**at_90, **together},
+            "90 %, random": {**at_90, f"{PRUNING}method": "random"},
+            "90 %, SNIP": {**at_once, **together, f"{PRUNING}method": "saliency"},
+            "90 %, RigL": {**at_once, **erk, f"{PRUNING}method": "rigl"},
+        }
+    if scale == "smoke":
+        return {**found, **_small(arg)}
+    start = {"pretrained": "runs/dense_{seed}"}
+    found = {name: {**start, **arm} for name, arm in {"dense": {}, **found}.items()}
+    return {**found, **_small(arg)}
+
+
+def against(arg=""):
+    """Arm -> the one it is held against: dense weights, and the sparse network of that size."""
+    named = arms(arg)
+    return {
+        name: name.removeprefix("width for ") if name.startswith("width") else "dense"
+        for name in named
+        if name != "dense" and "dense" in named
     }
 
 

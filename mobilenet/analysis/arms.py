@@ -4,9 +4,10 @@ experiments/results/TABLE.csv
 experiments/results/logs/TABLE/EXPERIMENT/KEY/     config, summary, metrics of every run
 """
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mobilenet.analysis import results, stats
 from mobilenet.analysis.results import ResultError, one
 from mobilenet.sweep import space
 
+# Of the rows of every table; what else a row says is in `TABLES`.
 FIELDS = (
     "experiment",
     "arm",
@@ -34,8 +36,6 @@ FIELDS = (
     "difference_high",
     "epochs",
     "train_examples",
-    "mean_bits",
-    "weight_bytes",
     "seconds_mean",
     "device",
     "processor",
@@ -46,9 +46,95 @@ FIELDS = (
 )
 # What an interval speaks of: other seeds, or, of a single run, other pictures.
 SEEDS, PICTURES = "t over seeds", "Wilson over pictures"
-LOGGED = (*results.LOGGED, "point.json", "quantization.json")
+# What a run's verbs leave beside its log, by the table that reads it.
+FACTS = {"quantization": "quantization.json", "compression": "compression.json"}
+LOGGED = (*results.LOGGED, "point.json", *FACTS.values())
+
+BYTES = ("dense", "gzip", "sparse", "sparse_gzip")  # of `mobilenet.compress.size.sizes`
+SPEEDS = ("latency_ms", "images_per_second", "batch_size")
 
 Row = Mapping[str, str]
+
+
+def _size(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
+    first = found[0]
+    return {
+        "mean_bits": f"{first['mean_bits']:.3g}" if first else "32",
+        "weight_bytes": f"{first['weight_bytes']:.0f}" if first else str(4 * summary["params"]),
+    }
+
+
+def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
+    del summary
+    if not all(found):
+        raise ResultError("A run has no compression.json; `mobilenet report --arms` writes it.")
+
+    def mean(*keys: str) -> float:
+        values: list[Any] = list(found)
+        for key in keys:
+            values = [value[key] for value in values]
+        return sum(values) / len(values)
+
+    speed = next((each["speed"] for each in found if each.get("speed")), {})
+    return {
+        "sparsity": f"{100 * mean('sparsity', 'prunable'):.2f}",
+        "params": f"{mean('params'):.0f}",
+        "macs": f"{mean('macs'):.0f}",
+        "nonzero_params": f"{mean('nonzero_params'):.0f}",
+        "nonzero_macs": f"{mean('nonzero_macs'):.0f}",
+        **{f"{name}_bytes": f"{mean('bytes', name):.0f}" for name in BYTES},
+        **{name: str(speed.get(name, "")) for name in SPEEDS},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What the rows of one results file say besides `FIELDS`.
+
+    Attributes:
+      fields: names of the columns.
+      facts: (facts of the runs, their first summary) -> those columns.
+      shown: heading in the README -> the cell of a row.
+    """
+
+    fields: tuple[str, ...]
+    facts: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], dict[str, str]]
+    shown: Mapping[str, Callable[[Row], str]]
+
+
+TABLES = {
+    "quantization": Table(
+        ("mean_bits", "weight_bytes"),
+        _size,
+        {
+            "bits a weight": lambda row: row["mean_bits"],
+            "kernels, kB": lambda row: f"{float(row['weight_bytes']) / 1e3:,.0f}",
+        },
+    ),
+    "compression": Table(
+        (
+            *("sparsity", "params", "macs", "nonzero_params", "nonzero_macs"),
+            *(f"{name}_bytes" for name in BYTES),
+            *SPEEDS,
+        ),
+        _left,
+        {
+            "sparsity": lambda row: f"{float(row['sparsity']):.1f} %",
+            "params, not 0": lambda row: f"{int(row['params']):,}, {int(row['nonzero_params']):,}",
+            "MACs, not by 0": lambda row: (
+                f"{int(row['macs']) / 1e6:.2f} M, {int(row['nonzero_macs']) / 1e6:.2f} M"
+            ),
+            "kB: dense, gzip, sparse + gzip": lambda row: ", ".join(
+                f"{int(row[f'{name}_bytes']) / 1e3:,.0f}" for name in ("dense", "gzip", BYTES[-1])
+            ),
+            "ms, images/s": lambda row: (
+                f"{float(row['latency_ms']):.2f}, {float(row['images_per_second']):,.0f}"
+                if row["latency_ms"]
+                else "–"
+            ),
+        },
+    ),
+}
 
 
 def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Path]]:
@@ -91,6 +177,7 @@ def make_row(
     runs: Sequence[Path],
     overrides: Mapping[str, Any],
     *,
+    table: str,
     experiment: str,
     config: str,
     common: str = "",
@@ -105,6 +192,7 @@ def make_row(
       arm: its name.
       runs: finished run directories, or their logs, that differ in their seed alone.
       overrides: that make the arm.
+      table: one of TABLES.
       experiment: name among the table's experiments.
       config: path of the experiment file, with its argument.
       common: what the command line added for all arms.
@@ -118,7 +206,7 @@ def make_row(
     """
     summaries = [rundir.read_json(run / "summary.json") for run in runs]
     configs = [rundir.read_json(run / "config.json") for run in runs]
-    facts = [rundir.read_json(run / "quantization.json") or {} for run in runs]
+    facts = [rundir.read_json(run / FACTS[table]) or {} for run in runs]
     for run, summary in zip(runs, summaries, strict=True):
         if "test" not in summary:
             raise ResultError(f"{run} has no test metrics; its data set needs a test split.")
@@ -131,7 +219,6 @@ def make_row(
     seconds = sum(s["wall_seconds"] for s in summaries) / len(summaries)
     versions = results.versions(one("versions", [s["versions"] for s in summaries]))
     changes = {key: value for key, value in overrides.items()}
-    size = facts[0]
     difference = _difference(runs, others) if against else None
     interval_known = difference is not None and difference.n > 1
     return {
@@ -152,8 +239,7 @@ def make_row(
         "difference_high": f"{difference.high:+.2f}" if difference and interval_known else "",
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "train_examples": str(summaries[0]["examples"]["train"]),
-        "mean_bits": f"{size['mean_bits']:.3g}" if size else "32",
-        "weight_bytes": f"{size['weight_bytes']:.0f}" if size else str(4 * summaries[0]["params"]),
+        **TABLES[table].facts(facts, summaries[0]),
         "seconds_mean": f"{seconds:.0f}",
         "device": one("device", [s["device"] for s in summaries]),
         "processor": one("processor", [s["processor"] for s in summaries]),
@@ -196,7 +282,7 @@ def add(
 
     Args:
       results_dir: the experiments/results directory.
-      table: the CSV's name without ending.
+      table: the CSV's name without ending, one of TABLES.
       experiment: name of these rows: letters, digits, ".", "_" and "-", as it names a folder too.
       directory: of the sweep.
       arms: name -> what it overrides, in the order of the rows.
@@ -218,6 +304,7 @@ def add(
             arm,
             runs[arm],
             arms[arm],
+            table=table,
             experiment=experiment,
             config=config,
             common=common,
@@ -233,13 +320,14 @@ def add(
     for run in (run for paths in runs.values() for run in paths):
         files = [file for file in LOGGED if (run / file).exists()]
         results.copy_logs(run, target / run.name, files)
-    table_rows.replace(results_dir / f"{table}.csv", FIELDS, made, by="experiment")
+    fields = (*FIELDS, *TABLES[table].fields)
+    table_rows.replace(results_dir / f"{table}.csv", fields, made, by="experiment")
     return made
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """README tables of committed rows: one an experiment."""
-    parts = []
+def markdown(table: str, rows: Sequence[Row]) -> str:
+    """README tables of a table's committed rows: one an experiment."""
+    parts, shown = [], TABLES[table].shown
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         mine = [row for row in rows if row["experiment"] == experiment]
         first = mine[0]
@@ -256,8 +344,8 @@ def markdown(rows: Sequence[Row]) -> str:
             "",
             "| arm | top-1 % [95 % interval] | interval of | "
             + ("difference, points | " if compared else "")
-            + "bits a weight | kernels, kB | epochs | a run |",
-            "|---" * (8 if compared else 7) + "|",
+            + " | ".join([*shown, "epochs", "a run |"]),
+            "|---" * (len(shown) + (6 if compared else 5)) + "|",
         ]
         for row in mine:
             seeds = len(row["seeds"].split())
@@ -265,8 +353,8 @@ def markdown(rows: Sequence[Row]) -> str:
             lines.append(
                 f"| {row['arm']} | {row['top1']} [{row['low']}, {row['high']}] | {of} | "
                 + (f"{_compared(row)} | " if compared else "")
-                + f"{row['mean_bits']} | {float(row['weight_bytes']) / 1e3:,.0f} | "
-                f"{row['epochs']} | {results.duration(float(row['seconds_mean']))} |"
+                + "".join(f"{cell(row)} | " for cell in shown.values())
+                + f"{row['epochs']} | {results.duration(float(row['seconds_mean']))} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

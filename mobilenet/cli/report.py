@@ -13,13 +13,15 @@
     mobilenet report                # the README's tables again, from the rows
 """
 
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from mobilenet import experiment, rows
+from mobilenet import experiment, rows, rundir
 from mobilenet.analysis import (
     arms,
     benchmarks,
@@ -31,13 +33,12 @@ from mobilenet.analysis import (
 )
 from mobilenet.cli import common
 
-ARMS = ("quantization",)  # results files with a row an arm
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
 TABLES: dict[str, Callable[..., str]] = {
     "benchmark": benchmarks.markdown,
     claims.TABLE: claims.markdown,
     comparison.TABLE: comparison.markdown,
-    **dict.fromkeys(ARMS, arms.markdown),
+    **{name: functools.partial(arms.markdown, name) for name in arms.TABLES},
     deployments.EXECUTOR: deployments.executor_markdown,
     deployments.EXPORTS: deployments.exports_markdown,
     pretrained.ACCURACY: pretrained.accuracy_markdown,
@@ -144,19 +145,22 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 def _add_arms(values: flags.FlagValues, directory: Path) -> str:
     file = common.require(values, "config_file", "experiments/quantization/bits.py:cpu")
     table = common.require(values, "table", "quantization")
-    if table not in ARMS:
+    if table not in arms.TABLES:
         raise common.UsageError(
-            f"--table is {table!r}; with --arms it is one of {', '.join(ARMS)}."
+            f"--table is {table!r}; with --arms it is one of {', '.join(arms.TABLES)}."
         )
     module, scale = experiment.load_module(file), file.partition(":")[2]
     named = getattr(module, "arms", None)
     if named is None:
         raise common.UsageError(f"{file} has no arms(arg), which --arms needs.")
+    sweep = Path(common.flag(values, "arms"))
+    if table == "compression":
+        _describe(sweep, named(scale))
     made = arms.add(
         directory,
         table,
         common.require(values, "row", "bits"),
-        Path(common.flag(values, "arms")),
+        sweep,
         named(scale),
         config=file,
         against=module.against(scale) if hasattr(module, "against") else {},
@@ -164,3 +168,16 @@ def _add_arms(values: flags.FlagValues, directory: Path) -> str:
         remarks=common.flag(values, "remarks"),
     )
     return f"{len(made)} arms of {file}"
+
+
+def _describe(sweep: Path, named: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes beside every run what is left of its network, and how fast it was measured to be."""
+    from mobilenet import compression  # with JAX, which tables need not wait for
+
+    # Of `mobilenet compare`: the first run of each network stands for it.
+    speeds = {Path(row["run"]).name: row for row in comparison.read(sweep / "comparison.csv")}
+    for run in (run for runs in arms.find_runs(sweep / "points", named).values() for run in runs):
+        found = compression.describe_run(run)
+        speed = speeds.get(run.name, {})
+        found["speed"] = {name: speed[name] for name in arms.SPEEDS if speed.get(name)}
+        rundir.write_json(run / arms.FACTS["compression"], found)

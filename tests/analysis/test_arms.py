@@ -11,7 +11,7 @@ from mobilenet import config as config_lib
 from mobilenet import experiment, rows
 from mobilenet.analysis import arms, results, stats
 from mobilenet.analysis.results import ResultError
-from mobilenet.cli import common, report
+from mobilenet.cli import common
 from mobilenet.cli.main import main
 from mobilenet.rundir import write_json
 from mobilenet.sweep import space
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 COMMITTED = [
     (table, row)
-    for table in report.ARMS
+    for table in arms.TABLES
     if (RESULTS / f"{table}.csv").exists()
     for row in rows.read(RESULTS / f"{table}.csv")
 ]
@@ -53,7 +53,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def make(arm: str, sweep: Path) -> dict[str, str]:
     runs = arms.find_runs(sweep / "points", NAMED)[arm]
-    return arms.make_row(arm, runs, NAMED[arm], experiment="e", config="c.py")
+    return arms.make_row(arm, runs, NAMED[arm], table="quantization", experiment="e", config="c.py")
 
 
 def test_several_runs_have_an_interval_over_seeds(sweep: Path):
@@ -85,8 +85,8 @@ def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
 
     def row(of: str, against: str) -> dict[str, str]:
         return arms.make_row(
-            of, runs[of], named[of], experiment="e", config="c.py", against=against,
-            others=runs[against],
+            of, runs[of], named[of], table="quantization", experiment="e", config="c.py",
+            against=against, others=runs[against],
         )  # fmt: skip
 
     better = row("cut", "float")
@@ -94,13 +94,14 @@ def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
     assert [better[f"difference{end}"] for end in ("", "_low", "_high")] == [
         "+2.00", "-0.48", "+4.48",
     ]  # fmt: skip
-    assert "than float: **inconclusive**" in arms.markdown([better])
+    assert "than float: **inconclusive**" in arms.markdown("quantization", [better])
     for run in runs["cut"]:
         summary = json.loads((run / "summary.json").read_text())
         summary["test"]["top1"] += 0.1
         write_json(run / "summary.json", summary)
-    assert "+12.00 [+9.52, +14.48] than float: **better**" in arms.markdown([row("cut", "float")])
-    assert "than cut: **worse**" in arms.markdown([row("float", "cut")])
+    text = arms.markdown("quantization", [row("cut", "float"), row("float", "cut")])
+    assert "+12.00 [+9.52, +14.48] than float: **better**" in text
+    assert "than cut: **worse**" in text
 
 
 def test_unknown_and_disjoint_arms_are_not_compared(sweep: Path, tmp_path: Path):
@@ -129,11 +130,11 @@ def test_runs_that_are_not_one_experiment_are_refused(sweep: Path):
     summary = json.loads((runs[1] / "summary.json").read_text())
     write_json(runs[1] / "summary.json", {**summary, "commit": "other"})
     with pytest.raises(ResultError, match="differ in commit: abc, other"):
-        arms.make_row("float", runs, {}, experiment="e", config="c.py")
+        arms.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
     del summary["test"]
     write_json(runs[1] / "summary.json", summary)
     with pytest.raises(ResultError, match="no test metrics"):
-        arms.make_row("float", runs, {}, experiment="e", config="c.py")
+        arms.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
 
 
 def test_report_commits_logs_rows_and_the_table(
@@ -154,7 +155,7 @@ def test_report_commits_logs_rows_and_the_table(
     readme = (root / "README.md").read_text()
     assert "| float | 52.00 [47.03, 56.97] | 3 seeds | – | 32 | 1,000 |" in readme
     # Of one seed; the float run of that seed is at 50 %.
-    assert "| w8 | 45.50 [38.74, 52.42] | pictures | -4.50 than float | 8 | 1 |" in readme
+    assert "| w8 | 45.50 [38.75, 52.42] | pictures | -4.50 than float | 8 | 1 |" in readme
     assert "three pictures." in readme
     logs = root / "experiments/results/logs/quantization/mine"
     assert sorted(path.name for path in logs.iterdir()) == ["f0", "f1", "f2", "w8"]
@@ -165,7 +166,7 @@ def test_report_commits_logs_rows_and_the_table(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--table=ablations", "--row=a"], "with --arms it is one of quantization"),
+        (["--table=ablations", "--row=a"], "with --arms it is one of quantization, compression"),
         (["--table=quantization", "--row=a/b"], "a/b"),
     ],
 )
@@ -198,6 +199,7 @@ def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
         named[row["arm"]],
         against=against,
         others=arms.find_runs(RESULTS / row["logs"], others).get(against, ()),
+        table=table,
         experiment=row["experiment"],
         config=row["config"],
         common=row["overrides"].removesuffix(changes if named[row["arm"]] else "").strip(),
@@ -234,8 +236,8 @@ def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str,
 def test_the_readme_shows_the_rows():
     readme = (ROOT / "README.md").read_text()
     tables = {
-        name: arms.markdown(rows.read(RESULTS / f"{name}.csv"))
-        for name in report.ARMS
+        name: arms.markdown(name, rows.read(RESULTS / f"{name}.csv"))
+        for name in arms.TABLES
         if (RESULTS / f"{name}.csv").exists()
     }
     assert results.render(readme, tables) == readme, "run `mobilenet report`"

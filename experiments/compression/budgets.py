@@ -1,0 +1,91 @@
+"""A part of the MACs. Asks: cut a wide network, train a narrow one, have it taught, or both?
+
+A dense run of each seed is cut to 75 and 50 % of its MACs (at the full scale also 35 %) by
+`mobilenet shrink` and trained on; beside each stands the width multiplier of the same cost (within
+10 %), trained for as many epochs as both parts together. At 50 % both are also taught by the dense
+run (Hinton et al. 2015, arXiv 1503.02531). AMC (1802.03494), MetaPruning (1903.10258) and slimmable
+networks (1812.08928) are in experiments/reference/compression.csv.
+
+    (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
+    cifar    5,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
+    smoke    two steps on the embedded digits
+
+Run:    for s in 0 1 2; do
+            mobilenet train --config=experiments/compression/budgets.py:cifar \
+                --workdir=runs/dense_$s --config.seed=$s --config.data.data_dir=DIRECTORY_OF_TFDS
+            for m in 0.75 0.5; do
+                mobilenet shrink --workdir=runs/dense_$s --macs=$m --to=runs/cut_${m}_$s
+            done
+        done
+        mobilenet sweep --config=experiments/compression/budgets.py:cifar --workdir=runs/budgets \
+            --config.data.data_dir=DIRECTORY_OF_TFDS
+Result: experiments/results/compression.csv
+"""
+
+from mobilenet.sweep import scales
+from mobilenet.sweep.space import product, seeds
+
+SCALES = ("full", "cifar", "smoke")
+# Fraction of the MACs -> the width multiplier of that cost.
+WIDTHS = {
+    "full": {0.75: 0.82, 0.5: 0.64, 0.35: 0.55},
+    "cifar": {0.75: 0.38, 0.5: 0.28},
+    "smoke": {0.75: 0.14},
+}
+EPOCHS = {"full": 50.0, "cifar": 3.0, "smoke": 0.0}  # after those of the dense run
+TAUGHT = 0.5
+DISTILLATION = {
+    "compress.distillation.teacher": "runs/dense_{seed}",
+    "compress.distillation.temperature": 4.0,
+    "compress.distillation.weight": 0.9,
+}
+
+
+def get_config(arg=""):
+    """The dense run, which is cut afterwards."""
+    config = scales.base(arg, SCALES)
+    if arg != "smoke":
+        config.model.width_multiplier = 0.5 if arg == "cifar" else 1.0
+    return config
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    scale, dense = scales.name_of(arg, SCALES), get_config(arg)
+    longer = {"train.num_epochs": dense.train.num_epochs + EPOCHS[scale]}
+    after = {
+        "model.width_multiplier": 1.0,  # the base's: a run's comes with its weights
+        "optimizer.learning_rate": dense.optimizer.learning_rate / 4,
+        "schedule.warmup_epochs": 0.0,
+        "train.num_epochs": EPOCHS[scale],
+    }
+    found = {"dense, longer": longer if scale != "smoke" else {}}
+    for macs, width in WIDTHS[scale].items():
+        name = f"{100 * macs:g} %"
+        narrow = {**longer, "model.width_multiplier": width}
+        found[f"narrow, {name}"] = narrow if scale != "smoke" else {"model.width_multiplier": width}
+        if scale == "smoke":
+            continue
+        cut = {**after, "pretrained": f"runs/cut_{macs:g}_{{seed}}"}
+        found[f"cut, {name}"] = cut
+        if macs == TAUGHT:
+            found[f"narrow, taught, {name}"] = {**narrow, **DISTILLATION}
+            found[f"cut, taught, {name}"] = {**cut, **DISTILLATION}
+    return found
+
+
+def against(arg=""):
+    """Arm -> the one it is held against: the narrow network, and the same one without a teacher."""
+    found = {}
+    for name in arms(arg):
+        if name.startswith("narrow") and "taught" not in name:
+            found[name] = "dense, longer"
+        elif "taught" in name:
+            found[name] = name.replace("taught, ", "")
+        elif name.startswith("cut"):
+            found[name] = name.replace("cut", "narrow")
+    return found
+
+
+def sweep(arg=""):
+    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

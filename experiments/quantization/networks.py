@@ -1,0 +1,77 @@
+"""Networks and bits. Asks: what do 4 bits cost with ReLU or ReLU6, with attention, narrow or wide?
+
+Sandler et al. 2018 (arXiv 1801.04381, section 3.2) chose ReLU6 for low-precision arithmetic. Each
+network is trained in float with one recipe, rounded to 8 and 4 bits as it is, and trained on with
+4 bits for weights and activations; each is held against its own float run, trained on as long.
+
+    (none)   CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU
+    cifar    5,000 pictures at 24 pixels, 2 epochs after 8: minutes a run on two cores
+    smoke    two steps on the embedded digits
+
+Run:    T="mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar \
+            --config.data.data_dir=DIRECTORY_OF_TFDS --workdir"
+        $T=runs/relu6; $T=runs/relu --config.model.activation=relu
+        $T=runs/se --config.model.se_ratio=0.25
+        $T=runs/w0.2 --config.model.width_multiplier=0.2
+        $T=runs/w0.5 --config.model.width_multiplier=0.5
+        mobilenet sweep --config=experiments/quantization/networks.py:cifar \
+            --workdir=runs/networks --config.data.data_dir=DIRECTORY_OF_TFDS
+Result: experiments/results/quantization.csv
+"""
+
+from mobilenet.sweep import scales
+from mobilenet.sweep.space import product, seeds
+
+NETWORKS = {
+    "ReLU6": "runs/relu6",
+    "ReLU": "runs/relu",
+    "SE": "runs/se",
+    "width 0.2": "runs/w0.2",
+    "width 0.5": "runs/w0.5",
+}
+W8A8 = {"quantize.weights.bits": 8, "quantize.activations.bits": 8}
+W4A4 = {"quantize.weights.bits": 4, "quantize.activations.bits": 4}
+
+
+def get_config(arg=""):
+    config = scales.base(arg)
+    scale = scales.name_of(arg)
+    config.optimizer.learning_rate = 0.02  # a tenth of the parents'
+    config.schedule.warmup_epochs = 0.0
+    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
+    config.quantize.calibration_examples = 256
+    config.eval.every_epochs = 0.0
+    # The base's: a network comes with its weights.
+    config.model.width_multiplier = 1.0
+    return config
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    if scales.name_of(arg) == "smoke":
+        return {"w4a4": W4A4}  # from scratch
+    as_it_is, found = {"train.num_epochs": 0.0}, {}
+    for name, parent in NETWORKS.items():
+        start = {"pretrained": parent}
+        found |= {
+            f"{name}, float": {**start},
+            f"{name}, PTQ w8a8": {**start, **as_it_is, **W8A8},
+            f"{name}, PTQ w4a4": {**start, **as_it_is, **W4A4},
+            f"{name}, QAT w4a4": {**start, **W4A4},
+        }
+    return found
+
+
+def against(arg=""):
+    """Arm -> its float network."""
+    named = arms(arg)
+    found = {name: f"{name.partition(', ')[0]}, float" for name in named}
+    return {name: other for name, other in found.items() if name != other and other in named}
+
+
+def sweep(arg=""):
+    found = arms(arg)
+    as_they_are = [changes for name, changes in found.items() if "PTQ" in name]
+    trained = [changes for name, changes in found.items() if "PTQ" not in name]
+    once = product(as_they_are, seeds(1)) if as_they_are else []
+    return [*once, *product(trained, seeds(scales.seeds_at(arg)))]

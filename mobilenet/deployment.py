@@ -52,11 +52,13 @@ class Deployment:
         stored = build.require_stored(workdir)
         self.workdir, self.config = workdir, config
         self._stored, self._variables = stored, jax.device_get(restored.eval_variables)
-        # What runtimes recognise as depthwise; computed in float32 whatever training used.
-        portable = config.copy_and_resolve_references()
-        portable.model.conv_form, portable.model.dtype = "grouped", "float32"
+        config = config.copy_and_resolve_references()
+        config.model.dtype = "float32"  # whatever training used
         num_classes = build.resolve_classes(config, len(stored["class_names"]))
-        network = architecture.build_model(portable, num_classes)
+        fast = architecture.build_model(config, num_classes)
+        self._forward = jax.jit(lambda images: fast.apply(self._variables, images, False))
+        config.model.conv_form = "grouped"  # which runtimes recognise as depthwise
+        network = architecture.build_model(config, num_classes)
         self._shape = architecture.image_shape(config)
         self._apply = lambda images: network.apply(self._variables, images, False)
         self.graph: integer.Graph | None = None
@@ -65,7 +67,7 @@ class Deployment:
                 self.graph = lowering.lower(network, self._variables, self._shape)
             except lowering.LoweringError as error:
                 raise ExportError(str(error)) from error
-        self.metadata = _metadata(config, stored, num_classes, restored.step)
+        self.metadata = _metadata(self.config, stored, num_classes, restored.step)
 
     def write(self, to: str, path: Path, *, integer_io: bool = False) -> None:
         """Writes the file, and its metadata as JSON beside it.
@@ -108,9 +110,8 @@ class Deployment:
         prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
         parts = [(prepare(image), label) for image, label in self._data.evaluated(split, examples)]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-        forward = jax.jit(self._apply)
         chunks = range(0, len(images), 64)
-        ours = np.concatenate([np.asarray(forward(images[i : i + 64])) for i in chunks])
+        ours = np.concatenate([np.asarray(self._forward(images[i : i + 64])) for i in chunks])
         rows = []
         for name, run, prepare in self._runners(to, path):
             given = prepare(images)

@@ -110,8 +110,7 @@ class Deployment:
         prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
         parts = [(prepare(image), label) for image, label in self._data.evaluated(split, examples)]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-        chunks = range(0, len(images), 64)
-        ours = np.concatenate([np.asarray(self._forward(images[i : i + 64])) for i in chunks])
+        ours = self._answers(images)
         rows = []
         for name, run, prepare in self._runners(to, path):
             given = prepare(images)
@@ -136,6 +135,14 @@ class Deployment:
                 rows[0]["float_operations"] = verify.float_operations(path)
                 rows[0]["executor"] = verify.compare_operations(path, self.graph, images[:8])
         return rows
+
+    def _answers(self, images: np.ndarray) -> np.ndarray:
+        """Logits of the network in JAX, [B, K]; the last chunk is filled up, to compile once."""
+        count = min(64, len(images))
+        filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % count, axis=0)])
+        chunks = range(0, len(filled), count)
+        found = [np.asarray(self._forward(filled[i : i + count])) for i in chunks]
+        return np.concatenate(found)[: len(images)]
 
     def facts(self, to: str, path: Path) -> dict[str, Any]:
         """What a row says of a file before it is run."""

@@ -15,6 +15,7 @@ from mobilenet.export.operations import ExportError
 from mobilenet.models.depthwise import resolve_padding
 
 METADATA = "mobilenet"  # the name of the metadata's buffer
+SIGNATURE = "serving_default"  # TensorFlow's name for the only one
 
 
 def require() -> None:
@@ -173,6 +174,20 @@ class Writer:
         }
         return known.get((low, high))
 
+    def _signature(self) -> Any:
+        """What tools that call a network by names know: image -> scores."""
+        signature = self.schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
+
+        def named(name: str, number: int) -> Any:
+            entry = self.schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, int(number)
+            return entry
+
+        signature.inputs = [named("image", self.graph.inputs[0])]
+        signature.outputs = [named("scores", self.graph.outputs[0])]
+        return signature
+
     def write(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Writes the file, with JSON values as metadata inside."""
         import flatbuffers
@@ -181,6 +196,7 @@ class Writer:
         entry.name = METADATA
         entry.buffer = self._buffer(json.dumps(metadata, sort_keys=True).encode())
         self.model.metadata.append(entry)
+        self.model.signatureDefs = [self._signature()]
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
         path.write_bytes(bytes(builder.Output()))

@@ -253,6 +253,23 @@ def test_an_archive_is_the_function_for_any_batch(tmp_path: Path):
         stablehlo.read(path)
 
 
+@pytest.mark.parametrize("integer_io", [False, True])
+def test_networks_are_called_by_names(tmp_path: Path, integer_io: bool):
+    from ai_edge_litert import interpreter
+
+    path = tmp_path / "m.tflite"
+    litert.write_integer(path, lowered(), METADATA, integer_io=integer_io)
+    runtime = runtimes.LiteRT(path)
+    image = pictures(1)[0]
+    if integer_io:
+        image = litert.signed(lowered()).quantize_input(image)
+    call: Any = interpreter.Interpreter(
+        str(path),
+        experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    ).get_signature_runner(tflite_writer.SIGNATURE)
+    np.testing.assert_array_equal(call(image=image[None])["scores"], runtime.run(image))
+
+
 def test_metadata_is_inside(tmp_path: Path):
     graph = lowered()
     litert.write_integer(tmp_path / "m.tflite", graph, METADATA)

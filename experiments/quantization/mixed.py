@@ -1,0 +1,103 @@
+"""Mixed precision. Asks: at equal bytes, are bits better spent where the network is sensitive?
+
+Weights with 4 and 3 bits on average: the same for every layer, or chosen by what each layer loses
+alone at 2, 3, 4 and 8 bits (divergence of the outputs on 500 validation pictures; HAWQ's and ZeroQ's
+question, Cai et al. 2020, arXiv 2001.00281). Activations have 8 bits. Rounded as it is, and at 3
+bits also trained on.
+
+    (none)   CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU, with choices of its own
+    cifar    5,000 pictures at 24 pixels, 2 epochs after 8: minutes a run on two cores
+    smoke    two steps on the embedded digits
+
+Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
+Choice: mobilenet quantize --workdir=runs/parent --to=runs/w8a8
+        mobilenet quantize --workdir=runs/w8a8 --sensitivity=2,3,4,8 --examples=500 --budget=3
+Run:    mobilenet sweep --config=experiments/quantization/mixed.py:cifar --workdir=runs/mixed \
+            --config.pretrained=runs/parent
+Result: experiments/results/quantization.csv
+"""
+
+from mobilenet.sweep import scales
+from mobilenet.sweep.space import product, seeds
+
+# Mean bits -> bits -> layers, as --budget printed them for the network of "cifar"; others have 8.
+CHOSEN = {
+    4: {
+        4: (
+            *("blocks_3_1/expand", "blocks_4_0/expand", "blocks_4_1/expand"),
+            *("blocks_4_1/depthwise", "blocks_4_1/project", "blocks_5_0/expand"),
+            *("blocks_5_0/depthwise", "blocks_5_0/project", "blocks_5_1/depthwise"),
+            *("blocks_5_1/project", "blocks_6_0/expand", "blocks_6_0/depthwise", "classifier"),
+        ),
+        3: ("blocks_5_1/expand", "blocks_6_0/project", "head"),
+    },
+    3: {
+        4: (
+            *("blocks_2_1/expand", "blocks_2_1/depthwise", "blocks_2_1/project"),
+            *("blocks_3_0/expand", "blocks_3_0/depthwise", "blocks_3_0/project"),
+            *("blocks_3_1/expand", "blocks_3_1/depthwise", "blocks_3_1/project"),
+            *("blocks_4_0/expand", "blocks_4_0/depthwise", "blocks_4_0/project"),
+            *("blocks_4_1/project", "blocks_5_0/depthwise", "blocks_6_0/depthwise"),
+        ),
+        3: (
+            *("blocks_4_1/expand", "blocks_4_1/depthwise", "blocks_5_0/expand"),
+            *("blocks_5_0/project", "blocks_5_1/depthwise", "blocks_5_1/project"),
+            *("blocks_6_0/expand", "blocks_6_0/project", "classifier"),
+        ),
+        2: ("blocks_5_1/expand", "head"),
+    },
+}
+A8 = {"quantize.activations.bits": 8}
+
+
+def get_config(arg=""):
+    config = scales.base(arg)
+    scale = scales.name_of(arg)
+    config.pretrained = "runs/parent"
+    config.optimizer.learning_rate = 0.02  # a tenth of the parent's
+    config.schedule.warmup_epochs = 0.0
+    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
+    config.quantize.calibration_examples = 256
+    config.eval.every_epochs = 0.0
+    if scale == "smoke":
+        config.pretrained = ""
+    return config
+
+
+def rules(mean):
+    """Rows of quantize.rules for a mean number of bits."""
+    return tuple(
+        (f"{layer}/weights" if layer == "classifier" else f"{layer}/conv/weights", f"bits={bits}")
+        for bits, layers in CHOSEN[mean].items()
+        for layer in layers
+    )
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    uniform = {mean: {**A8, "quantize.weights.bits": mean} for mean in CHOSEN}
+    if scales.name_of(arg) != "cifar":  # choices are of one network
+        return {"QAT, 3 bits": uniform[3]}
+    mixed = {
+        mean: {**A8, "quantize.weights.bits": 8, "quantize.rules": rules(mean)} for mean in CHOSEN
+    }
+    as_it_is = {"train.num_epochs": 0.0}
+    return {
+        **{f"PTQ, {mean} bits": {**as_it_is, **uniform[mean]} for mean in CHOSEN},
+        **{f"PTQ, mixed, {mean} bits": {**as_it_is, **mixed[mean]} for mean in CHOSEN},
+        "QAT, 3 bits": uniform[3],
+        "QAT, mixed, 3 bits": mixed[3],
+    }
+
+
+def against(arg=""):
+    """Arm -> the one with the same bits everywhere."""
+    return {name: name.replace("mixed, ", "") for name in arms(arg) if "mixed" in name}
+
+
+def sweep(arg=""):
+    found = arms(arg)
+    as_they_are = [changes for name, changes in found.items() if "PTQ" in name]
+    trained = [changes for name, changes in found.items() if "PTQ" not in name]
+    once = product(as_they_are, seeds(1)) if as_they_are else []
+    return [*once, *product(trained, seeds(scales.seeds_at(arg)))]

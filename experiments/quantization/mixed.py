@@ -1,9 +1,8 @@
 """Mixed precision. Asks: at equal bytes, are bits better spent where the network is sensitive?
 
 Weights with 4 and 3 bits on average: the same for every layer, or chosen by what each layer loses
-alone at 2, 3, 4 and 8 bits (divergence of the outputs on 500 validation pictures; HAWQ's and ZeroQ's
-question, Cai et al. 2020, arXiv 2001.00281). Activations have 8 bits. Rounded as it is, and at 3
-bits also trained on.
+alone at 2, 3, 4 and 8 bits: the divergence of the outputs on 500 validation pictures (Cai et al.
+2020, arXiv 2001.00281). Activations have 8 bits. Rounded as it is, and at 3 bits also trained on.
 
     (none)   CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU, with choices of its own
     cifar    5,000 pictures at 24 pixels, 2 epochs after 8: minutes a run on two cores

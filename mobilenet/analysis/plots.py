@@ -246,17 +246,19 @@ def accuracy_against_bits(summary: Frame, *, label: str = TOP1) -> Figure:
 
 
 def sensitivity(frame: Frame) -> Figure:
-    """What a network loses when one layer alone is rounded: a line a layer, a point each bits.
+    """What a network loses when one site alone is rounded: a line a site, a point each bits.
 
     Args:
-      frame: columns layer, bits and divergence (nats; those of 0 are drawn at the axis's end),
-        layers in the order to be drawn in.
+      frame: columns site, bits and divergence (nats; those of 0 are drawn at the axis's end), as
+        `mobilenet quantize --sensitivity` writes them, sites in the order to be drawn in.
 
     Raises:
       ValueError: a column that is missing.
     """
-    stats.require(frame, ["layer", "bits", "divergence"])
-    layers = list(dict.fromkeys(frame["layer"].tolist()))
+    stats.require(frame, ["site", "bits", "divergence"])
+    names = [str(site).removesuffix("/weights").removesuffix("/conv") for site in frame["site"]]
+    frame = frame.assign(layer=names)
+    layers = list(dict.fromkeys(names))
     positive = frame["divergence"][frame["divergence"] > 0]
     least = float(positive.min()) if len(positive) else 1e-6
     figure, axes = _figure(6.4, 1.2 + 0.17 * len(layers))
@@ -279,6 +281,9 @@ def sensitivity(frame: Frame) -> Figure:
     axes.set_xscale("log")
     axes.set_xlabel("divergence of the outputs from the float network's, nats")
     _legend_beside(axes, title="bits")
+    engine: Any = figure.get_layout_engine()
+    # Small text is wider in the saved file's pixels than in those that the layout measures.
+    engine.set(w_pad=0.12)
     return figure
 
 

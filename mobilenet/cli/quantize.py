@@ -144,14 +144,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
         )
     path = workdir / f"sensitivity_{which}.csv"
     table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
-    frame = pd.DataFrame(
-        {
-            "layer": [loss.site.removesuffix("/weights").removesuffix("/conv") for loss in losses],
-            "bits": [loss.bits for loss in losses],
-            "divergence": [loss.divergence for loss in losses],
-        }
-    )
-    plots.save(plots.sensitivity(frame), path.with_suffix(".png"))
+    plots.save(plots.sensitivity(pd.read_csv(path)), path.with_suffix(".png"))
     print(f"results: {path}, .png")
     if budget is not None:
         chosen, rules = quantization.choose_bits(losses, config, restored.eval_variables, budget)

@@ -8,6 +8,7 @@
         --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
     mobilenet report --arms=runs/bits --table=quantization --row=bits \
         --config_file=experiments/quantization/bits.py:cpu         # a sweep of named arms
+    mobilenet report --sensitivity=runs/w8a8 --row=cifar  # of `quantize --sensitivity`
     mobilenet report --exports=runs/files --row=cifar   # a folder of `export --verify`
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
     mobilenet report                # the README's tables again, from the rows
@@ -53,6 +54,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
     flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
     flags.DEFINE_string("arms", "", "directory of a sweep of named arms", flag_values=values)
+    flags.DEFINE_string(
+        "sensitivity", "", "run whose layers were rounded alone, to commit", flag_values=values
+    )
     flags.DEFINE_string("exports", "", "directory of verified exports", flag_values=values)
     flags.DEFINE_string(
         "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
@@ -124,6 +128,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 remarks=common.flag(values, "remarks"),
             )
             print(f"{len(exported)} rows of exported files")
+        if common.flag(values, "sensitivity"):
+            print(_add_sensitivity(values, directory))
         if common.flag(values, "arms"):
             print(_add_arms(values, directory))
         if common.flag(values, "benchmark"):
@@ -168,6 +174,27 @@ def _add_arms(values: flags.FlagValues, directory: Path) -> str:
         remarks=common.flag(values, "remarks"),
     )
     return f"{len(made)} arms of {file}"
+
+
+def _add_sensitivity(values: flags.FlagValues, directory: Path) -> str:
+    import pandas as pd
+
+    from mobilenet.analysis import plots
+
+    run, row = Path(common.flag(values, "sensitivity")), common.require(values, "row", "cifar")
+    results.check_name("The row's name", row)
+    found = sorted(run.glob("sensitivity_*.csv"))
+    if not found:
+        raise common.UsageError(
+            f"{run} has no sensitivity_*.csv; `mobilenet quantize --sensitivity` makes them."
+        )
+    target = directory / "logs" / "sensitivity" / row
+    shutil.rmtree(target, ignore_errors=True)
+    results.copy_logs(run, target, ["config.json", "summary.json", *(path.name for path in found)])
+    for path in found:
+        figure = directory / "figures" / f"{path.stem}_{row}.svg"
+        plots.save(plots.sensitivity(pd.read_csv(path)), figure)
+    return f"{len(found)} tables of {run}"
 
 
 def _describe(sweep: Path, named: Mapping[str, Mapping[str, Any]]) -> None:

@@ -75,7 +75,7 @@ CONTRASTS = pd.DataFrame(
 )
 SENSITIVITY = pd.DataFrame(
     {
-        "layer": ["stem", "stem", "blocks_0_0", "blocks_0_0", "head", "head"],
+        "site": [f"{name}/conv/weights" for name in ("stem", "blocks_0_0", "head") for _ in "48"],
         "bits": [4, 8, 4, 8, 4, 8],
         "divergence": [0.2, 0.001, 0.05, 0.0, 0.01, 0.002],
     }

@@ -101,6 +101,17 @@ def test_a_budget_becomes_rules_of_the_next_run(
     with (quantised / "sensitivity_weights.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 8 * 3 and (quantised / "sensitivity_weights.png").stat().st_size > 10_000
+    # The table and its figure can be committed.
+    root = tmp_path / "checkout"
+    (root / "experiments/results").mkdir(parents=True)
+    (root / "README.md").write_text("")
+    report = ["report", f"--root={root}", f"--sensitivity={quantised}", "--row=digits"]
+    assert main(report) == main(report) == 0
+    kept = root / "experiments/results/logs/sensitivity/digits/sensitivity_weights.csv"
+    assert kept.read_bytes() == (quantised / "sensitivity_weights.csv").read_bytes()
+    assert (root / "experiments/results/figures/sensitivity_weights_digits.svg").exists()
+    assert main([*report[:2], f"--sensitivity={finished}", "--row=digits"]) == 2
+    assert "has no sensitivity_*.csv" in capsys.readouterr().err
     line = next(line for line in out.splitlines() if "quantize.rules=" in line)
     rules = ast.literal_eval(shlex.split(line)[2].partition("=")[2])
     target = tmp_path / "mixed"

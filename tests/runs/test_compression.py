@@ -1,6 +1,7 @@
 """Compressed runs from the command line: masks across kills, shrunk runs everywhere, teachers."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import time
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 from support import TINY, Command, metric_rows, start, summary, tiny
 
-from mobilenet import build, compression, rundir
+from mobilenet import build, compression, rows, rundir
 from mobilenet import config as config_lib
+from mobilenet.analysis import comparison
 from mobilenet.cli.main import main
 from mobilenet.compress import pruning
 from mobilenet.config import ConfigError
@@ -137,6 +139,10 @@ def test_a_shrunk_run_is_a_run_like_any_other(
     assert json.loads(capsys.readouterr().out)["totals"]["params"] == summary(small)["params"]
     file = tmp_path / "small.safetensors"
     assert main(["convert", f"--workdir={small}", f"--to={file}"]) == 0
+    if importlib.util.find_spec("ai_edge_litert"):
+        capsys.readouterr()
+        assert main(["export", f"--workdir={small}", "--to=litert", "--verify"]) == 0
+        assert "litert (builtin)" in capsys.readouterr().out
     # The tuned run inherits the widths, is pruned besides, and is quantised afterwards.
     tuned = train(
         tmp_path / "tuned", pretrained=str(small), compress__pruning__method="magnitude",
@@ -159,6 +165,42 @@ def test_a_shrunk_run_is_a_run_like_any_other(
     assert main(["shrink", *again, "--params=0.95", "--divisor=4"]) == 0
     assert rundir.read_config(tmp_path / "smaller").model.expanded_features == (8, 4)
     assert main(["evaluate", f"--workdir={tmp_path / 'smaller'}"]) == 0
+
+
+def test_what_is_left_of_runs_becomes_a_table(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sweep, root = tmp_path / "sweep", tmp_path / "checkout"
+    shutil.copytree(pruned, sweep / "points" / "a")
+    point = {"group": "g", "overrides": {"seed": 0, "model.dropout_rate": 0.1}, "error": None}
+    rundir.write_json(sweep / "points" / "a" / "point.json", point)
+    # As `mobilenet compare` leaves it.
+    speed = {"run": "points/a", "latency_ms": "1.25", "images_per_second": "2400", "batch_size": 64}
+    fields = [*comparison.FIELDS]
+    rows.write(sweep / "comparison.csv", fields, [dict.fromkeys(fields, "") | speed])
+    (root / "experiments/results").mkdir(parents=True)
+    marked = "<!-- results:compression -->\n<!-- end:compression -->\n"
+    (root / "README.md").write_text(marked)
+    file = tmp_path / "named.py"
+    file.write_text(
+        "from mobilenet.config import get_config\n"
+        "def arms(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
+    )
+    flags = [f"--arms={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
+    assert main(["report", f"--root={root}", *flags]) == 0
+    (row,) = rows.read(root / "experiments/results/compression.csv")
+    left = compression.describe_run(pruned)
+    assert float(row["sparsity"]) == pytest.approx(60, abs=0.2)
+    assert (row["params"], row["macs"]) == (str(left["params"]), str(left["macs"]))
+    assert int(row["nonzero_params"]) == left["nonzero_params"] < left["params"]
+    assert int(row["sparse_gzip_bytes"]) == left["bytes"]["sparse_gzip"] < left["bytes"]["dense"]
+    readme = (root / "README.md").read_text()
+    assert "| 60 % |" in readme and "| 1.25, 2,400 |" in readme
+    logs = root / "experiments/results/logs/compression/mine/a"
+    assert json.loads((logs / "compression.json").read_text())["macs"] == left["macs"]
+    (sweep / "points" / "a" / "summary.json").unlink()
+    assert main(["report", f"--root={root}", *flags]) == 2
+    assert "finish" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From configuration to parts: derived numbers, stored statistics, evaluation of anything."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support import tiny
 from mobilenet import architecture, build, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
+from mobilenet.quantize import layers
 from mobilenet.train import loop
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
@@ -140,11 +142,9 @@ def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
     assert predictor.class_names == [str(i) for i in range(10)]
 
 
-@pytest.mark.parametrize(("form", "grouped"), [("shifted", False), ("grouped", True)])
-def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str, grouped: bool):
-    config = config_lib.get_config()
+def compiled_step(config: Any) -> tuple[str, Any]:
+    """The program of a training step of 16-pixel pictures, 5 classes, and the state it takes."""
     config.model.blocks = ((1, 8, 1, 1), (3, 8, 1, 2))
-    config.model.conv_form = form
     config.data.image_size = 16
     model = architecture.build_model(config, 5)
     step: Any = build.build_train_step(
@@ -157,7 +157,30 @@ def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str,
             for name in ("label", "index", "epoch")
         },
     }
-    state = build.init_state(config, 5)
-    compiled = step.lower(state, batch, build.hyperparameters(config, 0.1)).compile().as_text()
+    state = build.state_structure(config, 5)
+    compiled = step.lower(state, batch, build.hyperparameters(config, 0.1)).compile()
+    return compiled.as_text(), state
+
+
+@pytest.mark.parametrize(("form", "grouped"), [("shifted", False), ("grouped", True)])
+def test_the_compiled_step_has_grouped_convolutions_only_in_that_form(form: str, grouped: bool):
+    config = config_lib.get_config()
+    config.model.conv_form = form
+    compiled, _ = compiled_step(config)
     found = any(f"{kind}_group_count=" in compiled for kind in ("feature", "batch"))
     assert found == grouped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [0, 8])
+def test_the_compiled_step_rounds_at_every_site_or_nowhere(bits: int):
+    config = config_lib.get_config()
+    config_lib.update(config, {"quantize.weights.bits": bits, "quantize.activations.bits": bits})
+    compiled, state = compiled_step(config)
+    found = re.findall(r"f32\[(\d+,)+\d+\]\S* round-nearest-even\(", compiled)
+    if not bits:
+        assert not found
+        return
+    sites = layers.sites(state.quant)
+    # A fused computation may round again instead of keeping what it rounded.
+    assert len(found) >= len(sites) == 18

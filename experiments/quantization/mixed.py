@@ -50,17 +50,7 @@ A8 = {"quantize.activations.bits": 8}
 
 
 def get_config(arg=""):
-    config = scales.base(arg)
-    scale = scales.name_of(arg)
-    config.pretrained = "runs/parent"
-    config.optimizer.learning_rate = 0.02  # a tenth of the parent's
-    config.schedule.warmup_epochs = 0.0
-    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
-    config.quantize.calibration_examples = 256
-    config.eval.every_epochs = 0.0
-    if scale == "smoke":
-        config.pretrained = ""
-    return config
+    return scales.quantized(arg)
 
 
 def rules(mean):

@@ -34,14 +34,8 @@ W4A4 = {"quantize.weights.bits": 4, "quantize.activations.bits": 4}
 
 
 def get_config(arg=""):
-    config = scales.base(arg)
-    scale = scales.name_of(arg)
-    config.optimizer.learning_rate = 0.02  # a tenth of the parents'
-    config.schedule.warmup_epochs = 0.0
-    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
-    config.quantize.calibration_examples = 256
-    config.eval.every_epochs = 0.0
-    # The base's: a network comes with its weights.
+    config = scales.quantized(arg)
+    config.pretrained = ""  # every arm has its own, and a network comes with its weights
     config.model.width_multiplier = 1.0
     return config
 

@@ -59,6 +59,22 @@ def base(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
     return config_lib.shrink(config) if scale == "smoke" else config
 
 
+def quantized(arg: str = "") -> Config:
+    """`base` for runs that go on from a float network with rounding: short, at a tenth of its rate.
+
+    `pretrained` is runs/parent; the smoke form, which has no parent, starts from scratch.
+    """
+    config = base(arg)
+    scale = name_of(arg)
+    config.pretrained = "" if scale == "smoke" else "runs/parent"
+    config.optimizer.learning_rate = 0.02
+    config.schedule.warmup_epochs = 0.0
+    config.train.num_epochs = {"full": 20.0, "cifar": 2.0, "imagenet": 5.0}.get(scale, 0.5)
+    config.quantize.calibration_examples = 256
+    config.eval.every_epochs = 0.0
+    return config
+
+
 def seeds_at(arg: str = "") -> int:
     """Seeds an arm: 3, as few as give an interval that means something; "smoke" has 2."""
     return 2 if name_of(arg) == "smoke" else 3

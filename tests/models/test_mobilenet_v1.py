@@ -1,12 +1,12 @@
 """MobileNetV1: published counts, and what every `Network` does."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import IMAGES, assert_learns, initial, remat_count
 
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v1 import PAPER_BLOCKS, BlockSpec, MobileNetV1, plan_blocks
@@ -14,27 +14,11 @@ from mobilenet.models.tracing import layer_costs
 
 # Two stages: small enough to compile in a second or two.
 SMALL = (BlockSpec(8, 1, 1), BlockSpec(16, 2, 2))
-IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 
 
 def small_model(**settings: Any) -> Any:
     plan = plan_blocks(blocks=SMALL, stem_features=8)
     return MobileNetV1(plan, **{"num_classes": 5, "conv_form": "grouped", **settings})
-
-
-@functools.cache
-def initial(model: Any) -> Any:
-    return jax.jit(model.init)(jax.random.key(0), IMAGES)
-
-
-def remat_count(model: Any) -> int:
-    """How many blocks the backward pass of a training step recomputes."""
-
-    def loss(params: Any) -> Any:
-        variables = {**initial(model), "params": params}
-        return model.apply(variables, IMAGES, True, mutable=["batch_stats"])[0].sum()
-
-    return str(jax.make_jaxpr(jax.grad(loss))(initial(model)["params"])).count("prevent_cse=")
 
 
 # Table 1, printed row by row: (depthwise stride, 1x1 outputs), before which a 3x3 stem of stride 2.
@@ -149,35 +133,7 @@ def test_frozen_modules_run_as_in_evaluation():
 
 
 def test_gradient_descent_moves_every_parameter_and_lowers_the_loss():
-    model = small_model()
-    variables = initial(model)
-    labels = jnp.arange(4)
-
-    @jax.jit
-    def step(params: Any, batch_stats: Any) -> Any:
-        def loss(params: Any) -> Any:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                IMAGES,
-                True,
-                mutable=["batch_stats"],
-            )
-            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-            return -picked.mean(), updated["batch_stats"]
-
-        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), batch_stats
-
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    losses = []
-    for _ in range(8):
-        value, params, batch_stats = step(params, batch_stats)
-        losses.append(float(value))
-    assert losses[-1] < losses[0]
-    moved = jax.tree.map(
-        np.array_equal, (params, batch_stats), (variables["params"], variables["batch_stats"])
-    )
-    assert not any(jax.tree.leaves(moved))
+    assert_learns(small_model())
 
 
 def test_remat_recomputes_every_block():

@@ -1,12 +1,12 @@
 """MobileNetV3: published counts, the tables' columns, and the layers that MobileNetV2 lacks."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import IMAGES, assert_learns, initial, remat_count
 
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v3 import TABLES, BlockSpec, MobileNetV3, StageSpec, plan_blocks
@@ -17,27 +17,11 @@ SMALL = (
     StageSpec(1, (BlockSpec(3, 16, 16, True, "relu"),)),
     StageSpec(2, 2 * (BlockSpec(5, 32, 24, True, "hard_swish"),)),
 )
-IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 
 
 def small_model(**settings: Any) -> Any:
     plan = plan_blocks(SMALL, 40)
     return MobileNetV3(plan, **{"num_classes": 5, "conv_form": "grouped", **settings})
-
-
-@functools.cache
-def initial(model: Any) -> Any:
-    return jax.jit(model.init)(jax.random.key(0), IMAGES)
-
-
-def remat_count(model: Any) -> int:
-    """How many blocks the backward pass of a training step recomputes."""
-
-    def loss(params: Any) -> Any:
-        variables = {**initial(model), "params": params}
-        return model.apply(variables, IMAGES, True, mutable=["batch_stats"])[0].sum()
-
-    return str(jax.make_jaxpr(jax.grad(loss))(initial(model)["params"])).count("prevent_cse=")
 
 
 @pytest.mark.parametrize(
@@ -132,35 +116,7 @@ def test_gates_are_hard_sigmoids():
 
 
 def test_gradient_descent_moves_every_parameter_and_lowers_the_loss():
-    model = small_model()
-    variables = initial(model)
-    labels = jnp.arange(4)
-
-    @jax.jit
-    def step(params: Any, batch_stats: Any) -> Any:
-        def loss(params: Any) -> Any:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                IMAGES,
-                True,
-                mutable=["batch_stats"],
-            )
-            picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
-            return -picked.mean(), updated["batch_stats"]
-
-        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, grads), batch_stats
-
-    params, batch_stats = variables["params"], variables["batch_stats"]
-    losses = []
-    for _ in range(8):
-        value, params, batch_stats = step(params, batch_stats)
-        losses.append(float(value))
-    assert losses[-1] < losses[0]
-    moved = jax.tree.map(
-        np.array_equal, (params, batch_stats), (variables["params"], variables["batch_stats"])
-    )
-    assert not any(jax.tree.leaves(moved))
+    assert_learns(small_model())
 
 
 def test_remat_recomputes_every_block():

@@ -85,7 +85,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     # What experiment files are written with.
     "mobilenet/sweep/space.py": (),
-    "mobilenet/sweep/scales.py": ("mobilenet.config",),
+    "mobilenet/sweep/scales.py": ("mobilenet.config", "mobilenet.sweep.space"),
     # Verbs see `build`, what it hands back, and each other's shared part.
     "mobilenet/cli": (
         "mobilenet.cli", "mobilenet.config", "mobilenet.build",

@@ -17,7 +17,6 @@ Result: experiments/results/quantization.csv
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
 BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (8, 4), (4, 4))
 FEWER = ((8, 8), (4, 8), (2, 8), (4, 4))  # where every run is a minute of two cores
@@ -71,8 +70,4 @@ def against(arg=""):
 
 
 def sweep(arg=""):
-    found = arms(arg)
-    trained = [changes for name, changes in found.items() if not name.startswith(("PTQ", "float"))]
-    others = [changes for changes in found.values() if "train.num_epochs" in changes]
-    several = [found["float, trained on"], *trained]
-    return [*product(others, seeds(1)), *product(several, seeds(scales.seeds_at(arg)))]
+    return scales.replicates(arms(arg).values(), arg)

@@ -20,7 +20,6 @@ Result: experiments/results/quantization.csv
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
 NETWORKS = {
     "ReLU6": "runs/relu6",
@@ -64,8 +63,4 @@ def against(arg=""):
 
 
 def sweep(arg=""):
-    found = arms(arg)
-    as_they_are = [changes for name, changes in found.items() if "PTQ" in name]
-    trained = [changes for name, changes in found.items() if "PTQ" not in name]
-    once = product(as_they_are, seeds(1)) if as_they_are else []
-    return [*once, *product(trained, seeds(scales.seeds_at(arg)))]
+    return scales.replicates(arms(arg).values(), arg)

@@ -9,10 +9,12 @@ One base a scale makes the baseline arms of all ablations the same configuration
 trains them once. The recipe is fixed before anything is measured and the same for every arm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
+from mobilenet.sweep import space
 
 SCALES = ("smoke", "cifar", "full", "imagenet")
 
@@ -73,6 +75,17 @@ def quantized(arg: str = "") -> Config:
     config.quantize.calibration_examples = 256
     config.eval.every_epochs = 0.0
     return config
+
+
+def replicates(arms: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[str, Any]]:
+    """Points of arms: those that train with every seed of the scale, those that do not with one."""
+    found = [dict(arm) for arm in arms]
+    once = [arm for arm in found if arm.get("train.num_epochs") == 0.0]
+    several = [arm for arm in found if arm not in once]
+    return [
+        *space.product(once, space.seeds(1)),
+        *space.product(several, space.seeds(seeds_at(arg))),
+    ]
 
 
 def seeds_at(arg: str = "") -> int:

@@ -1,0 +1,63 @@
+"""Eight bits on CIFAR-10. Asks: a scale a channel or a tensor, symmetric or affine, with training?
+
+The rows of Krishnamoorthi 2018 (arXiv 1806.08342, tables 2 to 4) for a network that can be trained
+here: weights alone and weights with activations after training, and both with training. The same on
+ImageNet weights, without training, is experiments/quantization/imagenet.py.
+
+    (none)   CIFAR-10 at 32 pixels, 20 epochs from the parent of experiments/baselines: for a GPU
+    cifar    a slice of it and a narrow network, 2 epochs: a minute a run on two cores
+    smoke    two steps on the embedded digits
+
+Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
+Run:    mobilenet sweep --config=experiments/quantization/granularity.py:cifar \
+            --workdir=runs/granularity --config.pretrained=runs/parent
+Result: experiments/results/quantization.csv
+"""
+
+from mobilenet.sweep import scales
+
+W8 = {"quantize.weights.bits": 8}
+W8A8 = {**W8, "quantize.activations.bits": 8}
+GRIDS = {
+    "channel": {},
+    "channel, affine": {"quantize.weights.symmetric": False},
+    "tensor": {"quantize.weights.per_channel": False},
+    "tensor, affine": {
+        "quantize.weights.per_channel": False,
+        "quantize.weights.symmetric": False,
+    },
+}
+
+
+def get_config(arg=""):
+    return scales.quantized(arg)
+
+
+def arms(arg=""):
+    """Name of an arm -> what it overrides."""
+    trained = {f"QAT w8a8, {name}": {**W8A8, **grid} for name, grid in GRIDS.items()}
+    if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round as it is
+        return trained
+    as_it_is = {"train.num_epochs": 0.0}
+    return {
+        "float": as_it_is,
+        "float, trained on": {},
+        **{f"PTQ w8, {name}": {**as_it_is, **W8, **grid} for name, grid in GRIDS.items()},
+        **{f"PTQ w8a8, {name}": {**as_it_is, **W8A8, **grid} for name, grid in GRIDS.items()},
+        **trained,
+    }
+
+
+def against(arg=""):
+    """Arm -> float weights, trained on for as long."""
+    named = arms(arg)
+    found = {
+        name: "float, trained on" if name.startswith("QAT") else "float"
+        for name in named
+        if not name.startswith("float")
+    }
+    return {name: other for name, other in found.items() if other in named}
+
+
+def sweep(arg=""):
+    return scales.replicates(arms(arg).values(), arg)

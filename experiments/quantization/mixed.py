@@ -10,7 +10,7 @@ alone at 2, 3, 4 and 8 bits: the divergence of the outputs on 500 validation pic
 
 Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
 Choice: mobilenet quantize --workdir=runs/parent --to=runs/w8a8
-        mobilenet quantize --workdir=runs/w8a8 --sensitivity=2,3,4,8 --examples=500 --budget=3
+        mobilenet quantize --workdir=runs/w8a8 --sensitivity=2,3,4,8 --examples=500 --budget=4,3
 Run:    mobilenet sweep --config=experiments/quantization/mixed.py:cifar --workdir=runs/mixed \
             --config.pretrained=runs/parent
 Result: experiments/results/quantization.csv

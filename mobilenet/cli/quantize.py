@@ -4,7 +4,7 @@
     mobilenet quantize --workdir=runs/c10 --to=runs/c10_w4a8 --config.quantize.weights.bits=4 \
         --config.quantize.adaround_steps=1000
     mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8     # each layer alone
-    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5
+    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5,4
 
 With --to, calibrates on training pictures and makes a run directory that evaluates, predicts and
 exports as any other. Bits are 8 and 8 unless quantize.weights.bits or quantize.activations.bits is
@@ -12,7 +12,7 @@ given; quantize.rules say what differs from them. For training that knows of the
 `mobilenet train` from the float run instead, with --config.pretrained and quantize.*.
 
 With --sensitivity, rounds one layer at a time, all others in float, and writes sensitivity.csv and
-.png in the run directory. A budget is the mean bits of a weight; the overrides that keep it are
+.png in the run directory. A budget is the mean bits of a weight; the overrides that keep each are
 printed for the next `quantize --to` or `train`.
 """
 
@@ -35,8 +35,11 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "of", "weights", ["weights", "activations"], "what is rounded there", flag_values=values
     )
-    flags.DEFINE_float(
-        "budget", None, "mean bits of a weight, to choose rules by", flag_values=values
+    flags.DEFINE_list(
+        "budget",
+        [],
+        "mean bits of a weight that rules are to keep, or several",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "examples", 512, "validation pictures of --sensitivity", flag_values=values
@@ -117,8 +120,8 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
             f"--sensitivity is {','.join(texts)!r}; it must be whole numbers, as in 2,4,8."
         )
     bits = [int(text) for text in texts]
-    which, budget = common.flag(values, "of"), common.flag(values, "budget")
-    if budget is not None and which != "weights":
+    which, budgets = common.flag(values, "of"), _numbers(common.flag(values, "budget"))
+    if budgets and which != "weights":
         raise common.UsageError("--budget is one of weights; drop --of=activations.")
     common.require_at_least(values, examples=1)
     config = rundir.read_config(workdir)
@@ -146,7 +149,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
     table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
     plots.save(plots.sensitivity(pd.read_csv(path)), path.with_suffix(".png"))
     print(f"results: {path}, .png")
-    if budget is not None:
+    for budget in budgets:
         chosen, rules = quantization.choose_bits(losses, config, restored.eval_variables, budget)
         counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
         print(
@@ -159,3 +162,12 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
             f'"--config.quantize.rules={rules!r}"'
         )
     return 0
+
+
+def _numbers(texts: list[str]) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        raise common.UsageError(
+            f"--budget is {','.join(texts)!r}; it must be numbers, as in 4 or 5,4.5."
+        ) from None

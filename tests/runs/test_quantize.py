@@ -96,7 +96,7 @@ def test_a_budget_becomes_rules_of_the_next_run(
     finished: Path, quantised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = ["--sensitivity=2,4,8", "--examples=40"]
-    assert main(["quantize", f"--workdir={quantised}", *flags, "--budget=4.5"]) == 0
+    assert main(["quantize", f"--workdir={quantised}", *flags, "--budget=6,4.5"]) == 0
     out = capsys.readouterr().out
     with (quantised / "sensitivity_weights.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -112,7 +112,8 @@ def test_a_budget_becomes_rules_of_the_next_run(
     assert (root / "experiments/results/figures/sensitivity_weights_digits.svg").exists()
     assert main([*report[:2], f"--sensitivity={finished}", "--row=digits"]) == 2
     assert "has no sensitivity_*.csv" in capsys.readouterr().err
-    line = next(line for line in out.splitlines() if "quantize.rules=" in line)
+    assert "within 6 bits a weight" in out
+    line = [line for line in out.splitlines() if "quantize.rules=" in line][-1]
     rules = ast.literal_eval(shlex.split(line)[2].partition("=")[2])
     target = tmp_path / "mixed"
     overrides = shlex.split(line)
@@ -145,6 +146,7 @@ def at(tree: Any, site: str) -> Any:
         (["--sensitivity=1,9"], "The bits to try are 1, 9; they must be in 2..8"),
         (["--sensitivity=4", "--of=activations", "--budget=4"], "is one of weights"),
         (["--sensitivity=4", "--budget=3"], "with 4 as the fewest bits tried"),
+        (["--sensitivity=4", "--budget=4,few"], "it must be numbers, as in 4 or 5,4.5"),
         (["--sensitivity=4", "--config.seed=1"], "goes with --to"),
         (["--sensitivity=4", "--examples=0"], "--examples is 0"),
         (["--to=a", "--config.quantize.weights.bits=1"], "bits is 1; it must be in 2..8"),

@@ -184,7 +184,8 @@ class Deployment:
 
     @functools.cached_property
     def _data(self) -> build.Data:
-        return build.build_data(self.config, self.workdir)
+        # Pictures may have some of the classes only, as those of converted weights.
+        return build.build_data(self.config, self.workdir, match_classes=True)
 
 
 def _metadata(

@@ -2,11 +2,16 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import TINY, Command
 
+from mobilenet import config as config_lib
+from mobilenet import deployment, rundir
 from mobilenet.cli.main import main
 
 needs = pytest.mark.skipif(
@@ -57,6 +62,32 @@ def test_a_float_run_becomes_any_format(mobilenet: Command, finished: Path, tmp_
         )  # fmt: skip
         (row,) = json.loads((tmp_path / f"{to}.rows.json").read_text())
         assert row["agreement"] == 1.0 and row["top1"] == row["top1_jax"]
+
+
+def test_pictures_of_some_classes_are_matched_by_name(finished: Path, tmp_path: Path):
+    """As those that converted ImageNet weights are evaluated on."""
+    for name in ("7", "3"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(4):
+            picture = np.full((8, 8), 50 * index, np.uint8)
+            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{index}.png")
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = rundir.read_config(run)
+    config_lib.update(
+        config,
+        {
+            "data.name": "folder", "data.data_dir": str(tmp_path / "pictures"),
+            "data.test_fraction": 1.0, "data.validation_fraction": 0.0, "data.train_examples": 0,
+        },
+    )  # fmt: skip
+    (run / "config.json").write_text(config_lib.to_json(config))
+    exported = deployment.Deployment(run)
+    exported.write("stablehlo", tmp_path / "m")
+    (row,) = exported.check("stablehlo", tmp_path / "m", "test", 0)
+    assert row["examples"] == 8 and row["agreement"] == 1.0
+    labels = [y for _, y in exported._data.evaluated("test")]
+    assert sorted(np.concatenate(labels)) == 4 * [3] + 4 * [7]
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def test_a_shrunk_run_is_a_run_like_any_other(
     assert main(["evaluate", f"--workdir={tmp_path / 'smaller'}"]) == 0
 
 
+@pytest.mark.slow
 def test_what_is_left_of_runs_becomes_a_table(
     pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

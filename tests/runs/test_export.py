@@ -64,6 +64,7 @@ def test_a_float_run_becomes_any_format(mobilenet: Command, finished: Path, tmp_
         assert row["agreement"] == 1.0 and row["top1"] == row["top1_jax"]
 
 
+@pytest.mark.slow
 def test_pictures_of_some_classes_are_matched_by_name(finished: Path, tmp_path: Path):
     """As those that converted ImageNet weights are evaluated on."""
     for name in ("7", "3"):

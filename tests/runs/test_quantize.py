@@ -92,6 +92,7 @@ def test_looking_changes_nothing(quantised: Path, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, before, dict(restored.eval_variables))
 
 
+@pytest.mark.slow
 def test_a_budget_becomes_rules_of_the_next_run(
     finished: Path, quantised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -96,6 +96,16 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
       devices: over which BN statistics may be shared in training; None for use on one device, as in
         a notebook, where no mapped axis exists.
     """
+    network = build_float(config, num_classes, devices=devices)
+    if is_quantized(config):
+        return quantized(network, config, steps.AXIS if devices is not None else None)
+    if config.finetune.batch_norm == "frozen":
+        return network.clone(frozen=network.modules)
+    return network
+
+
+def build_float(config: Config, num_classes: int, *, devices: int | None = None) -> Network:
+    """`build_model` without quantisers, and with normalisation that adapts."""
     model = config.model
     axis, groups = None, None
     if devices is not None:
@@ -113,12 +123,7 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
         conv_form=model.conv_form,
         remat=model.remat,
     )
-    network = network.clone(frozen=frozen_modules(network, config.finetune))
-    if is_quantized(config):
-        return quantized(network, config, steps.AXIS if devices is not None else None)
-    if config.finetune.batch_norm == "frozen":
-        return network.clone(frozen=network.modules)
-    return network
+    return network.clone(frozen=frozen_modules(network, config.finetune))
 
 
 def quantized(network: Network, config: Config, axis_name: str | None = None) -> Network:

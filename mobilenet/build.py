@@ -907,6 +907,8 @@ def quantize_by_pictures(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`quantize_variables`, of normalised pictures [B, H, W, C] that `batches` yields each time."""
     network = architecture.build_model(config, num_classes)
+    if not config.pretrained:
+        variables = _settle(config, num_classes, variables, batches)
     try:
         return ptq.prepare(
             network,  # pyright: ignore[reportArgumentType]
@@ -920,6 +922,29 @@ def quantize_by_pictures(
         raise ConfigError(f"quantize: {error}.") from error
     except CalibrationError as error:
         raise ConfigError(str(error)) from error
+
+
+def _settle(
+    config: Config, num_classes: int, variables: Any, batches: Callable[[], Iterable[np.ndarray]]
+) -> dict[str, Any]:
+    """Initial variables with the statistics of pictures in normalisation.
+
+    Ranges are taken with running statistics. Those of a network that was never trained are 0 and 1,
+    with which its activations fade from layer to layer; training normalises by its batches, and
+    would be clipped to next to nothing.
+    """
+    learner = architecture.build_float(config, num_classes)
+    learner = learner.clone(bn_momentum=0.0, dropout_rate=0.0)
+
+    @jax.jit
+    def run(variables: Any, images: Any) -> Any:
+        return learner.apply(variables, images, True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    found = [jax.device_get(run(variables, images)) for images in batches()]
+    if not found:
+        return variables  # calibration says what is missing
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
+    return {**variables, "batch_stats": mean}
 
 
 def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Parts:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import metric_rows, summary, tiny
 
-from mobilenet import build, conversion, inference, rundir
+from mobilenet import architecture, build, conversion, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.quantize import layers
@@ -291,6 +291,22 @@ def test_float_checkpoints_from_before_quantisation_load(source: Path, tmp_path:
         assert_same_bits(read_checkpoint(source).items, restored.items)
     finally:
         path.write_text(text)
+
+
+def test_an_untrained_network_gets_the_ranges_of_its_training(tmp_path: Path):
+    config = w8a8()
+    state = jax.device_get(build.build(config, tmp_path, shared=SHARED).init())
+    data = build.build_data(config, tmp_path)
+    (pictures, _), *_ = data.evaluated("validation", 64)
+    images = build.preprocess(data.mean, data.std)(pictures)
+    variables = {"params": state.params, "batch_stats": state.batch_stats, "quant": state.quant}
+    apart = []
+    for build_network in (architecture.build_model, architecture.build_float):
+        network = build_network(config, 10).clone(dropout_rate=0.0)
+        apart.append(network.apply(variables, images, True, mutable=["batch_stats", "quant"])[0])
+    rounded, plain = map(np.asarray, apart)
+    assert np.std(plain, axis=0).min() > 0
+    assert np.abs(rounded - plain).max() < 0.3 * np.abs(plain).max()
 
 
 # ---- sweeps and lanes

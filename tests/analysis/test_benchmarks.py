@@ -27,8 +27,7 @@ def test_rows_say_where_they_come_from_and_computed_the_same(case: str):
         assert row["commit"] != "unknown" and not row["commit"].endswith("-dirty")
         assert int(row["rounds"]) >= 3
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
-        if row["subject"] != "qat":  # which rounds what the others compute
-            assert float(row["check"]) == pytest.approx(float(rows[0]["check"]), rel=2e-3)
+        assert float(row["check"]) == pytest.approx(float(rows[0]["check"]), rel=2e-3)
 
 
 def test_depthwise_docstrings_claim_holds_in_the_committed_rows():

@@ -5,6 +5,7 @@ experiments/results/logs/TABLE/EXPERIMENT/KEY/     config, summary, metrics of e
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from mobilenet.analysis import results, stats
 from mobilenet.analysis.results import ResultError, one
 from mobilenet.sweep import space
 
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
 FIELDS = (
     "experiment",
@@ -31,9 +33,7 @@ FIELDS = (
     "interval",
     "seeds",
     "against",
-    "difference",
-    "difference_low",
-    "difference_high",
+    *DIFFERENCE,
     "epochs",
     "train_examples",
     "seconds_mean",
@@ -219,8 +219,6 @@ def make_row(
     seconds = sum(s["wall_seconds"] for s in summaries) / len(summaries)
     versions = results.versions(one("versions", [s["versions"] for s in summaries]))
     changes = {key: value for key, value in overrides.items()}
-    difference = _difference(runs, others) if against else None
-    interval_known = difference is not None and difference.n > 1
     return {
         "experiment": experiment,
         "arm": arm,
@@ -234,9 +232,7 @@ def make_row(
         "interval": SEEDS if len(top1) > 1 else PICTURES,
         "seeds": " ".join(str(c["seed"]) for c in configs),
         "against": against,
-        "difference": f"{difference.mean:+.2f}" if difference else "",
-        "difference_low": f"{difference.low:+.2f}" if difference and interval_known else "",
-        "difference_high": f"{difference.high:+.2f}" if difference and interval_known else "",
+        **(_difference(runs, others) if against else dict.fromkeys(DIFFERENCE, "")),
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "train_examples": str(summaries[0]["examples"]["train"]),
         **TABLES[table].facts(facts, summaries[0]),
@@ -250,7 +246,7 @@ def make_row(
     }
 
 
-def _difference(runs: Sequence[Path], others: Sequence[Path]) -> stats.Interval:
+def _difference(runs: Sequence[Path], others: Sequence[Path]) -> dict[str, str]:
     """Points of top-1 that runs are above others, over the seeds that both have."""
 
     def by_seed(paths: Sequence[Path]) -> dict[int, float]:
@@ -261,9 +257,12 @@ def _difference(runs: Sequence[Path], others: Sequence[Path]) -> stats.Interval:
         return found
 
     try:
-        return stats.paired_difference(by_seed(runs), by_seed(others))
+        found = stats.paired_difference(by_seed(runs), by_seed(others))
     except ValueError as error:
         raise ResultError(str(error)) from error
+    ends = (found.low, found.high) if found.n > 1 else ()
+    texts = [f"{value:+.2f}" for value in (found.mean, *ends)]
+    return dict(itertools.zip_longest(DIFFERENCE, texts, fillvalue=""))
 
 
 def add(

@@ -7,7 +7,7 @@ run (Hinton et al. 2015, arXiv 1503.02531). AMC (1802.03494), MetaPruning (1903.
 networks (1812.08928) are in experiments/reference/compression.csv.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
-    cifar    5,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
+    cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    for s in 0 1 2; do
@@ -32,7 +32,6 @@ WIDTHS = {
     "cifar": {0.75: 0.38, 0.5: 0.28},
     "smoke": {0.75: 0.14},
 }
-EPOCHS = {"full": 50.0, "cifar": 3.0, "smoke": 0.0}  # after those of the dense run
 TAUGHT = 0.5
 DISTILLATION = {
     "compress.distillation.teacher": "runs/dense_{seed}",
@@ -43,31 +42,26 @@ DISTILLATION = {
 
 def get_config(arg=""):
     """The dense run, which is cut afterwards."""
-    config = scales.base(arg, SCALES)
-    if arg != "smoke":
-        config.model.width_multiplier = 0.5 if arg == "cifar" else 1.0
-    return config
+    return scales.dense(arg, SCALES)
 
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
-    scale, dense = scales.name_of(arg, SCALES), get_config(arg)
-    longer = {"train.num_epochs": dense.train.num_epochs + EPOCHS[scale]}
-    after = {
-        "model.width_multiplier": 1.0,  # the base's: a run's comes with its weights
-        "optimizer.learning_rate": dense.optimizer.learning_rate / 4,
-        "schedule.warmup_epochs": 0.0,
-        "train.num_epochs": EPOCHS[scale],
-    }
-    found = {"dense, longer": longer if scale != "smoke" else {}}
-    for macs, width in WIDTHS[scale].items():
+    if arg == "smoke":  # there is nothing to cut and nobody to teach
+        narrow = {f"narrow, {100 * m:g} %": w for m, w in WIDTHS[arg].items()}
+        return {
+            "dense, longer": {},
+            **{name: {"model.width_multiplier": width} for name, width in narrow.items()},
+        }
+    longer = scales.as_long(arg, SCALES)
+    # A cut network's width comes with its weights, of which the base's 1.0 says nothing.
+    after = {**scales.compressing(arg, SCALES), "model.width_multiplier": 1.0}
+    found = {"dense, longer": longer}
+    for macs, width in WIDTHS[scales.name_of(arg, SCALES)].items():
         name = f"{100 * macs:g} %"
         narrow = {**longer, "model.width_multiplier": width}
-        found[f"narrow, {name}"] = narrow if scale != "smoke" else {"model.width_multiplier": width}
-        if scale == "smoke":
-            continue
         cut = {**after, "pretrained": f"runs/cut_{macs:g}_{{seed}}"}
-        found[f"cut, {name}"] = cut
+        found |= {f"narrow, {name}": narrow, f"cut, {name}": cut}
         if macs == TAUGHT:
             found[f"narrow, taught, {name}"] = {**narrow, **DISTILLATION}
             found[f"cut, taught, {name}"] = {**cut, **DISTILLATION}

@@ -21,6 +21,8 @@ SCALES = ("smoke", "cifar", "full", "imagenet")
 # Rows of Table 2 at "cifar": two bottlenecks in most stages, so that there are five shortcuts of
 # either kind (Fig. 6b), and one in the two stages that work on the largest maps.
 CIFAR_REPEATS = (1, 1, 2, 2, 2, 2, 1)
+# Of a dense network's compression, which ends before the smoke form's single epoch does.
+EPOCHS_AFTER_DENSE = {"full": 50.0, "cifar": 3.0, "smoke": 0.5}
 
 
 def name_of(arg: str, allowed: Sequence[str] = SCALES) -> str:
@@ -75,6 +77,30 @@ def quantized(arg: str = "") -> Config:
     config.quantize.calibration_examples = 256
     config.eval.every_epochs = 0.0
     return config
+
+
+def dense(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
+    """`base` for the network that is compressed: a wide one, and pictures enough to need it."""
+    config, scale = base(arg, allowed), name_of(arg, allowed)
+    if scale == "cifar":
+        config.model.width_multiplier = 0.5
+        config.data.train_examples = 15_000
+    return config
+
+
+def compressing(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any]:
+    """What a run that goes on from `dense` overrides to compress it: at a quarter of its rate."""
+    return {
+        "optimizer.learning_rate": dense(arg, allowed).optimizer.learning_rate / 4,
+        "schedule.warmup_epochs": 0.0,
+        "train.num_epochs": EPOCHS_AFTER_DENSE[name_of(arg, allowed)],
+    }
+
+
+def as_long(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any]:
+    """What a run from scratch overrides to last as long as `dense` and `compressing` together."""
+    config, after = dense(arg, allowed), compressing(arg, allowed)
+    return {"train.num_epochs": config.train.num_epochs + after["train.num_epochs"]}
 
 
 def replicates(arms: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -419,7 +420,12 @@ LATER_KEYS = (
 )
 
 
-def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
+def fingerprint(
+    config: Config,
+    *,
+    without: Iterable[str] = (),
+    instead: Mapping[str, Any] = types.MappingProxyType({}),
+) -> str:
     """A hash of what a run computes: equal for configurations that compute the same.
 
     Keys that change how a run is carried out (RUNTIME_KEYS) do not count, and a number counts by
@@ -428,6 +434,7 @@ def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
     Args:
       config: complete configuration.
       without: further keys to leave out; ("seed",) groups the replicates of an experiment.
+      instead: key -> what it counts as, for replicates whose texts name their seed.
 
     Returns:
       16 hexadecimal digits.
@@ -435,7 +442,7 @@ def fingerprint(config: Config, *, without: Iterable[str] = ()) -> str:
     left_out = (*RUNTIME_KEYS, *without)
     default = dict(flatten(get_config()))
     computed = {
-        key: _plain(value)
+        key: _plain(instead.get(key, value))
         for key, value in flatten(config)
         if not key.startswith(left_out)
         and not (key.startswith(LATER_KEYS) and _plain(value) == _plain(default[key]))

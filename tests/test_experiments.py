@@ -13,7 +13,7 @@ from mobilenet.config import ConfigError
 from mobilenet.experiment import load_config, load_module, load_sweep
 from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS
-from mobilenet.sweep import points
+from mobilenet.sweep import points, space
 from mobilenet.train import loop
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,8 @@ def test_every_point_of_a_sweep_can_run(
     overrides = load_sweep(f"{path}:{arg}")
     # Runs that points start from, by what `points_of` reads of them.
     monkeypatch.chdir(tmp_path)
-    for start in {config.pretrained, *(changes.get("pretrained", "") for changes in overrides)}:
+    named = [space.filled(changes, changes.get("seed", 0)) for changes in overrides]
+    for start in {config.pretrained, *(each.get("pretrained", "") for each in named)}:
         if start:
             source = load_config(f"{path}:{arg}", {"pretrained": ""})
             Path(start).mkdir(parents=True)

@@ -16,7 +16,6 @@ from mobilenet import rows as table_rows
 from mobilenet import rundir
 from mobilenet.analysis import results, stats
 from mobilenet.analysis.results import ResultError, one
-from mobilenet.sweep import space
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
@@ -142,7 +141,7 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
 
     Args:
       directory: whose sub-directories are the runs of a sweep, with `point.json`.
-      arms: name -> what it overrides, besides the seed, which texts may name (`space.filled`).
+      arms: name -> what it overrides, besides the seed.
 
     Raises:
       ResultError: an arm without a run, or a run that is not done.
@@ -155,7 +154,7 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
         by_overrides[_canonical(overrides)] = path.parent
     found = {}
     for name, overrides in arms.items():
-        wanted = [_canonical(space.filled({**overrides, "seed": seed})) for seed in sorted(seeds)]
+        wanted = [_canonical({**overrides, "seed": seed}) for seed in sorted(seeds)]
         runs = [by_overrides[each] for each in wanted if each in by_overrides]
         if not runs:
             raise ResultError(

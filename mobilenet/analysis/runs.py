@@ -16,6 +16,7 @@ import pandas as pd
 from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.analysis.stats import Column, Frame
+from mobilenet.sweep import space
 
 # A directory that holds one of these is a run; a sweep's point has the last from its beginning.
 MARKS = ("config.json", "summary.json", "point.json")
@@ -169,6 +170,8 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
     written, summary, point = (found[mark] for mark in MARKS)
     summary, point = summary or {}, point or {}
 
+    overrides = point.get("overrides")
+    overrides = overrides if isinstance(overrides, dict) else {}
     if written is not None:
         try:
             config: Any = rundir.read_config(path)
@@ -176,12 +179,13 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
             # Still a run, with keys of its own.
             config = written
             errors.append(str(error))
-        group = config_lib.fingerprint(config, without=("seed",))
-        values = dict(config_lib.flatten(config))
+        # Replicates have the texts that name their seed in common.
+        named = space.naming_seed(overrides)
+        group = config_lib.fingerprint(config, without=("seed",), instead=named)
+        values = {**dict(config_lib.flatten(config)), **named}
     else:
         group = point.get("group")
-        overrides = point.get("overrides")
-        values = dict(overrides) if isinstance(overrides, dict) else {}
+        values = dict(overrides)
         if not point and not errors:
             errors.append("config.json is missing")
     values = {key: _hashable(value) for key, value in values.items()}

@@ -10,9 +10,8 @@ from typing import Any
 from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.config import Config, ConfigError
+from mobilenet.sweep import space
 from mobilenet.sweep.space import Range
-
-REPLICATE = ("seed",)  # what replicates of one experiment differ in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Point:
 
     Attributes:
       key: hash of the configuration, which names the run directory.
-      group: the same without the seed: replicates have one group.
+      group: the same without the seed, and with "{seed}" where texts name it: replicates have one
+        group.
       overrides: dotted keys that the sweep sets.
       config: complete and validated.
     """
@@ -65,12 +65,18 @@ def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
         )
     try:
         config_lib.update(config, overrides)
+        config_lib.update(config, space.filled(overrides, config.seed))
         rundir.inherit(config)
         config_lib.validate(config)
     except ConfigError as error:
         raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
     key = config_lib.fingerprint(config)
-    return Point(key, config_lib.fingerprint(config, without=REPLICATE), dict(overrides), config)
+    return Point(key, _group(config, overrides), dict(overrides), config)
+
+
+def _group(config: Config, overrides: Mapping[str, Any]) -> str:
+    named = space.naming_seed(overrides)
+    return config_lib.fingerprint(config, without=("seed",), instead=named)
 
 
 def points_of(base: Config, overrides: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -118,5 +124,9 @@ def read_plan(path: Path) -> list[Point]:
     points = []
     for entry in json.loads(path.read_text()):
         config = config_lib.from_json(json.dumps(entry["config"]))
-        points.append(dataclasses.replace(make_point(config, {}), overrides=entry["overrides"]))
+        overrides = entry["overrides"]
+        point = make_point(config, {})
+        points.append(
+            dataclasses.replace(point, group=_group(config, overrides), overrides=overrides)
+        )
     return points

@@ -17,6 +17,8 @@ from typing import Any
 
 Overrides = dict[str, Any]
 
+SEED = "{seed}"  # in a text: the seed of the run that it is for
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -93,7 +95,7 @@ def seeds(count: int, start: int = 0) -> list[Overrides]:
 def product(*parts: Sequence[Overrides]) -> list[Overrides]:
     """Each override of every part merged with each of the others; the last part varies fastest.
 
-    A text says "{seed}" for the seed that it is merged with: `{"pretrained": "runs/dense_{seed}"}`.
+    A text may say "{seed}" for its run's seed (`filled`): `{"pretrained": "runs/dense_{seed}"}`.
 
     Raises:
       ValueError: two parts set the same key.
@@ -106,13 +108,16 @@ def product(*parts: Sequence[Overrides]) -> list[Overrides]:
             if twice:
                 raise ValueError(f"{', '.join(sorted(twice))} is set by two parts of a product.")
             overrides |= part
-        merged.append(filled(overrides))
+        merged.append(overrides)
     return merged
 
 
-def filled(overrides: Mapping[str, Any]) -> Overrides:
-    """Overrides whose texts name the run's seed where they say "{seed}", as directories do."""
-    if "seed" not in overrides:
-        return dict(overrides)
-    seed = str(overrides["seed"])
-    return {k: v.replace("{seed}", seed) if isinstance(v, str) else v for k, v in overrides.items()}
+def filled(overrides: Mapping[str, Any], seed: int) -> Overrides:
+    """Overrides with the run's seed where their texts say "{seed}", as directories do."""
+    named = {k: str(v).replace(SEED, str(seed)) for k, v in naming_seed(overrides).items()}
+    return {**overrides, **named}
+
+
+def naming_seed(overrides: Mapping[str, Any]) -> Overrides:
+    """Those of the overrides whose texts say "{seed}": replicates have them in common."""
+    return {k: v for k, v in overrides.items() if isinstance(v, str) and SEED in v}

@@ -41,6 +41,9 @@ def against(arg=""):
 """
 
 
+CUT = {"pretrained": "runs/cut_{seed}"}
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     for seed in range(3):
@@ -77,9 +80,8 @@ def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
 def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
     for seed, gain in enumerate((0.01, 0.02, 0.03)):
         write_run(tmp_path / f"f{seed}", 0.5 + 0.1 * seed, FLOAT, seed)
-        pretrained = {"pretrained": f"runs/cut_{seed}"}
-        write_run(tmp_path / f"c{seed}", 0.5 + 0.1 * seed + gain, pretrained, seed)
-    named = {"float": FLOAT, "cut": {"pretrained": "runs/cut_{seed}"}}
+        write_run(tmp_path / f"c{seed}", 0.5 + 0.1 * seed + gain, CUT, seed)
+    named = {"float": FLOAT, "cut": CUT}
     runs = arms.find_runs(tmp_path, named)
     assert [run.name for run in runs["cut"]] == ["c0", "c1", "c2"]
 
@@ -222,7 +224,7 @@ def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str,
     for run in arms.find_runs(RESULTS / row["logs"], {row["arm"]: arm})[row["arm"]]:
         got = config_lib.from_json((run / "config.json").read_text())
         expected = experiment.load_config(str(ROOT / row["config"]), overrides)
-        config_lib.update(expected, space.filled({**arm, "seed": got.seed}))
+        config_lib.update(expected, space.filled({**arm, "seed": got.seed}, got.seed))
         if expected.pretrained:
             # What came with the weights is in the log, of weights before they were equalised.
             source = got.copy_and_resolve_references()

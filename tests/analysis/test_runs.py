@@ -203,6 +203,20 @@ def test_a_point_that_failed_before_its_configuration(tmp_path: Path):
     assert frame["group"]["sweep/points/aa"] == expected
 
 
+def test_replicates_have_what_names_their_seed_in_common(tmp_path: Path):
+    key, texts = "compress.distillation.teacher", {}
+    for seed in (0, 1):
+        run = make_run(tmp_path / str(seed))
+        config = config_lib.from_json((run / "config.json").read_text())
+        config_lib.update(config, {"seed": seed, key: f"runs/dense_{seed}"})
+        (run / "config.json").write_text(config_lib.to_json(config))
+        write_json(run / "point.json", {"overrides": {key: "runs/dense_{seed}", "seed": seed}})
+        texts[seed] = load_runs(run).frame[key].tolist()
+    frame = load_runs(tmp_path).frame
+    assert frame["group"].nunique() == 1 and frame["seed"].tolist() == [0, 1]
+    assert frame[key].tolist() == ["runs/dense_{seed}"] * 2 == texts[0] + texts[1]
+
+
 def test_damaged_metric_lines_are_counted(tmp_path: Path):
     run = make_run(tmp_path / "r")
     with open(run / "metrics.jsonl", "ab") as file:

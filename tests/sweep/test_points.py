@@ -19,6 +19,21 @@ def test_keys_tell_what_is_computed_and_groups_leave_the_seed_out():
     assert base.seed == 0 and base.model.width_multiplier == 1.0
 
 
+def test_replicates_that_name_their_seed_are_one_group(tmp_path: Path):
+    taught = {"compress.distillation.teacher": "runs/dense_{seed}"}
+    made = points.points_of(
+        config_lib.get_config(), space.product([taught, {}], space.seeds(2, start=3))
+    )
+    teachers = [point.config.compress.distillation.teacher for point in made]
+    assert teachers == ["runs/dense_3", "runs/dense_4", "", ""]
+    assert len({point.key for point in made}) == 4
+    assert made[0].group == made[1].group != made[2].group == made[3].group
+    read = points.read_plan(points.write_plan(made, tmp_path))
+    assert [(p.key, p.group, p.overrides) for p in read] == [
+        (p.key, p.group, p.overrides) for p in made
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "same"),
     [

@@ -25,12 +25,10 @@ def test_products_merge_and_refuse_a_key_twice():
         space.product(space.seeds(2), [{"seed": 1}])
 
 
-def test_texts_name_the_seed_that_they_are_merged_with():
-    cut = {"pretrained": "runs/cut_{seed}", "epochs": 2}
-    assert space.product([cut], space.seeds(2)) == [
-        {"pretrained": f"runs/cut_{seed}", "epochs": 2, "seed": seed} for seed in (0, 1)
-    ]
-    assert space.filled(cut) == cut
+def test_texts_name_the_seed_of_their_run():
+    cut = {"pretrained": "runs/cut_0.5_{seed}", "epochs": 2, "name": "digits"}
+    assert space.filled(cut, 3) == {**cut, "pretrained": "runs/cut_0.5_3"}
+    assert space.naming_seed(cut) == {"pretrained": "runs/cut_0.5_{seed}"}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ Run:    for s in 0 1 2; do
                 mobilenet shrink --workdir=runs/dense_$s --macs=$m --to=runs/cut_${m}_$s
             done
         done
-        mobilenet sweep --config=experiments/compression/budgets.py:cifar --workdir=runs/budgets \
-            --config.data.data_dir=DIRECTORY_OF_TFDS
+        mobilenet sweep --config=experiments/compression/budgets.py:cifar \
+            --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
+        mobilenet compare --workdir=runs/compression      # how fast they are
 Result: experiments/results/compression.csv
 """
 

@@ -1,43 +1,44 @@
 """A teacher. Asks: what do soft targets buy, over temperature and weight?
 
-Hinton et al. 2015, arXiv 1503.02531. The teacher is a wider network of the same recipe, trained
-first; every student has the same seeds, steps and scale of its loss as the one without a teacher.
+Hinton et al. 2015, arXiv 1503.02531; maps of stages: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
+The student has half of the MACs of the dense run of experiments/compression/budgets.py that teaches
+it, one a seed; all have the same steps and scale of their loss as the one without a teacher.
 
-    (none)   CIFAR-10 at 32 pixels, 200 epochs, width 0.5 taught by 1.0: for a GPU
-    cifar    5,000 pictures at 24 pixels, 8 epochs, width 0.35 taught by 1.0: minutes a run
+    (none)   CIFAR-10 at 32 pixels, 250 epochs, width 0.64 taught by 1.0: for a GPU
+    cifar    15,000 pictures at 24 pixels, 11 epochs, width 0.28 taught by 0.5: minutes a run
     smoke    two steps on the embedded digits, without a teacher
 
-Run:    mobilenet train --config=experiments/compression/distillation.py:cifar \
-            --workdir=runs/distillation/teacher --config.model.width_multiplier=1.0 \
-            --config.data.data_dir=DIRECTORY_OF_TFDS
+Run:    the dense runs of experiments/compression/budgets.py, then in one directory with it
         mobilenet sweep --config=experiments/compression/distillation.py:cifar \
-            --workdir=runs/distillation/sweep --config.data.data_dir=DIRECTORY_OF_TFDS
+            --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
+Result: experiments/results/compression.csv
 """
 
 from mobilenet.sweep import scales
 from mobilenet.sweep.space import grid, product, seeds
 
 SCALES = ("full", "cifar", "smoke")
-TEACHER = "runs/distillation/teacher"
+STUDENT = {"full": 0.64, "cifar": 0.28}
+TEMPERATURES = {"full": (1.0, 2.0, 4.0, 8.0), "cifar": (1.0, 4.0)}
+TEACHER = "runs/dense_{seed}"
 DISTILLATION = "compress.distillation."
 
 
 def get_config(arg=""):
-    """The student without a teacher."""
-    config = scales.base(arg, SCALES)
-    if scales.name_of(arg, SCALES) == "full":
-        config.model.width_multiplier = 0.5
-    return config
+    """The dense run, which teaches."""
+    return scales.dense(arg, SCALES)
 
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
     if arg == "smoke":
         return {"no teacher": {}}
+    scale = scales.name_of(arg, SCALES)
+    student = {**scales.as_long(arg, SCALES), "model.width_multiplier": STUDENT[scale]}
     taught = grid(
         {
             f"{DISTILLATION}teacher": (TEACHER,),
-            f"{DISTILLATION}temperature": (1.0, 2.0, 4.0, 8.0),
+            f"{DISTILLATION}temperature": TEMPERATURES[scale],
             f"{DISTILLATION}weight": (0.5, 0.9),
         }
     )
@@ -50,7 +51,13 @@ def arms(arg=""):
         f"{DISTILLATION}weight": 0.0,
         f"{DISTILLATION}transfer": "attention",
     }
-    return {"no teacher": {}, **named, "attention alone": maps}
+    found = {"no teacher": {}, **named, "attention alone": maps}
+    return {name: {**student, **arm} for name, arm in found.items()}
+
+
+def against(arg=""):
+    """Arm -> the one it is held against: the student alone."""
+    return {name: "no teacher" for name in arms(arg) if name != "no teacher"}
 
 
 def sweep(arg=""):

@@ -11,12 +11,9 @@ as both parts together.
     cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
-Run:    for s in 0 1 2; do
-            mobilenet train --config=experiments/compression/budgets.py:cifar \
-                --workdir=runs/dense_$s --config.seed=$s --config.data.data_dir=DIRECTORY_OF_TFDS
-        done
-        mobilenet sweep --config=experiments/compression/pruning.py:cifar --workdir=runs/pruning \
-            --config.data.data_dir=DIRECTORY_OF_TFDS
+Run:    the dense runs of experiments/compression/budgets.py, then in one directory with it
+        mobilenet sweep --config=experiments/compression/pruning.py:cifar \
+            --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
 Result: experiments/results/compression.csv
 """
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.figure import Figure
+
 from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis import results, stats
+from mobilenet.analysis import plots, results, stats
 from mobilenet.analysis.results import ResultError, one
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -51,6 +54,7 @@ LOGGED = (*results.LOGGED, "point.json", *FACTS.values())
 
 BYTES = ("dense", "gzip", "sparse", "sparse_gzip")  # of `mobilenet.compress.size.sizes`
 SPEEDS = ("latency_ms", "images_per_second", "batch_size")
+BUDGETS = ("macs", f"{BYTES[-1]}_bytes", "latency_ms")  # what a figure shows accuracy against
 
 Row = Mapping[str, str]
 
@@ -86,6 +90,35 @@ def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     }
 
 
+def draw_budgets(rows: Sequence[Row]) -> Figure:
+    """What compressed networks cost and how accurate they are, beside dense ones.
+
+    Args:
+      rows: of the compression table, whose runs learned from the same pictures.
+    """
+    most = max(int(row["macs"]) for row in rows)
+    table = []
+    for row in rows:
+        kind = "dense"
+        if float(row["sparsity"]) >= 1:
+            kind = "zeros among the weights"
+        elif '"pretrained"' in row["overrides"] and int(row["macs"]) < most:
+            kind = "fewer channels"
+        taught = "distillation.teacher" in row["overrides"]
+        percent = {name: float(row[name]) / 100 for name in ("top1", "low", "high")}
+        table.append(
+            {
+                "kind": f"{kind}, taught" if taught else kind,
+                "label": "" if kind == "dense" else row["arm"].split(", ")[-1],
+                "mean": percent.pop("top1"),
+                **percent,
+                **{cost: float(row[cost] or "nan") for cost in BUDGETS},
+            }
+        )
+    table.sort(key=lambda point: (point["kind"] != "dense", point["kind"]))
+    return plots.budgets(pd.DataFrame(table), BUDGETS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """What the rows of one results file say besides `FIELDS`.
@@ -94,11 +127,13 @@ class Table:
       fields: names of the columns.
       facts: (facts of the runs, their first summary) -> those columns.
       shown: heading in the README -> the cell of a row.
+      draw: rows of the same data -> the figure above them in the README.
     """
 
     fields: tuple[str, ...]
     facts: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], dict[str, str]]
     shown: Mapping[str, Callable[[Row], str]]
+    draw: Callable[[Sequence[Row]], Figure] | None = None
 
 
 TABLES = {
@@ -132,6 +167,7 @@ TABLES = {
                 else "–"
             ),
         },
+        draw_budgets,
     ),
 }
 
@@ -318,14 +354,31 @@ def add(
     for run in (run for paths in runs.values() for run in paths):
         files = [file for file in LOGGED if (run / file).exists()]
         results.copy_logs(run, target / run.name, files)
-    fields = (*FIELDS, *TABLES[table].fields)
-    table_rows.replace(results_dir / f"{table}.csv", fields, made, by="experiment")
+    fields, path = (*FIELDS, *TABLES[table].fields), results_dir / f"{table}.csv"
+    table_rows.replace(path, fields, made, by="experiment")
+    if draw := TABLES[table].draw:
+        for name, rows in _by_figure(table, table_rows.read(path)).items():
+            plots.save(draw(rows), results_dir / "figures" / name)
     return made
+
+
+def _by_figure(table: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """File name of a figure -> the rows it shows: those of one scale, which share their data."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        scale = row["config"].partition(":")[2] or "full"
+        found.setdefault(f"{table}_{scale}.svg", []).append(row)
+    return found
 
 
 def markdown(table: str, rows: Sequence[Row]) -> str:
     """README tables of a table's committed rows: one an experiment."""
-    parts, shown = [], TABLES[table].shown
+    shown, parts = TABLES[table].shown, []
+    if TABLES[table].draw:
+        parts = [
+            f"![Accuracy against cost](experiments/results/figures/{name})"
+            for name in _by_figure(table, rows)
+        ]
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         mine = [row for row in rows if row["experiment"] == experiment]
         first = mine[0]

@@ -28,6 +28,8 @@ COSTS = {
     "bytes": ("size of the parameters, MB", 1e-6),
     "wall_seconds": ("training, s", 1.0),
     "first_step_seconds": ("start to first step, s", 1.0),
+    "sparse_gzip_bytes": ("smallest file, MB", 1e-6),
+    "latency_ms": ("one picture here, ms", 1.0),
 }
 # Metric -> (axis label, factor to its unit).
 METRICS = {
@@ -133,6 +135,48 @@ def pareto(
     log_axis(axes, pd.concat(costs))
     axes.set(xlabel=name, ylabel=TOP1)
     _legend_beside(axes)
+    return figure
+
+
+def budgets(table: Frame, costs: Sequence[str]) -> Figure:
+    """Accuracy of kinds of networks against several costs, a panel each.
+
+    Args:
+      table: columns kind, label (written at the point; "" writes nothing), mean, low, high
+        (fractions; NaN ends draw no bar) and every one of `costs` (NaN where it was not measured).
+        The first kind is what the others are held against: its front is a line, and what lies above
+        it is the better buy.
+      costs: columns, labelled as in COSTS; drawn on log axes.
+
+    Raises:
+      ValueError: a column that is missing, or a cost that is not positive.
+    """
+    stats.require(table, ["kind", "label", "mean", "low", "high", *costs])
+    kinds = list(dict.fromkeys(table["kind"]))
+    figure = Figure(figsize=(1.9 + 3.5 * len(costs), 3.9), layout="constrained")
+    panels = list(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0])
+    for axes, cost in zip(panels, costs, strict=True):
+        name, scale = COSTS.get(cost, (cost, 1.0))
+        known = table[table[cost].notna()]
+        _check_drawable(known, cost)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        for kind, colour, marker in zip(
+            kinds, _colours(len(kinds)), _markers(len(kinds)), strict=True
+        ):
+            mine = known[known["kind"] == kind]
+            style = {**_points(colour), "marker": marker, "elinewidth": 0.8}
+            axes.errorbar(scale * mine[cost], 100 * mine["mean"], _bars(mine), **style, label=kind)
+            if kind == kinds[0]:
+                front = mine[stats.pareto(mine, cost, "mean")].sort_values(cost)
+                axes.plot(scale * front[cost], 100 * front["mean"], color=colour, zorder=1)
+        if len(known):
+            _name_points(axes, scale * known[cost], known, "label", "0.2")
+            log_axis(axes, scale * known[cost])
+        axes.set_xlabel(name)
+        axes.margins(0.12)
+    panels[0].set_ylabel(TOP1)
+    _legend_beside(panels[-1])
     return figure
 
 

@@ -187,13 +187,35 @@ def test_pareto_names_close_points_on_either_side():
 
 
 def test_pareto_takes_any_cost_and_refuses_what_a_log_axis_cannot_show():
-    renamed = SUMMARY.rename(columns={"macs": "latency_ms"})
-    axes = axes_of(plots.pareto(renamed, "latency_ms", label="width"))
-    assert axes.get_xlabel() == "latency_ms" and lines(axes)["ours"][0, 0] == 90e6
+    renamed = SUMMARY.rename(columns={"macs": "energy_mj"})
+    axes = axes_of(plots.pareto(renamed, "energy_mj", label="width"))
+    assert axes.get_xlabel() == "energy_mj" and lines(axes)["ours"][0, 0] == 90e6
     with pytest.raises(ValueError, match=r"rows \[1\] have no mean, or no positive macs"):
         plots.pareto(SUMMARY.assign(macs=[1.0, 0.0, 2.0, 3.0]), "macs", label="width")
     with pytest.raises(ValueError, match="no column energy; it has width"):
         plots.pareto(SUMMARY, "energy", label="width")
+
+
+def test_budgets_have_a_panel_a_cost_and_a_line_through_what_others_are_held_against():
+    table = SUMMARY.rename(columns={"width": "label"}).assign(
+        kind=["dense", "sparse", "dense", "dense"], latency_ms=[3.0, np.nan, 2.0, 1.0]
+    )
+    figure = plots.budgets(table, ["macs", "latency_ms"])
+    macs, latency = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "multiply-adds an image, millions",
+        "one picture here, ms",
+    ]
+    drawn = {c.get_label(): c.lines[0].get_xydata() for c in macs.containers}
+    np.testing.assert_allclose(drawn["sparse"], [(30, 71)])
+    # Width 0.5 is more accurate and cheaper, but of another kind: the front is of the first.
+    (front,) = [line for line in macs.lines if line.get_linestyle() == "-"]
+    np.testing.assert_allclose(front.get_xydata(), [(10, 60), (60, 70), (90, 76)])
+    assert sum(len(c.lines[0].get_xydata()) for c in latency.containers) == 3
+    with pytest.raises(ValueError, match="no column bytes"):
+        plots.budgets(table, ["bytes"])
+    with pytest.raises(ValueError, match="no positive macs"):
+        plots.budgets(table.assign(macs=0.0), ["macs"])
 
 
 def recorded(values: dict[str, list[float]]) -> pd.DataFrame:

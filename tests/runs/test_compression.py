@@ -197,6 +197,8 @@ def test_what_is_left_of_runs_becomes_a_table(
     assert int(row["sparse_gzip_bytes"]) == left["bytes"]["sparse_gzip"] < left["bytes"]["dense"]
     readme = (root / "README.md").read_text()
     assert "| 60 % |" in readme and "| 1.25, 2,400 |" in readme
+    assert "![Accuracy against cost](experiments/results/figures/compression_full.svg)" in readme
+    assert (root / "experiments/results/figures/compression_full.svg").is_file()
     logs = root / "experiments/results/logs/compression/mine/a"
     assert json.loads((logs / "compression.json").read_text())["macs"] == left["macs"]
     (sweep / "points" / "a" / "summary.json").unlink()

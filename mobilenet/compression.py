@@ -2,11 +2,11 @@
 
 A shrunk run is a run directory like any other, with a configuration of its own: it is trained on
 (`pretrained`), evaluated, quantised and exported without knowing that it was cut. Cutting and
-training in turns is doing both again.
+training in turns, to the budgets of `rounds_to`, is iterative pruning.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mobilenet.train import losses
 from mobilenet.train.checkpoints import Restored
 from mobilenet.trees import flatten
 
-BUDGETS = ("macs", "params")
+BUDGETS = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +63,12 @@ def shrink_run(
       ConfigError: a network, score or budget that cannot be; says what can.
       CheckpointError, RunDirectoryError: something cannot be read or written.
     """
-    config = rundir.read_config(workdir)
-    if budget not in BUDGETS:
-        raise ConfigError(f"The budget is {budget!r}; allowed are {', '.join(BUDGETS)}.")
     if score not in shrink.SCORES:
         raise ConfigError(f"The score is {score!r}; allowed are {', '.join(shrink.SCORES)}.")
-    if not amount > 0:
-        raise ConfigError(f"--{budget} is {amount}; it must be a fraction or a number above 0.")
-    if divisor < 1:
-        raise ConfigError(f"The divisor is {divisor}; it must be 1 or more.")
-    if config_lib.is_quantized(config):
-        raise ConfigError(f"{workdir} is quantised; shrink the float run and quantise the result.")
+    config, totals = _costs(workdir)
+    before, allowed = _allowed(config, totals, budget, amount, divisor)
     weights = conversion.read_run(workdir, which)
     plan, classes = architecture.plan(config.model), weights.settings["model.num_classes"]
-
-    def totals(plan: Plan) -> cost.Totals:
-        shape = architecture.image_shape(config)
-        return cost.totals(cost.layer_costs(plan, shape, classes, config.model.kernel_size))
-
-    before = totals(plan)
-    whole = getattr(before, budget)
-    allowed = int(amount * whole) if amount < 1 else int(amount)
     try:
         names = shrink.widths(plan)
         if score == "taylor":
@@ -96,7 +81,7 @@ def shrink_run(
             ranks,
             lambda plan: getattr(totals(plan), budget),
             allowed,
-            what="MACs" if budget == "macs" else "parameters",
+            what=BUDGETS[budget],
             divisor=divisor,
         )
     except shrink.ShrinkError as error:
@@ -125,6 +110,72 @@ def shrink_run(
     except PretrainedError as error:
         raise ConfigError(str(error)) from error
     return Shrunk(before, after, {name: (names[name], chosen[name]) for name in names})
+
+
+def rounds_to(
+    workdir: Path, *, budget: str, amount: float, rounds: int, divisor: int = 8
+) -> list[int]:
+    """Budgets of iterative pruning: every round leaves the same fraction of the one before it.
+
+    Args:
+      workdir: of the run that the first round cuts.
+      budget, amount, divisor: as `shrink_run`, after the last round.
+      rounds: how many, 1 or more.
+
+    Returns:
+      MACs or parameters, one a round.
+
+    Raises:
+      ConfigError: a budget that cannot be reached; says what can.
+    """
+    config, totals = _costs(workdir)
+    before, last = _allowed(config, totals, budget, amount, divisor)
+    whole = getattr(before, budget)
+    return [round(whole * (last / whole) ** (k / rounds)) for k in range(1, rounds)] + [last]
+
+
+def _costs(workdir: Path) -> tuple[Config, Callable[[Plan], cost.Totals]]:
+    """Configuration of a run, and what a network of its pictures and classes costs."""
+    config = rundir.read_config(workdir)
+    if config_lib.is_quantized(config):
+        raise ConfigError(f"{workdir} is quantised; shrink the float run and quantise the result.")
+    shape = architecture.image_shape(config)
+    classes = build.resolve_classes(config, len(build.require_stored(workdir)["class_names"]))
+
+    def totals(plan: Plan) -> cost.Totals:
+        return cost.totals(cost.layer_costs(plan, shape, classes, config.model.kernel_size))
+
+    return config, totals
+
+
+def _allowed(
+    config: Config,
+    totals: Callable[[Plan], cost.Totals],
+    budget: str,
+    amount: float,
+    divisor: int,
+) -> tuple[cost.Totals, int]:
+    """Costs of a run, and what a budget allows; ConfigError if it is none or cannot be kept."""
+    if budget not in BUDGETS:
+        raise ConfigError(f"The budget is {budget!r}; allowed are {', '.join(BUDGETS)}.")
+    if not amount > 0:
+        raise ConfigError(f"--{budget} is {amount}; it must be a fraction or a number above 0.")
+    if divisor < 1:
+        raise ConfigError(f"The divisor is {divisor}; it must be 1 or more.")
+    plan = architecture.plan(config.model)
+    before = totals(plan)
+    allowed = int(amount * getattr(before, budget)) if amount < 1 else int(amount)
+    try:
+        shrink.check_budget(
+            plan,
+            lambda plan: getattr(totals(plan), budget),
+            allowed,
+            what=BUDGETS[budget],
+            divisor=divisor,
+        )
+    except shrink.ShrinkError as error:
+        raise ConfigError(str(error)) from error
+    return before, min(allowed, getattr(before, budget))
 
 
 def _normalization(config: Config) -> str:

@@ -188,6 +188,25 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
     return summary if is_main else None
 
 
+def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
+    """A finished run's result in a few lines."""
+    lines = [
+        f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
+        f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
+    ]
+    for split in ("validation", "test"):
+        if split in summary:
+            scores = summary[split]
+            lines.append(
+                f"{split}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %, "
+                f"loss {scores['loss']:.4f} over {scores['examples']} images"
+            )
+    if summary.get("unreadable"):
+        lines.append(f"{len(summary['unreadable'])} training images were unreadable and replaced")
+    lines.append(f"run directory: {workdir}")
+    return "\n".join(lines)
+
+
 @contextlib.contextmanager
 def devices(values: flags.FlagValues) -> Iterator[None]:
     """Starts `jax.distributed` when `--num_processes` asks for it, and ends it."""

@@ -2,20 +2,30 @@
 
     mobilenet shrink --workdir=runs/c10 --to=runs/c10_half --macs=0.5
     mobilenet shrink --workdir=runs/c10 --to=runs/c10_small --params=800000 --score=taylor
+    mobilenet shrink --workdir=runs/c10 --to=runs/c10_half --macs=0.5 --rounds=4 \
+        --config=experiments/baselines/cifar10.py --config.train.num_epochs=20
     mobilenet shrink --workdir=runs/c10                          # what is left of a run, in numbers
 
 A fraction below 1 is of the run; other numbers are counts. The new run is evaluated, predicts and
-exports as it is; --config.pretrained=runs/c10_half trains it on. Iterative pruning is both in turn.
-Without --to nothing is cut: sparsity, parameters, MACs and bytes of the run are printed.
+exports as it is; --config.pretrained=runs/c10_half trains it on. With --config the cut network is
+trained at once, in --rounds of cutting and training, each of which leaves the same fraction of the
+one before it; the same command continues, and TO/rounds/ keeps what lies between. Without --to
+nothing is cut: sparsity, parameters, MACs and bytes of the run are printed.
 """
 
+import functools
 import json
+import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from mobilenet import experiment
 from mobilenet.cli import common
+
+if TYPE_CHECKING:  # it imports JAX, which flags need not wait for
+    from mobilenet.compression import Shrunk
 
 
 def define(values: flags.FlagValues) -> None:
@@ -32,15 +42,23 @@ def define(values: flags.FlagValues) -> None:
         "divisor", 8, "widths that are cut are multiples of it", flag_values=values
     )
     flags.DEFINE_integer("examples", 512, "training pictures for taylor", flag_values=values)
+    flags.DEFINE_string("config", "", "file.py: trains each cut network", flag_values=values)
+    flags.DEFINE_integer("rounds", 1, "of cutting and training, with --config", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
     common.define_checkpoint(values)
+    common.define_devices(values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
     common.refuse_arguments(rest)
-    if overrides:
-        raise common.UsageError("--config goes with train; a run has its own configuration.")
+    file, rounds = common.flag(values, "config"), common.flag(values, "rounds")
+    common.require_at_least(values, rounds=1)
+    if (overrides or rounds > 1) and not file:
+        raise common.UsageError(
+            "Give --config=FILE, which says how the cut networks are trained, with --rounds and "
+            "--config overrides."
+        )
     workdir = Path(common.require(values, "workdir", "runs/c10"))
     budgets = {name: common.flag(values, name) for name in ("macs", "params")}
     given = [name for name in budgets if values[name].present]
@@ -49,6 +67,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             "Give --to=NEW_RUN with either --macs or --params, such as --to=runs/half --macs=0.5, "
             "or none of them to see what a run has left."
         )
+    if file and not given:
+        raise common.UsageError("--config trains what is cut; give --to with --macs or --params.")
 
     from mobilenet import compression
 
@@ -57,24 +77,58 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         print(json.dumps(found, indent=2) if common.flag(values, "json") else _table(found))
         return 0
     target = Path(common.flag(values, "to"))
-    done = compression.shrink_run(
-        workdir,
-        target,
+    cut = functools.partial(
+        compression.shrink_run,
         budget=given[0],
-        amount=budgets[given[0]],
         score=common.flag(values, "score"),
         divisor=common.flag(values, "divisor"),
         examples=common.flag(values, "examples"),
-        which=common.flag(values, "checkpoint"),
     )
+    which = common.flag(values, "checkpoint")
+    if not file:
+        _tell(target, cut(workdir, target, amount=budgets[given[0]], which=which))
+        return 0
+    if common.flag(values, "num_processes") != 1:
+        raise common.UsageError(
+            "The rounds run in one process; without --config the network is cut, and `mobilenet "
+            "train` trains it in several."
+        )
+    # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    config = experiment.load_config(file, overrides)
+    if config.pretrained:
+        raise common.UsageError(
+            f"pretrained is {config.pretrained!r}; each round starts from what it has cut."
+        )
+    found = compression.rounds_to(
+        workdir,
+        budget=given[0],
+        amount=budgets[given[0]],
+        rounds=rounds,
+        divisor=common.flag(values, "divisor"),
+    )
+    source, summary = workdir, None
+    for number, amount in enumerate(found, 1):
+        place = target / "rounds" / str(number)
+        trained = target if number == rounds else place / "trained"
+        if not (place / "cut").exists():
+            _tell(place / "cut", cut(source, place / "cut", amount=amount, which=which))
+        config.pretrained = str(place / "cut")
+        summary = common.train(values, config.copy_and_resolve_references(), trained)
+        source, which = trained, "result"
+    if summary is not None:
+        print(common.describe_summary(summary, target))
+    return 0
+
+
+def _tell(target: Path, done: "Shrunk") -> None:
     before, after = done.before, done.after
     print(
         f"{target}: {after.params:,} of {before.params:,} parameters, "
         f"{after.macs:,} of {before.macs:,} MACs"
     )
     for name, (wide, narrow) in done.widths.items():
-        print(f"{name:<12} {wide:>5} -> {narrow}")
-    return 0
+        print(f"{name:<12} {wide:>5} -> {narrow}", flush=True)
 
 
 def _table(found: dict[str, Any]) -> str:

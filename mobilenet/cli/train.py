@@ -40,24 +40,5 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     summary = common.train(values, config, workdir)
     if summary is not None:
-        print(describe(summary, workdir))
+        print(common.describe_summary(summary, workdir))
     return 0
-
-
-def describe(summary: dict, workdir: Path) -> str:
-    """The run's result in a few lines."""
-    lines = [
-        f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
-        f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
-    ]
-    for split in ("validation", "test"):
-        if split in summary:
-            scores = summary[split]
-            lines.append(
-                f"{split}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %, "
-                f"loss {scores['loss']:.4f} over {scores['examples']} images"
-            )
-    if summary.get("unreadable"):
-        lines.append(f"{len(summary['unreadable'])} training images were unreadable and replaced")
-    lines.append(f"run directory: {workdir}")
-    return "\n".join(lines)

@@ -111,14 +111,7 @@ def cut(
       ShrinkError: the budget is below what the smallest widths cost; says what that is.
     """
     chosen = widths(plan)
-    least = {name: min(width, divisor) for name, width in chosen.items()}
-    smallest = measure(resize(plan, least))
-    if smallest > budget:
-        raise ShrinkError(
-            f"The budget is {budget:,} {what}, but with every expanded width at {divisor} the "
-            f"network still has {smallest:,}; give at least that, or a smaller network to start "
-            "from."
-        )
+    check_budget(plan, measure, budget, what=what, divisor=divisor)
     steps = []
     for order, (name, width) in enumerate(chosen.items()):
         ranked = np.sort(np.asarray(scores[name], np.float64))
@@ -132,6 +125,25 @@ def cut(
             break
         chosen[name] -= size
     return chosen
+
+
+def check_budget(
+    plan: Plan,
+    measure: Callable[[Plan], int],
+    budget: int,
+    *,
+    what: str = "MACs",
+    divisor: int = 8,
+) -> None:
+    """Raises ShrinkError if `cut`, whose arguments these are, cannot keep a budget."""
+    least = {name: min(width, divisor) for name, width in widths(plan).items()}
+    smallest = measure(resize(plan, least))
+    if smallest > budget:
+        raise ShrinkError(
+            f"The budget is {budget:,} {what}, but with every expanded width at {divisor} the "
+            f"network still has {smallest:,}; give at least that, or a smaller network to start "
+            "from."
+        )
 
 
 def kept_channels(scores: np.ndarray, width: int) -> np.ndarray:

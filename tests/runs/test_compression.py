@@ -168,6 +168,44 @@ def test_a_shrunk_run_is_a_run_like_any_other(
 
 
 @pytest.mark.slow
+def test_rounds_cut_and_train_in_turns_and_continue(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    target = tmp_path / "small"
+    command = [
+        "shrink", f"--workdir={finished}", f"--to={target}", "--params=0.75", "--divisor=4",
+        "--rounds=2", f"--config={TINY}", "--config.train.num_epochs=0.25",
+    ]  # fmt: skip
+    first = compression.rounds_to(finished, budget="params", amount=0.75, rounds=2, divisor=4)
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"run directory: {target}" in out
+    between, cut = target / "rounds/1/trained", target / "rounds/2/cut"
+    widths = [
+        rundir.read_config(run).model.expanded_features for run in (finished, between, target)
+    ]
+    assert widths[0] == () and widths[1][1] > widths[2][1] == 4
+    whole, half = summary(finished)["params"], summary(between)["params"]
+    assert whole > first[0] >= half > first[1] == int(0.75 * whole) >= summary(target)["params"]
+    # Each round goes on from the weights that the one before was trained to.
+    assert summary(between)["step"] == summary(target)["step"] == 4
+    assert rundir.read_config(target).pretrained == str(cut)
+    heads = [
+        read_checkpoint(run, "result").eval_variables["params"]["head"] for run in (between, cut)
+    ]
+    np.testing.assert_array_equal(*(head["conv"]["kernel"] for head in heads))
+    # What is done stays as it is, and what is missing is made.
+    result = items(target)
+    for name in ("summary.json", "config.json"):
+        (target / name).unlink()
+    shutil.rmtree(target / "checkpoints")
+    before = (cut / "summary.json").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (cut / "summary.json").stat().st_mtime_ns == before
+    jax.tree.map(np.testing.assert_array_equal, items(target), result)
+
+
+@pytest.mark.slow
 def test_what_is_left_of_runs_becomes_a_table(
     pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -214,6 +252,17 @@ def test_what_is_left_of_runs_becomes_a_table(
         (["--to=x"], "Give --to=NEW_RUN with either --macs or --params"),
         (["--macs=0.5"], "Give --to=NEW_RUN with either --macs or --params"),
         (["--to=x", "--macs=-1"], "it must be a fraction or a number above 0"),
+        (["--to=x", "--macs=0.5", "--rounds=2"], "Give --config=FILE, which says how"),
+        (["--to=x", "--macs=0.5", "--config.seed=1"], "Give --config=FILE, which says how"),
+        ([f"--config={TINY}"], "--config trains what is cut; give --to"),
+        (
+            ["--to=x", "--macs=0.01", "--rounds=2", f"--config={TINY}"],
+            "give at least that, or a smaller network",
+        ),
+        (
+            ["--to=x", "--macs=0.9", f"--config={TINY}", "--config.pretrained=y"],
+            "each round starts from what it has cut",
+        ),
     ],
 )
 def test_budgets_that_cannot_be_met_are_one_sentence(

@@ -3,8 +3,9 @@
 A dense run of each seed is cut by `mobilenet shrink` to the MACs of a width multiplier, of which
 there are few, and trained on: 79 and 55 % of its own (at the full scale 76, 50 and 35). Beside each
 stands the network of that width, trained for as many epochs as both parts together. About half the
-MACs are also taught by the dense run (Hinton et al. 2015, arXiv 1503.02531). AMC (1802.03494), MetaPruning (1903.10258) and slimmable
-networks (1812.08928) are in experiments/reference/compression.csv.
+MACs are also taught by the dense run (Hinton et al. 2015, arXiv 1503.02531). AMC (1802.03494),
+MetaPruning (1903.10258) and slimmable networks (1812.08928) are in
+experiments/reference/compression.csv.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
     cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores

@@ -24,8 +24,8 @@ SCALES = ("full", "cifar", "smoke")
 SPARSITIES = {"full": (0.5, 0.75, 0.9, 0.95), "cifar": (0.5, 0.75, 0.9), "smoke": (0.5,)}
 # Widths whose networks have about as many parameters as the sparse one has left.
 SMALL = {
-    "full": {0.5: 0.67, 0.75: 0.42, 0.9: 0.22, 0.95: 0.12},
-    "cifar": {0.75: 0.19, 0.9: 0.09},
+    "full": {0.5: 0.68, 0.75: 0.46, 0.9: 0.28, 0.95: 0.2},
+    "cifar": {0.5: 0.36, 0.75: 0.24, 0.9: 0.14},
     "smoke": {0.5: 0.12},
 }
 PRUNING = "compress.pruning."

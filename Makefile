@@ -30,7 +30,7 @@ coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=mobilenet --cov-report=term:skip-covered
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

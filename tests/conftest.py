@@ -1,4 +1,4 @@
-"""Two CPU devices in every test process, strict dtypes, and the places of optional real data."""
+"""Two CPU devices in every test process, quick compilation, and the places of optional things."""
 
 import os
 import subprocess
@@ -9,6 +9,9 @@ import pytest
 
 # Before JAX's backend starts: several tests compare two devices with one.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Small networks compile longer than they run. `make slow` sets 0: its proofs, with whatever they
+# start, are of the program as users have it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def trained(se_gate: str = "") -> tuple[MobileNetV2, dict[str, Any]]:
     """The network and its variables; with squeeze-and-excitation if a gate is given."""
     changes = {"se_gate": se_gate, "plan": {"se_ratio": 0.25}} if se_gate else {}
     model = network(**changes)
-    return model, train(model)
+    with variants.optimised():  # hundreds of steps
+        return model, train(model)
 
 
 def untrained(model: MobileNetV2) -> dict[str, Any]:

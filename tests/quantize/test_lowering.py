@@ -42,7 +42,6 @@ MIXTURES = ("w3a8_fixed", "per_tensor", "affine", "symmetric", "lsq")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    small.trained()  # hundreds of steps, which optimisation speeds up by more than it takes
     with variants.quick_compilation(tmp_path_factory.getbasetemp() / "xla"):
         yield
 

@@ -38,11 +38,23 @@ def quick_compilation(directory: Path) -> Iterator[None]:
 
     Tests of networks this small spend nearly all of their time in the compiler.
     """
-    changes: dict[str, Any] = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
+    with _configured(
+        jax_compilation_cache_dir=str(directory),
+        jax_persistent_cache_min_compile_time_secs=0.0,
+        jax_disable_most_optimizations=True,
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def optimised() -> Iterator[None]:
+    """Compiles with all optimisations, for programs that run longer than they compile."""
+    with _configured(jax_disable_most_optimizations=False):
+        yield
+
+
+@contextlib.contextmanager
+def _configured(**changes: Any) -> Iterator[None]:
     before = {name: jax.config.values[name] for name in changes}
     for name, value in changes.items():
         jax.config.update(name, value)

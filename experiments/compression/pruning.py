@@ -5,7 +5,7 @@ keeps 69.5 % top-1 at a sparsity of 50 % and 61.8 % at 90 % (experiments/referen
 and 2:4; at the full scale also other ways to choose the weights. Depthwise kernels and the stem
 stay dense. Runs go on from the dense runs of experiments/compression/budgets.py, one a seed;
 beside them stand dense networks of about as many weights as are left, trained for as many epochs
-as both parts together.
+as both parts together, and networks that are pruned in the course of as many.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
     cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
@@ -39,31 +39,31 @@ def get_config(arg=""):
 def _after(arg):
     """What goes on from the dense run."""
     if arg == "smoke":
-        return {}
+        return {"train.num_epochs": scales.base(arg).train.num_epochs}
     return {**scales.compressing(arg, SCALES), "pretrained": "runs/dense_{seed}"}
 
 
-def _gradually(arg):
-    """Ever sparser for five eighths of the epochs; the rest are to recover."""
-    epochs = scales.compressing(arg, SCALES)["train.num_epochs"]
+def _gradually(run, start=0.0):
+    """Ever sparser until five eighths of a run's epochs; the rest are to recover."""
     return {
-        **_after(arg),
+        **run,
         f"{PRUNING}method": "magnitude",
         f"{PRUNING}schedule": "cubic",
-        f"{PRUNING}start_epoch": 0.0,
-        f"{PRUNING}end_epoch": epochs * 5 / 8,
-        f"{PRUNING}every_steps": 1 if arg == "smoke" else 10,
+        f"{PRUNING}start_epoch": start * run["train.num_epochs"],
+        f"{PRUNING}end_epoch": run["train.num_epochs"] * 5 / 8,
+        f"{PRUNING}every_steps": 10,
     }
 
 
 def arms(arg=""):
     """Name of an arm -> what it overrides."""
-    scale, gradual = scales.name_of(arg, SCALES), _gradually(arg)
+    scale, after, longer = scales.name_of(arg, SCALES), _after(arg), scales.as_long(arg, SCALES)
+    gradual, anew = _gradually(after), _gradually(longer, start=1 / 8)
     at_90 = {**gradual, f"{PRUNING}sparsity": 0.9}
     at_once = {**at_90, f"{PRUNING}schedule": "one_shot"}
     erk, together = {f"{PRUNING}distribution": "erk"}, {f"{PRUNING}distribution": "global"}
     found = {
-        "dense": _after(arg),
+        "dense": after,
         **{f"{100 * s:g} %": {**gradual, f"{PRUNING}sparsity": s} for s in SPARSITIES[scale]},
         "2:4": {**gradual, f"{PRUNING}sparsity": 0.5, f"{PRUNING}pattern": "2:4"},
     }
@@ -75,18 +75,26 @@ def arms(arg=""):
             "90 %, SNIP": {**at_once, **together, f"{PRUNING}method": "saliency"},
             "90 %, RigL": {**at_once, **erk, f"{PRUNING}method": "rigl"},
         }
-    longer = {} if arg == "smoke" else scales.as_long(arg, SCALES)
     small = {f"width for {100 * s:g} %": w for s, w in SMALL[scale].items()}
-    return found | {n: {**longer, "model.width_multiplier": w} for n, w in small.items()}
+    found |= {n: {**longer, "model.width_multiplier": w} for n, w in small.items()}
+    return found | {
+        f"{100 * s:g} %, from scratch": {**anew, f"{PRUNING}sparsity": s}
+        for s in SPARSITIES[scale]
+        if s > 0.5
+    }
 
 
 def against(arg=""):
-    """Arm -> the one it is held against: dense weights, and the sparse network of that size."""
-    return {
-        name: name.removeprefix("width for ") if name.startswith("width") else "dense"
-        for name in arms(arg)
-        if name != "dense"
-    }
+    """Arm -> the one it is held against: dense weights, or the other one of as many weights."""
+    found = {}
+    for name in arms(arg):
+        if name.startswith("width"):
+            found[name] = name.removeprefix("width for ")
+        elif name.endswith("from scratch"):
+            found[name] = f"width for {name.removesuffix(', from scratch')}"
+        elif name != "dense":
+            found[name] = "dense"
+    return found
 
 
 def sweep(arg=""):

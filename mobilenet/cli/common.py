@@ -209,10 +209,10 @@ def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
 
 @contextlib.contextmanager
 def devices(values: flags.FlagValues) -> Iterator[None]:
-    """Starts `jax.distributed` when `--num_processes` asks for it, and ends it."""
+    """Starts `jax.distributed` when `--num_processes`, if a verb has it, asks for it; ends it."""
     import jax
 
-    processes = flag(values, "num_processes")
+    processes = flag(values, "num_processes") if "num_processes" in values else 1
     if processes == 1:
         yield
         return
@@ -249,7 +249,7 @@ def define_devices(values: flags.FlagValues) -> None:
 
 def apply_cpu_devices(values: flags.FlagValues) -> None:
     """Sets the number of CPU devices; must run before JAX's backend starts."""
-    count = flag(values, "cpu_devices")
+    count = flag(values, "cpu_devices") if "cpu_devices" in values else 0
     if count < 0:
         raise UsageError(f"--cpu_devices is {count}; it must be 0 or more.")
     if count:

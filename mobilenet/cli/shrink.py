@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mobilenet import experiment
+from mobilenet import experiment, rundir
 from mobilenet.cli import common
 
 if TYPE_CHECKING:  # it imports JAX, which flags need not wait for
@@ -46,7 +46,6 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("rounds", 1, "of cutting and training, with --config", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
     common.define_checkpoint(values)
-    common.define_devices(values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -88,11 +87,6 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if not file:
         _tell(target, cut(workdir, target, amount=budgets[given[0]], which=which))
         return 0
-    if common.flag(values, "num_processes") != 1:
-        raise common.UsageError(
-            "The rounds run in one process; without --config the network is cut, and `mobilenet "
-            "train` trains it in several."
-        )
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     config = experiment.load_config(file, overrides)
@@ -107,6 +101,19 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         rounds=rounds,
         divisor=common.flag(values, "divisor"),
     )
+    plan = {
+        "workdir": str(workdir),
+        "amounts": found,
+        **{key: str(value) for key, value in cut.keywords.items()},
+    }
+    begun = rundir.read_json(target / "rounds" / "plan.json") or plan
+    if begun != plan:
+        differing = ", ".join(
+            f"{k} {begun.get(k)}, now {plan[k]}" for k in plan if begun.get(k) != plan[k]
+        )
+        raise common.UsageError(f"{target} was begun with {differing}; give another --to.")
+    (target / "rounds").mkdir(parents=True, exist_ok=True)
+    rundir.write_json(target / "rounds" / "plan.json", plan)
     source, summary = workdir, None
     for number, amount in enumerate(found, 1):
         place = target / "rounds" / str(number)

@@ -203,6 +203,8 @@ def test_rounds_cut_and_train_in_turns_and_continue(
     assert main(command) == 0
     assert (cut / "summary.json").stat().st_mtime_ns == before
     jax.tree.map(np.testing.assert_array_equal, items(target), result)
+    assert main([*command, "--score=bn_scale"]) == 2
+    assert "was begun with score l1, now bn_scale; give another --to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -46,12 +46,13 @@ def arms(arg=""):
         f"T = {o[f'{DISTILLATION}temperature']:g}, weight {o[f'{DISTILLATION}weight']:g}": o
         for o in taught
     }
-    maps = {
-        f"{DISTILLATION}teacher": TEACHER,
-        f"{DISTILLATION}weight": 0.0,
-        f"{DISTILLATION}transfer": "attention",
-    }
-    found = {"no teacher": {}, **named, "attention alone": maps}
+    found = {"no teacher": {}, **named}
+    if scale == "full":
+        found["attention alone"] = {
+            f"{DISTILLATION}teacher": TEACHER,
+            f"{DISTILLATION}weight": 0.0,
+            f"{DISTILLATION}transfer": "attention",
+        }
     return {name: {**student, **arm} for name, arm in found.items()}
 
 

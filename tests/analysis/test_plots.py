@@ -201,6 +201,8 @@ def test_budgets_have_a_panel_a_cost_and_a_line_through_what_others_are_held_aga
         kind=["dense", "sparse", "dense", "dense"], latency_ms=[3.0, np.nan, 2.0, 1.0]
     )
     figure = plots.budgets(table, ["macs", "latency_ms"])
+    macs: Any
+    latency: Any
     macs, latency = figure.axes
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "multiply-adds an image, millions",

@@ -3,8 +3,8 @@
 A dense run of each seed is cut by `mobilenet shrink` to the MACs of a width multiplier, of which
 there are few, and trained on: 79 and 55 % of its own (at the full scale 76, 50 and 35). Beside each
 stands the network of that width, trained for as many epochs as both parts together. About half the
-MACs are also taught by the dense run (Hinton et al. 2015, arXiv 1503.02531). AMC (1802.03494),
-MetaPruning (1903.10258) and slimmable networks (1812.08928) are in
+MACs are also taught (Hinton et al. 2015, arXiv 1503.02531), by the dense network trained for as
+long. AMC (1802.03494), MetaPruning (1903.10258) and slimmable networks (1812.08928) are in
 experiments/reference/compression.csv.
 
     (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
@@ -17,6 +17,9 @@ Run:    for s in 0 1 2; do
             for m in 0.79 0.547; do
                 mobilenet shrink --workdir=runs/dense_$s --macs=$m --to=runs/cut_${m}_$s
             done
+            mobilenet train --config=experiments/compression/budgets.py:cifar \
+                --workdir=runs/teacher_$s --config.seed=$s --config.train.num_epochs=11 \
+                --config.data.data_dir=DIRECTORY_OF_TFDS
         done
         mobilenet sweep --config=experiments/compression/budgets.py:cifar \
             --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
@@ -36,7 +39,7 @@ WIDTHS = {
 }
 TAUGHT = (0.499, 0.547)
 DISTILLATION = {
-    "compress.distillation.teacher": "runs/dense_{seed}",
+    "compress.distillation.teacher": "runs/teacher_{seed}",
     "compress.distillation.temperature": 4.0,
     "compress.distillation.weight": 0.9,
 }

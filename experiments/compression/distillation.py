@@ -1,14 +1,14 @@
 """A teacher. Asks: what do soft targets buy, over temperature and weight?
 
 Hinton et al. 2015, arXiv 1503.02531; maps of stages: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
-The student has half of the MACs of the dense run of experiments/compression/budgets.py that teaches
-it, one a seed; all have the same steps and scale of their loss as the one without a teacher.
+The student has about half of the MACs of its teacher, a dense network of the same recipe, one a seed;
+all have the same steps and scale of their loss as the one without a teacher.
 
     (none)   CIFAR-10 at 32 pixels, 250 epochs, width 0.64 taught by 1.0: for a GPU
     cifar    15,000 pictures at 24 pixels, 11 epochs, width 0.28 taught by 0.5: minutes a run
     smoke    two steps on the embedded digits, without a teacher
 
-Run:    the dense runs of experiments/compression/budgets.py, then in one directory with it
+Run:    the teachers of experiments/compression/budgets.py, then in one directory with it
         mobilenet sweep --config=experiments/compression/distillation.py:cifar \
             --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
 Result: experiments/results/compression.csv
@@ -20,7 +20,7 @@ from mobilenet.sweep.space import grid, product, seeds
 SCALES = ("full", "cifar", "smoke")
 STUDENT = {"full": 0.64, "cifar": 0.28}
 TEMPERATURES = {"full": (1.0, 2.0, 4.0, 8.0), "cifar": (1.0, 4.0)}
-TEACHER = "runs/dense_{seed}"
+TEACHER = "runs/teacher_{seed}"
 DISTILLATION = "compress.distillation."
 
 

@@ -165,7 +165,8 @@ def budgets(table: Frame, costs: Sequence[str]) -> Figure:
             kinds, _colours(len(kinds)), _markers(len(kinds)), strict=True
         ):
             mine = known[known["kind"] == kind]
-            style = {**_points(colour), "marker": marker, "elinewidth": 0.8}
+            pale = (*colour[:3], 0.4)  # bars are long, and the points matter
+            style = {**_points(colour), "marker": marker, "ecolor": pale}
             axes.errorbar(scale * mine[cost], 100 * mine["mean"], _bars(mine), **style, label=kind)
             if kind == kinds[0]:
                 front = mine[stats.pareto(mine, cost, "mean")].sort_values(cost)
@@ -174,7 +175,7 @@ def budgets(table: Frame, costs: Sequence[str]) -> Figure:
             _name_points(axes, scale * known[cost], known, "label", "0.2")
             log_axis(axes, scale * known[cost])
         axes.set_xlabel(name)
-        axes.margins(0.12)
+        axes.margins(x=0.2)
     panels[0].set_ylabel(TOP1)
     _legend_beside(panels[-1])
     return figure

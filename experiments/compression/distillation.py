@@ -1,8 +1,8 @@
 """A teacher. Asks: what do soft targets buy, over temperature and weight?
 
 Hinton et al. 2015, arXiv 1503.02531; maps of stages: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
-The student has about half of the MACs of its teacher, a dense network of the same recipe, one a seed;
-all have the same steps and scale of their loss as the one without a teacher.
+The student has about half of the MACs of its teacher, a dense network of the same recipe, one a
+seed; all have the same steps and scale of their loss as the one without a teacher.
 
     (none)   CIFAR-10 at 32 pixels, 250 epochs, width 0.64 taught by 1.0: for a GPU
     cifar    15,000 pictures at 24 pixels, 11 epochs, width 0.28 taught by 0.5: minutes a run

@@ -182,8 +182,17 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
         is_main = jax.process_index() == 0
         # Process 0 holds the lock for all.
         with rundir.locked(workdir) if is_main else contextlib.nullcontext():
+            files = [workdir / name for name in ("config.json", build.DATA_FILE)]
+            made = [path for path in files if is_main and not path.exists()]
             rundir.settle_config(workdir, config, write=is_main)
-            parts = build.build(config, workdir)
+            try:
+                parts = build.build(config, workdir)
+            except (
+                Exception
+            ):  # a run that cannot begin leaves nothing for the corrected one to meet
+                for path in made:
+                    path.unlink(missing_ok=True)
+                raise
             summary = loop.train(parts, workdir, began=STARTED)
     return summary if is_main else None
 

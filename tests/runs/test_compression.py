@@ -338,6 +338,22 @@ def test_rules_that_match_nothing_are_refused_before_compiling(tmp_path: Path):
         build.build(config, tmp_path)
 
 
+def test_a_run_that_cannot_begin_leaves_nothing_for_the_corrected_one_to_meet(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = ["train", f"--config={TINY}", f"{PRUNING}method=magnitude", f"{PRUNING}sparsity=0.5"]
+    wrong = f"{PRUNING}rules=(('classifer', 'prune'),)"
+    assert main([*command, f"--workdir={tmp_path / 'new'}", wrong]) == 2
+    assert "the rule 'classifer' is followed by no module" in capsys.readouterr().err
+    assert not list((tmp_path / "new").glob("*.json"))
+    # A run that is there stays.
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = {path.name: path.read_text() for path in run.glob("*.json")}
+    assert main([*command, f"--workdir={run}", wrong]) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in run.glob("*.json")} == before
+
+
 @pytest.mark.slow
 def test_a_teacher_is_an_argument_and_no_part_of_the_state(finished: Path, tmp_path: Path):
     config = tiny(

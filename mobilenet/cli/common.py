@@ -187,9 +187,8 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
             rundir.settle_config(workdir, config, write=is_main)
             try:
                 parts = build.build(config, workdir)
-            except (
-                Exception
-            ):  # a run that cannot begin leaves nothing for the corrected one to meet
+            except Exception:
+                # A run that cannot begin leaves nothing for the corrected one to meet.
                 for path in made:
                     path.unlink(missing_ok=True)
                 raise

@@ -77,6 +77,7 @@ def arms(arg=""):
         }
     small = {f"width for {100 * s:g} %": w for s, w in SMALL[scale].items()}
     found |= {n: {**longer, "model.width_multiplier": w} for n, w in small.items()}
+    found["dense, from scratch"] = longer
     return found | {
         f"{100 * s:g} %, from scratch": {**anew, f"{PRUNING}sparsity": s}
         for s in SPARSITIES[scale]
@@ -90,9 +91,9 @@ def against(arg=""):
     for name in arms(arg):
         if name.startswith("width"):
             found[name] = name.removeprefix("width for ")
-        elif name.endswith("from scratch"):
+        elif name.endswith("%, from scratch"):
             found[name] = f"width for {name.removesuffix(', from scratch')}"
-        elif name != "dense":
+        elif not name.startswith("dense"):
             found[name] = "dense"
     return found
 

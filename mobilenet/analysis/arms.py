@@ -101,7 +101,8 @@ def draw_budgets(rows: Sequence[Row]) -> Figure:
     for row in rows:
         kind = "dense"
         if float(row["sparsity"]) >= 1:
-            kind = "zeros among the weights"
+            after = '"pretrained"' in row["overrides"]
+            kind = f"zeros, {'after' if after else 'in'} training"
         elif '"pretrained"' in row["overrides"] and int(row["macs"]) < most:
             kind = "fewer channels"
         taught = "distillation.teacher" in row["overrides"]
@@ -109,14 +110,14 @@ def draw_budgets(rows: Sequence[Row]) -> Figure:
         table.append(
             {
                 "kind": f"{kind}, taught" if taught else kind,
-                "label": "" if kind == "dense" else row["arm"].split(", ")[-1],
+                "label": row["arm"].split(", ")[0] if kind.startswith("zeros") else "",
                 "mean": percent.pop("top1"),
                 **percent,
                 **{cost: float(row[cost] or "nan") for cost in BUDGETS},
             }
         )
     table.sort(key=lambda point: (point["kind"] != "dense", point["kind"]))
-    return plots.budgets(pd.DataFrame(table), BUDGETS)
+    return plots.budgets(pd.DataFrame(table), BUDGETS, named=BUDGETS[1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,15 +138,16 @@ def pareto(
     return figure
 
 
-def budgets(table: Frame, costs: Sequence[str]) -> Figure:
+def budgets(table: Frame, costs: Sequence[str], *, named: str) -> Figure:
     """Accuracy of kinds of networks against several costs, a panel each.
 
     Args:
-      table: columns kind, label (written at the point; "" writes nothing), mean, low, high
+      table: columns kind, label (written at the point, "" nothing), mean, low, high
         (fractions; NaN ends draw no bar) and every one of `costs` (NaN where it was not measured).
         The first kind is what the others are held against: its front is a line, and what lies above
         it is the better buy.
       costs: columns, labelled as in COSTS; drawn on log axes.
+      named: the cost in whose panel labels are written: in others points lie on each other.
 
     Raises:
       ValueError: a column that is missing, or a cost that is not positive.
@@ -165,14 +166,15 @@ def budgets(table: Frame, costs: Sequence[str]) -> Figure:
             kinds, _colours(len(kinds)), _markers(len(kinds)), strict=True
         ):
             mine = known[known["kind"] == kind]
-            pale = (*colour[:3], 0.4)  # bars are long, and the points matter
-            style = {**_points(colour), "marker": marker, "ecolor": pale}
+            pale = (*colour[:3], 0.3)  # bars are long, and the points matter
+            style = {**_points(colour), "marker": marker, "ecolor": pale, "capsize": 0}
             axes.errorbar(scale * mine[cost], 100 * mine["mean"], _bars(mine), **style, label=kind)
             if kind == kinds[0]:
                 front = mine[stats.pareto(mine, cost, "mean")].sort_values(cost)
                 axes.plot(scale * front[cost], 100 * front["mean"], color=colour, zorder=1)
         if len(known):
-            _name_points(axes, scale * known[cost], known, "label", "0.2")
+            if cost == named:
+                _name_points(axes, scale * known[cost], known, "label", "0.2")
             log_axis(axes, scale * known[cost])
         axes.set_xlabel(name)
         axes.margins(x=0.2)

@@ -200,7 +200,7 @@ def test_budgets_have_a_panel_a_cost_and_a_line_through_what_others_are_held_aga
     table = SUMMARY.rename(columns={"width": "label"}).assign(
         kind=["dense", "sparse", "dense", "dense"], latency_ms=[3.0, np.nan, 2.0, 1.0]
     )
-    figure = plots.budgets(table, ["macs", "latency_ms"])
+    figure = plots.budgets(table, ["macs", "latency_ms"], named="macs")
     macs: Any
     latency: Any
     macs, latency = figure.axes
@@ -214,10 +214,11 @@ def test_budgets_have_a_panel_a_cost_and_a_line_through_what_others_are_held_aga
     (front,) = [line for line in macs.lines if line.get_linestyle() == "-"]
     np.testing.assert_allclose(front.get_xydata(), [(10, 60), (60, 70), (90, 76)])
     assert sum(len(c.lines[0].get_xydata()) for c in latency.containers) == 3
+    assert (len(macs.texts), len(latency.texts)) == (4, 0)
     with pytest.raises(ValueError, match="no column bytes"):
-        plots.budgets(table, ["bytes"])
+        plots.budgets(table, ["bytes"], named="")
     with pytest.raises(ValueError, match="no positive macs"):
-        plots.budgets(table.assign(macs=0.0), ["macs"])
+        plots.budgets(table.assign(macs=0.0), ["macs"], named="")
 
 
 def recorded(values: dict[str, list[float]]) -> pd.DataFrame:

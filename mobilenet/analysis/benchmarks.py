@@ -21,10 +21,11 @@ VARIANTS = ("remat", "qat", "pruned")  # of this project, and no peers
 Row = Mapping[str, Any]
 
 
-def _by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    cases: dict[str, list[Row]] = {}
+def _by_case(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """(case, processor) -> its rows: a ratio is of one machine."""
+    cases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        cases.setdefault(row["case"], []).append(row)
+        cases.setdefault((row["case"], row["processor"]), []).append(row)
     return cases
 
 
@@ -43,8 +44,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """README tables: steps against their peers, memory for time, and block by block."""
     lines = [
         "| step | model | batch | this project | images/s | peer | peer's time | ratio (range) "
-        "| first step, ours / peer | peak MB, ours / peer |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| first step, ours / peer | peak MB, ours / peer | processor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     blocks: list[str] = []
     for group in _by_case(rows).values():
@@ -67,7 +68,7 @@ def markdown(rows: Sequence[Row]) -> str:
                 f"**{float(peer['ratio']):.2f}** ({float(peer['ratio_low']):.2f}–"
                 f"{float(peer['ratio_high']):.2f}) | {float(ours['first_step_seconds']):.1f} / "
                 f"{float(peer['first_step_seconds']):.1f} s | "
-                f"{_memory(ours)} / {_memory(peer)} |"
+                f"{_memory(ours)} / {_memory(peer)} | {ours['processor']} |"
             )
     if blocks:
         lines += [
@@ -93,11 +94,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Time of a training step against the batch and against MACs, and ratios to the peers.
 
     Args:
-      rows: of `mobilenet benchmark`.
+      rows: of `mobilenet benchmark`; of several machines, those of the first one's are drawn.
       path: of the picture; its ending says the format.
     """
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row["processor"] == rows[0]["processor"]]
     train = [
         r
         for r in rows

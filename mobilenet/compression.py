@@ -66,9 +66,10 @@ def shrink_run(
     if score not in shrink.SCORES:
         raise ConfigError(f"The score is {score!r}; allowed are {', '.join(shrink.SCORES)}.")
     config, totals = _costs(workdir)
-    before, allowed = _allowed(config, totals, budget, amount, divisor)
+    limits = _limits(config, totals, budget, amount, divisor)
     weights = conversion.read_run(workdir, which)
     plan, classes = architecture.plan(config.model), weights.settings["model.num_classes"]
+    before = totals(plan)
     try:
         names = shrink.widths(plan)
         if score == "taylor":
@@ -76,14 +77,7 @@ def shrink_run(
         else:
             rank = shrink.score_l1 if score == "l1" else shrink.score_bn_scale
             ranks = {name: rank(weights.params, name) for name in names}
-        chosen = shrink.cut(
-            plan,
-            ranks,
-            lambda plan: getattr(totals(plan), budget),
-            allowed,
-            what=BUDGETS[budget],
-            divisor=divisor,
-        )
+        chosen = shrink.cut(plan, ranks, **limits)
     except shrink.ShrinkError as error:
         raise ConfigError(str(error)) from error
     keep = {name: shrink.kept_channels(ranks[name], width) for name, width in chosen.items()}
@@ -129,8 +123,8 @@ def rounds_to(
       ConfigError: a budget that cannot be reached; says what can.
     """
     config, totals = _costs(workdir)
-    before, last = _allowed(config, totals, budget, amount, divisor)
-    whole = getattr(before, budget)
+    limits, plan = _limits(config, totals, budget, amount, divisor), architecture.plan(config.model)
+    whole, last = limits["measure"](plan), limits["budget"]
     return [round(whole * (last / whole) ** (k / rounds)) for k in range(1, rounds)] + [last]
 
 
@@ -148,14 +142,14 @@ def _costs(workdir: Path) -> tuple[Config, Callable[[Plan], cost.Totals]]:
     return config, totals
 
 
-def _allowed(
+def _limits(
     config: Config,
     totals: Callable[[Plan], cost.Totals],
     budget: str,
     amount: float,
     divisor: int,
-) -> tuple[cost.Totals, int]:
-    """Costs of a run, and what a budget allows; ConfigError if it is none or cannot be kept."""
+) -> dict[str, Any]:
+    """Arguments of `shrink.cut` that keep a budget; ConfigError if it is none or cannot be kept."""
     if budget not in BUDGETS:
         raise ConfigError(f"The budget is {budget!r}; allowed are {', '.join(BUDGETS)}.")
     if not amount > 0:
@@ -163,19 +157,18 @@ def _allowed(
     if divisor < 1:
         raise ConfigError(f"The divisor is {divisor}; it must be 1 or more.")
     plan = architecture.plan(config.model)
-    before = totals(plan)
-    allowed = int(amount * getattr(before, budget)) if amount < 1 else int(amount)
+
+    def measure(plan: Plan) -> int:
+        return getattr(totals(plan), budget)
+
+    whole = measure(plan)
+    allowed = min(whole, int(amount * whole) if amount < 1 else int(amount))
+    found = {"measure": measure, "budget": allowed, "what": BUDGETS[budget], "divisor": divisor}
     try:
-        shrink.check_budget(
-            plan,
-            lambda plan: getattr(totals(plan), budget),
-            allowed,
-            what=BUDGETS[budget],
-            divisor=divisor,
-        )
+        shrink.check_budget(plan, **found)
     except shrink.ShrinkError as error:
         raise ConfigError(str(error)) from error
-    return before, min(allowed, getattr(before, budget))
+    return found
 
 
 def _normalization(config: Config) -> str:

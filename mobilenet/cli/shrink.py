@@ -23,6 +23,7 @@ from absl import flags
 
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
+from mobilenet.config import Config
 
 if TYPE_CHECKING:  # it imports JAX, which flags need not wait for
     from mobilenet.compression import Shrunk
@@ -83,26 +84,41 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         divisor=common.flag(values, "divisor"),
         examples=common.flag(values, "examples"),
     )
-    which = common.flag(values, "checkpoint")
-    if not file:
-        _tell(target, cut(workdir, target, amount=budgets[given[0]], which=which))
-        return 0
+    if file:
+        config = experiment.load_config(file, overrides)
+        return _in_rounds(values, config, workdir, target, cut, budgets[given[0]])
+    done = cut(workdir, target, amount=budgets[given[0]], which=common.flag(values, "checkpoint"))
+    _tell(target, done)
+    return 0
+
+
+def _in_rounds(
+    values: flags.FlagValues,
+    config: Config,
+    workdir: Path,
+    target: Path,
+    cut: "functools.partial[Shrunk]",
+    amount: float,
+) -> int:
+    """Cuts and trains in turns; `cut` is `compression.shrink_run` with what all rounds share."""
+    from mobilenet import compression
+
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    config = experiment.load_config(file, overrides)
     if config.pretrained:
         raise common.UsageError(
             f"pretrained is {config.pretrained!r}; each round starts from what it has cut."
         )
     found = compression.rounds_to(
         workdir,
-        budget=given[0],
-        amount=budgets[given[0]],
-        rounds=rounds,
-        divisor=common.flag(values, "divisor"),
+        budget=cut.keywords["budget"],
+        amount=amount,
+        rounds=common.flag(values, "rounds"),
+        divisor=cut.keywords["divisor"],
     )
     plan = {
         "workdir": str(workdir),
+        "checkpoint": common.flag(values, "checkpoint"),
         "amounts": found,
         **{key: str(value) for key, value in cut.keywords.items()},
     }
@@ -114,12 +130,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         raise common.UsageError(f"{target} was begun with {differing}; give another --to.")
     (target / "rounds").mkdir(parents=True, exist_ok=True)
     rundir.write_json(target / "rounds" / "plan.json", plan)
-    source, summary = workdir, None
-    for number, amount in enumerate(found, 1):
+    source, which, summary = workdir, common.flag(values, "checkpoint"), None
+    for number, left in enumerate(found, 1):
         place = target / "rounds" / str(number)
-        trained = target if number == rounds else place / "trained"
+        trained = target if number == len(found) else place / "trained"
         if not (place / "cut").exists():
-            _tell(place / "cut", cut(source, place / "cut", amount=amount, which=which))
+            _tell(place / "cut", cut(source, place / "cut", amount=left, which=which))
         config.pretrained = str(place / "cut")
         summary = common.train(values, config.copy_and_resolve_references(), trained)
         source, which = trained, "result"

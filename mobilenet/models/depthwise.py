@@ -12,14 +12,7 @@ stride, with the kernel turned around. The gradient of the filter,
     dk[i, j, c] = sum_bhw x[b, s h + d i, s w + d j, c] g[b, h, w, c],
 
 is a reduction, which XLA does not vectorise together with slices. It runs here as a loop over
-images that keeps one running sum per tap, added to element by element. Two things make that fast:
-
-- The image of a turn is copied out by a conditional whose condition always holds. A conditional is
-  not fused, and a dynamic slice fused into the sums would read its index from memory beside every
-  element, because LLVM cannot know that the sums do not overwrite the index: nothing would be
-  vectorised. (An image carried by the loop is not fused either, but XLA copies it once more.)
-- A turn adds up to 4 rows into one row of the sums, so that the sums are read and written once for
-  every 4 products; longer runs gain nothing more and compile longer.
+images that keeps one running sum per tap, added to element by element (see `loops`).
 
 The rules of the gradient are ordinary differentiable JAX, so second derivatives (forward over
 reverse, reverse over reverse), `vmap`, `pmap` and `jax.checkpoint` work. `jax.jvp` of the
@@ -33,10 +26,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from mobilenet.models.loops import ROWS_PER_SUM, largest_divisor, take_image
 
-# Rows of the image that one turn of the filter gradient adds into one row of its sums.
-ROWS_PER_SUM = 4
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def resolve_form(form: str) -> str:
@@ -173,43 +165,54 @@ def _forward(
     return _window_sum(padded, kernel, size, strides, dilation), (padded, kernel)
 
 
-def _input_gradient(
-    g: Array, kernel: Array, size: tuple[int, int], strides: int, pads: Pads, dilation: int
-) -> Array:
-    """Gradient of the images, of `size` rows and columns, from the gradient `g` of the output."""
+def _spread(
+    g: Array,
+    window: tuple[int, ...],
+    size: tuple[int, int],
+    strides: int,
+    pads: Pads,
+    dilation: int,
+) -> tuple[Array, tuple[int, int] | None]:
+    """`g` with zeros between and around it, and the row and column where it begins.
+
+    The gradient of the images, of `size` rows and columns, is a window's sum over it. None for the
+    beginning where `g` is not all there as it was: spread out by a stride, or cut off where the
+    padding is wider than the window reaches.
+    """
     low_high_between = [(0, 0, 0)]
-    for pixels, taps, outputs, (low, _) in zip(
-        size, kernel.shape[:2], g.shape[1:3], pads, strict=True
-    ):
+    for pixels, taps, outputs, (low, _) in zip(size, window, g.shape[1:3], pads, strict=True):
         reach = dilation * (taps - 1)
         spread = (outputs - 1) * strides + 1
         before = reach - low
         low_high_between.append((before, pixels + reach - before - spread, strides - 1))
     low_high_between.append((0, 0, 0))
     spread_out = lax.pad(g, jnp.zeros((), g.dtype), low_high_between)
-    return _window_sum(spread_out, kernel[::-1, ::-1], size, 1, dilation)
+    (top, *bottom), (left, *right) = low_high_between[1:3]
+    whole = strides == 1 and min(top, left, *bottom, *right) >= 0
+    return spread_out, (top, left) if whole else None
 
 
 def _filter_gradient(
-    padded: Array, g: Array, window: tuple[int, ...], strides: int, dilation: int
+    padded: Array,
+    g: Array,
+    window: tuple[int, ...],
+    size: tuple[int, int],
+    begin: tuple[int, int],
+    strides: int,
+    dilation: int,
 ) -> Array:
-    """Gradient of the kernel, at least float32, from the padded images and the gradient `g`."""
+    """Gradient of the kernel, at least float32, from the padded images and the gradient `g`.
+
+    `g` may be padded too: its `size` rows and columns lie behind the first `begin`.
+    """
     kh, kw = window
-    b, h, w, c = g.shape
-    run = max(r for r in range(1, ROWS_PER_SUM + 1) if h % r == 0)
+    (h, w), (b, c) = size, (g.shape[0], g.shape[-1])
+    first, column = begin
+    run = largest_divisor(h, ROWS_PER_SUM)
     rows = h // run
 
-    def load(images: Array, image: Array) -> Array:
-        shape = (1, *images.shape[1:])
-        found = lax.cond(
-            image >= 0,
-            lambda: lax.dynamic_slice(images, (image, 0, 0, 0), shape),
-            lambda: jnp.zeros(shape, images.dtype),
-        )
-        return _wide(found)
-
     def turn(image: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        pixels, gradient = load(padded, image), load(g, image)
+        pixels, gradient = (_wide(take_image(images, image)) for images in (padded, g))
         added = []
         for i in range(kh):
             for j in range(kw):
@@ -225,7 +228,10 @@ def _filter_gradient(
                         (1, bottom, right, c),
                         (1, run * strides, strides, 1),
                     ) * lax.slice(
-                        gradient, (0, r, 0, 0), (1, h - run + r + 1, w, c), (1, run, 1, 1)
+                        gradient,
+                        (0, first + r, column, 0),
+                        (1, first + h - run + r + 1, column + w, c),
+                        (1, run, 1, 1),
                     )
                 added.append(total)
         return tuple(added)
@@ -247,8 +253,13 @@ def _backward(
     padded, kernel = residuals
     (top, bottom), (left, right) = pads
     size = (padded.shape[1] - top - bottom, padded.shape[2] - left - right)
-    dx = _input_gradient(g, kernel, size, strides, pads, dilation)
-    dk = _filter_gradient(padded, g, kernel.shape[:2], strides, dilation)
+    window, outputs = kernel.shape[:2], (g.shape[1], g.shape[2])
+    spread_out, begin = _spread(g, window, size, strides, pads, dilation)
+    dx = _window_sum(spread_out, kernel[::-1, ::-1], size, 1, dilation)
+    # Where one array serves both, what computes `g` writes nothing but that.
+    if begin is None:
+        spread_out, begin = g, (0, 0)
+    dk = _filter_gradient(padded, spread_out, window, outputs, begin, strides, dilation)
     return dx, dk.astype(kernel.dtype)
 
 

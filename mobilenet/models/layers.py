@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mobilenet.models.depthwise import depthwise_conv
+from mobilenet.models.depthwise import depthwise_conv, resolve_form
 from mobilenet.models.initializers import INITIALIZERS, Initializer
+from mobilenet.models.normalization import BatchNorm, Product
 from mobilenet.models.pointwise import conv
 
 ModuleDef = Callable[..., Any]
@@ -63,8 +64,23 @@ class Conv(nn.Module):
         """The kernel that is used, from the parameter: for subclasses that round or mask it."""
         return kernel
 
+    def widens(self, channels: int) -> bool:
+        """Whether batch normalisation behind it should compute it, from its input of `channels`.
+
+        That trades passes over the output, of `features`, for products with [channels, channels].
+        On two cores of an AMD EPYC, forward and backward with normalisation, it took 0.76 to 0.95
+        of the time at 16 -> 96, 32 -> 128 and 64 -> 384 channels, as long at 96 -> 576, and 1.02
+        to 1.5 of it at 64 -> 256, 160 -> 640, 320 -> 1280 and 512 -> 2048.
+        """
+        return (
+            (self.kernel_size, self.strides, self.depthwise, self.use_bias) == (1, 1, False, False)
+            and channels**2 <= 12 * self.features
+            and resolve_form(self.form) == "shifted"
+        )
+
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+    def __call__(self, x: Float[Array, "B H W C"], *, defer: bool = False) -> Any:
+        """Convolves images [B, H, W, C] to [B, h, w, F]; with `defer` a `Product` is returned."""
         in_features = 1 if self.depthwise else x.shape[-1]
         if self.depthwise and self.features != x.shape[-1]:
             raise ValueError(
@@ -74,6 +90,8 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, in_features, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         kernel = self.prepare(kernel).astype(self.dtype)
+        if defer:
+            return Product(x.astype(self.dtype), kernel)
         apply = depthwise_conv if self.depthwise else conv
         y = apply(
             x.astype(self.dtype),
@@ -87,6 +105,16 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
+
+
+def convolve_and_normalise(
+    conv: Any, norm: Any, x: Float[Array, "B H W C"], use_running_average: bool | Array
+) -> Float[Array, "B h w F"]:
+    """`norm(conv(x))`, in training as one operation where both are ours and that pays."""
+    own = isinstance(conv, Conv) and isinstance(norm, BatchNorm)
+    if own and use_running_average is False and conv.widens(x.shape[-1]):
+        return norm(conv(x, defer=True), use_running_average=False)
+    return norm(conv(x), use_running_average=use_running_average)
 
 
 class ConvBNAct(nn.Module):
@@ -111,15 +139,16 @@ class ConvBNAct(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
         # Convolutions put in place of `Conv` need to know of dilation only where there is some.
         dilation = {"dilation": self.dilation} if self.dilation > 1 else {}
-        x = self.conv(
+        conv = self.conv(
             features=self.features,
             kernel_size=self.kernel_size,
             strides=self.strides,
             depthwise=self.depthwise,
             name="conv",
             **dilation,
-        )(x)
-        return self.norm(activation=self.activation, name="bn")(x, use_running_average=not train)
+        )
+        norm = self.norm(activation=self.activation, name="bn")
+        return convolve_and_normalise(conv, norm, x, use_running_average=not train)
 
 
 class Exact(nn.Module):

@@ -8,7 +8,9 @@ normalisation. So here
 - the activation belongs to the layer: its derivative is folded into the gradient from a value that
   is recomputed, so nothing but `x` is kept for the backward pass;
 - the gradient with respect to `x` is one affine pass, `a * g + b * x + c` with three numbers a
-  channel, after one pass of sums.
+  channel, after one pass of sums;
+- behind a 1x1 convolution that expands, the statistics and the gradient need no pass over its
+  output at all: they follow from moments of the narrow input (`Product`).
 
 Variables, names and shapes are those of `flax.linen.BatchNorm`, so checkpoints fit both.
 """
@@ -23,7 +25,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mobilenet.models.depthwise import resolve_form
+from mobilenet.models.loops import ROWS_PER_SUM, largest_divisor, take_image
+
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish")
+
+# From this size on, the sums of a gradient are taken in a loop; smaller tensors stay in the caches.
+LOOP_BYTES = 4_000_000
 
 
 class Rule(NamedTuple):
@@ -128,6 +136,39 @@ def _train(x: Array, scale: Array, bias: Array, rule: Rule) -> tuple[Array, Arra
     return _forward(x, scale, bias, rule)[0]
 
 
+def _gradient_sums(
+    g: Array, x: Array, mean: Array, multiplier: Array, bias: Array, rule: Rule
+) -> tuple[Array, Array]:
+    """`sum g'` and `sum g' x` per channel, where g' is `g` times the activation's derivative.
+
+    For images that exceed the caches of a CPU, one loop that reads `g` and `x` once and keeps g' in
+    no array (see `loops`); XLA would write g' and read it twice.
+    """
+
+    def derive(g: Array, x: Array) -> Array:
+        return _activation_gradient(_wide(g), (x - mean) * multiplier + bias, rule.activation)
+
+    small = x.ndim != 4 or x.nbytes < LOOP_BYTES or resolve_form("auto") != "shifted"
+    if small or rule.activation == "identity":
+        wide = _wide(x)
+        g = derive(g, wide)
+        return _sum(g), _sum(g * wide)
+    run = largest_divisor(x.shape[1], ROWS_PER_SUM)
+
+    def turn(image: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, second = sums
+        pixels, gradient = take_image(x, image), take_image(g, image)
+        for row in range(run):
+            part = _wide(pixels[:, row::run])
+            derived = derive(gradient[:, row::run], part)
+            first, second = first + derived, second + derived * part
+        return first, second
+
+    zero = jnp.zeros((1, x.shape[1] // run, *x.shape[2:]), _wide(mean).dtype)
+    sums = jnp.concatenate(lax.fori_loop(0, x.shape[0], turn, (zero, zero))).sum((1, 2))
+    return sums[0], sums[1]
+
+
 def _backward(
     rule: Rule,
     residuals: tuple[Array, ...],
@@ -153,11 +194,9 @@ def _backward(
     wide, count = _wide(x), x.size // x.shape[-1]
     r = lax.rsqrt(var + rule.epsilon)
     multiplier = r * scale
-    g = _activation_gradient(
-        g.astype(wide.dtype), (wide - mean) * multiplier + bias, rule.activation
-    )
-    gsum = _sum(g)
-    gdsum = _sum(g * wide) - mean * gsum
+    gsum, gxsum = _gradient_sums(g, x, mean, multiplier, bias, rule)
+    g = _activation_gradient(_wide(g), (wide - mean) * multiplier + bias, rule.activation)
+    gdsum = gxsum - mean * gsum
     shared = _pmean(jnp.stack([gsum, gdsum, gmean, gvar]), rule) / count
     linear = batch * (2 * shared[3] - multiplier * r * r * shared[1])
     constant = batch * (shared[2] - multiplier * shared[0])
@@ -195,6 +234,113 @@ def _backward_until(
 _train_until.defvjp(_forward_until, _backward_until)
 
 
+class Product(NamedTuple):
+    """A 1x1 convolution that is left to the normalisation behind it to compute.
+
+    Attributes:
+      x: images [..., c].
+      kernel: [1, 1, c, d] of the dtype of `x`.
+    """
+
+    x: Array
+    kernel: Array
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(
+        x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=accumulator
+    )
+
+
+def _correlate(x: Array, y: Array) -> Array:
+    """`sum x_i y_j` over all axes but the last: [c, d], at least float32."""
+    axes = tuple(range(x.ndim - 1))
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, ((axes, axes), ((), ())), preferred_element_type=accumulator)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _train_product(
+    x: Array, kernel: Array, scale: Array, bias: Array, rule: Rule
+) -> tuple[Array, Array, Array]:
+    """As `_train(x @ kernel, ...)`, for `kernel` [c, d] of more outputs than inputs."""
+    return _forward_product(x, kernel, scale, bias, rule)[0]
+
+
+def _forward_product(
+    x: Array, kernel: Array, scale: Array, bias: Array, rule: Rule
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    """Statistics of `x @ kernel` from those of `x`: `E[x] kernel` and `diag(kernel' cov kernel)`.
+
+    The covariance is the mean product minus the product of the means, with the rounding that
+    `_statistics` tells of; here it is relative to the mean squares of the inputs, each weighted by
+    its kernel, even where the means of several cancel in the output.
+    """
+    count = x.size // x.shape[-1]
+    wide = _wide(kernel)
+    center = _sum(_wide(x)) / count
+    covariance = _correlate(x, x) / count - jnp.outer(center, center)
+    mean = center @ wide
+    var = jnp.maximum((wide * (covariance @ wide)).sum(0), 0)
+    if rule.axis_name is not None:
+        local, mean = mean, _pmean(mean, rule)
+        var = _pmean(var + (local - mean) ** 2, rule)
+    product = _matmul(x, kernel).astype(x.dtype)
+    y = _normalise(product, mean, var, scale, bias, rule)
+    residuals = (x, kernel, product, center, covariance, mean, var, scale, bias)
+    return (y, mean, var), residuals
+
+
+def _backward_product(
+    rule: Rule, residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, ...]:
+    """Gradient of (y, mean, var) with respect to (x, kernel, scale, bias).
+
+    `_backward` gives the gradient of the product, `a g + b (product - mean) + c` with a number a
+    channel each. It is linear, so its products with the kernel and with `x` are taken term by term:
+
+        dx = g (a kernel)' + x (kernel (b kernel)') + (c - b mean) kernel'
+        dkernel = a x'g + b x'(product - mean) + c x'1,    x' product = (x'x) kernel
+
+    and `sum g product = diag(kernel' x'g)`. Only `g` is as large as the product.
+    """
+    x, kernel, product, center, covariance, mean, var, scale, bias = residuals
+    g, gmean, gvar = cotangents
+    wide, count = _wide(kernel), x.size // x.shape[-1]
+    r = lax.rsqrt(var + rule.epsilon)
+    multiplier = r * scale
+    g = _activation_gradient(
+        g.astype(wide.dtype), (_wide(product) - mean) * multiplier + bias, rule.activation
+    )
+    x = _wide(x)
+    correlation = _correlate(x, g)
+    gsum = _sum(g)
+    gdsum = (wide * correlation).sum(0) - mean * gsum
+    shared = _pmean(jnp.stack([gsum, gdsum, gmean, gvar]), rule) / count
+    linear = 2 * shared[3] - multiplier * r * r * shared[1]
+    constant = shared[2] - multiplier * shared[0]
+    # The mean is that of all devices, which the local products are not centred by.
+    centred = covariance @ wide + jnp.outer(center, center @ wide - mean)
+    dkernel = (
+        multiplier * correlation + count * linear * centred + count * jnp.outer(center, constant)
+    )
+    dx = (
+        _matmul(g, (multiplier * wide).T)
+        + _matmul(x, wide @ (linear * wide).T)
+        + wide @ (constant - linear * mean)
+    )
+    return (
+        dx.astype(residuals[0].dtype),
+        dkernel.astype(kernel.dtype),
+        (gdsum * r).astype(scale.dtype),
+        gsum.astype(bias.dtype),
+    )
+
+
+_train_product.defvjp(_forward_product, _backward_product)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, followed by an activation.
 
@@ -224,12 +370,13 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*b c"], use_running_average: bool | Array
+        self, x: Float[Array, "*b c"] | Product, use_running_average: bool | Array
     ) -> Float[Array, "*b c"]:
         """Normalises `x`, and updates the running statistics unless they are used.
 
         Args:
-          x: [..., c] of any floating dtype.
+          x: [..., c] of any floating dtype, or in training a `Product`: the convolution is then
+            computed here, in a form that pays where the kernel has more outputs than inputs.
           use_running_average: normalise by the stored statistics (evaluation) rather than by those
             of `x` (training; `batch_stats` must then be mutable). A traced boolean decides while
             the program runs: training that stops to update its statistics at some step.
@@ -238,9 +385,9 @@ class BatchNorm(nn.Module):
           Same shape as `x`, in `self.dtype`.
 
         Raises:
-          ValueError: the activation is unknown.
+          ValueError: the activation is unknown, or a product where no statistics are taken.
         """
-        shape = (x.shape[-1],)
+        shape = (x.kernel if isinstance(x, Product) else x).shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
@@ -254,7 +401,14 @@ class BatchNorm(nn.Module):
             None if groups is None else tuple(tuple(group) for group in groups),
         )
 
-        if isinstance(use_running_average, jax.Array):
+        if isinstance(x, Product):
+            if use_running_average is not False:
+                raise ValueError("A Product is for training: use_running_average must be False.")
+            kernel = x.kernel.reshape(x.kernel.shape[2:])
+            parts = _train_product(x.x, kernel, scale, bias, rule)
+            y, new_mean, new_var = cast(tuple[Array, Array, Array], parts)
+            keep = self.momentum
+        elif isinstance(use_running_average, jax.Array):
             parts = _train_until(x, scale, bias, mean.value, var.value, use_running_average, rule)
             y, new_mean, new_var = cast(tuple[Array, Array, Array], parts)
             keep = jnp.where(use_running_average, 1.0, self.momentum)

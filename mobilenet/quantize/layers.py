@@ -15,7 +15,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
-from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef
+from mobilenet.models.layers import Conv, ConvBNAct, ModuleDef, convolve_and_normalise
 from mobilenet.models.network import Network
 from mobilenet.quantize import numerics
 from mobilenet.quantize.rules import ACTIVATIONS, WEIGHTS, Rule, RuleError, Rules, kind
@@ -197,10 +197,12 @@ class QuantizedConv(Conv):
         return self.quantizer(name=WEIGHTS)(kernel, factor=self.fold)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+    def __call__(self, x: Float[Array, "B H W C"], *, defer: bool = False) -> Any:
+        """As that of `Conv`."""
         _record(self, INPUTS, x)
-        y = super().__call__(x)
-        _record(self, PRODUCTS, y)
+        y = super().__call__(x, defer=defer)
+        if not defer:
+            _record(self, PRODUCTS, y)
         return y
 
 
@@ -239,7 +241,7 @@ class QuantizedConvBNAct(ConvBNAct):
             if train and not self.is_initializing():
                 running = left.value <= 0
                 left.value = left.value - 1
-        y = norm(conv(x), use_running_average=running)
+        y = convolve_and_normalise(conv, norm, x, use_running_average=running)
         return self.quantizer(name="output")(y, train)
 
     def _fold(self, epsilon: float) -> Array:

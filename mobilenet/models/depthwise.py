@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mobilenet.models.loops import ROWS_PER_SUM, largest_divisor, take_image
+from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -208,38 +208,40 @@ def _filter_gradient(
     kh, kw = window
     (h, w), (b, c) = size, (g.shape[0], g.shape[-1])
     first, column = begin
-    run = largest_divisor(h, ROWS_PER_SUM)
+    count, run = images_per_turn(padded), rows_per_sum(h, kh)
     rows = h // run
 
-    def turn(image: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        pixels, gradient = (_wide(take_image(images, image)) for images in (padded, g))
+    def turn(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        pixels, gradient = (_wide(take_images(images, index, count)) for images in (padded, g))
         added = []
-        for i in range(kh):
-            for j in range(kw):
-                left = j * dilation
-                right = left + (w - 1) * strides + 1
-                total = sums[i * kw + j]
-                for r in range(run):
-                    top = r * strides + i * dilation
-                    bottom = top + (rows - 1) * run * strides + 1
-                    total = total + lax.slice(
+        for j, total in enumerate(sums):
+            left = j * dilation
+            right = left + (w - 1) * strides + 1
+            for r in range(run):
+                tops = [r * strides + i * dilation for i in range(kh)]
+                shifted = [
+                    lax.slice(
                         pixels,
                         (0, top, left, 0),
-                        (1, bottom, right, c),
+                        (count, top + (rows - 1) * run * strides + 1, right, c),
                         (1, run * strides, strides, 1),
-                    ) * lax.slice(
-                        gradient,
-                        (0, first + r, column, 0),
-                        (1, first + h - run + r + 1, column + w, c),
-                        (1, run, 1, 1),
                     )
-                added.append(total)
+                    for top in tops
+                ]
+                weights = lax.slice(
+                    gradient,
+                    (0, first + r, column, 0),
+                    (count, first + h - run + r + 1, column + w, c),
+                    (1, run, 1, 1),
+                )
+                total = total + jnp.stack(shifted, axis=2) * weights[:, :, None]
+            added.append(total)
         return tuple(added)
 
-    zero = jnp.zeros((1, rows, w, c), jnp.promote_types(g.dtype, jnp.float32))
-    sums = lax.fori_loop(0, b, turn, (zero,) * (kh * kw))
+    zero = jnp.zeros((count, rows, kh, w, c), jnp.promote_types(g.dtype, jnp.float32))
+    sums = lax.fori_loop(0, b // count, turn, (zero,) * kw)
     # One reduction for all taps: nine small ones a layer would take seconds to compile.
-    return jnp.concatenate(sums).sum((1, 2)).reshape(kh, kw, 1, c)
+    return jnp.stack(sums, axis=3).sum((0, 1, 4)).reshape(kh, kw, 1, c)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mobilenet.models.depthwise import resolve_form
-from mobilenet.models.loops import ROWS_PER_SUM, largest_divisor, take_image
+from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images
 
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish")
 
@@ -153,19 +153,18 @@ def _gradient_sums(
         wide = _wide(x)
         g = derive(g, wide)
         return _sum(g), _sum(g * wide)
-    run = largest_divisor(x.shape[1], ROWS_PER_SUM)
+    count, run = images_per_turn(x), rows_per_sum(x.shape[1], 2)
 
-    def turn(image: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        first, second = sums
-        pixels, gradient = take_image(x, image), take_image(g, image)
+    def turn(index: Array, sums: Array) -> Array:
+        pixels, gradient = take_images(x, index, count), take_images(g, index, count)
         for row in range(run):
             part = _wide(pixels[:, row::run])
             derived = derive(gradient[:, row::run], part)
-            first, second = first + derived, second + derived * part
-        return first, second
+            sums = sums + jnp.stack([derived, derived * part], axis=2)
+        return sums
 
-    zero = jnp.zeros((1, x.shape[1] // run, *x.shape[2:]), _wide(mean).dtype)
-    sums = jnp.concatenate(lax.fori_loop(0, x.shape[0], turn, (zero, zero))).sum((1, 2))
+    zero = jnp.zeros((count, x.shape[1] // run, 2, *x.shape[2:]), _wide(mean).dtype)
+    sums = lax.fori_loop(0, x.shape[0] // count, turn, zero).sum((0, 1, 3))
     return sums[0], sums[1]
 
 

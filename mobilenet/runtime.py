@@ -1,7 +1,7 @@
-"""What a program sets before the backend starts: how memory is kept, where compilations are.
+"""What a program sets before the backend starts: memory, vectors, where compilations are kept.
 
-Both take seconds out of every run on CPU and change no result. The command lines call them; a
-notebook may.
+All take time out of every run on CPU and change no result. The command lines call them; a notebook
+may.
 """
 
 import ctypes
@@ -67,6 +67,30 @@ def _mark_huge(libc: ctypes.CDLL, size: int) -> None:
     start = -(-block // huge) * huge
     libc.madvise(start, (block + size - start) // huge * huge, mmap.MADV_HUGEPAGE)
     libc.free(block)
+
+
+def use_wide_vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Has XLA compile for vectors of 512 bits on AMD processors that have them.
+
+    XLA prefers 256 bits everywhere, for processors of Intel that lower their clock for more. AMD's
+    do not; a training step of MobileNetV2 took 0.96 to 0.97 of the time on an EPYC of family 26.
+    Vectors change no sum: XLA adds in the order of the program.
+
+    It must be called before JAX starts a backend, which is when XLA reads its flags. Left alone is
+    who has set that flag in XLA_FLAGS, and every other processor.
+
+    Args:
+      cpuinfo: where Linux describes the processor.
+
+    Returns:
+      Whether wide vectors were asked for.
+    """
+    name, flags = "xla_cpu_prefer_vector_width", os.environ.get("XLA_FLAGS", "")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    if name in flags or "AuthenticAMD" not in text or " avx512f " not in text:
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} --{name}=512".strip()
+    return True
 
 
 def end_with_parent() -> None:

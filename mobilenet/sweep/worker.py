@@ -16,6 +16,7 @@ def main(argv: list[str]) -> int:
     index, jobs, lanes, max_failures = map(int, argv[2:])
     runtime.end_with_parent()  # a sweep that is killed takes its workers with it; they save first
     runtime.keep_memory()
+    runtime.use_wide_vectors()
     from mobilenet.sweep import points, runner
     from mobilenet.train.loop import Interrupted
 

@@ -67,10 +67,11 @@ def images(shape, offset=0.0, dtype: Any = np.float64):
     return (2 * np.random.default_rng(0).standard_normal(shape) + offset).astype(dtype)
 
 
-def product(shape, features=6, offset=0.0, dtype: Any = np.float64):
+def product(shape, features=6, offset=0.0, dtype: Any = np.float64) -> Any:
     """Images [..., c] and a kernel [1, 1, c, features] that a layer shares."""
-    kernel = np.random.default_rng(2).standard_normal((1, 1, shape[-1], features))
-    return Product(images(shape, offset, dtype), kernel.astype(dtype))
+    kernel: Any = np.random.default_rng(2).standard_normal((1, 1, shape[-1], features))
+    x: Any = images(shape, offset, dtype)
+    return Product(x, kernel.astype(dtype))
 
 
 def step(module, state, x, wrap=lambda s: s):
@@ -205,7 +206,8 @@ def test_float32_statistics_of_a_product_lose_what_their_docstring_says(offset):
 
 
 def test_a_product_of_constant_images_has_no_negative_variance():
-    x = Product(np.full((4, 16, 16, 3), 1234.567, np.float32), product((1, 3)).kernel)
+    x = product((4, 16, 16, 3), dtype=np.float32)
+    x = x._replace(x=np.full_like(x.x, 1234.567))
     module, state = BatchNorm(momentum=0.0), variables(6, np.float32)
     y, updated = module.apply(state, x, False, mutable=["batch_stats"])
     assert np.all(np.asarray(updated["batch_stats"]["var"]) >= 0) and np.all(np.isfinite(y))
@@ -252,8 +254,8 @@ def test_synchronised_across_devices(groups, kind):
     shards = np.stack([images((3, 4, 5, 3)), images((3, 4, 5, 3), 5.0) * 3]).astype(np.float32)
     x, axes, channels = shards, 0, 3
     if kind == "product":
-        kernel = product((1, 3), dtype=np.float32).kernel
-        x, axes, channels = Product(shards, kernel), Product(0, None), kernel.shape[-1]
+        x, channels = product((1, 3), dtype=np.float32)._replace(x=shards), 6
+        axes = x._replace(x=0, kernel=None)
     state = variables(channels, np.float32)
 
     def run(module, wrap):

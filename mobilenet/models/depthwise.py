@@ -6,8 +6,8 @@ gradients are worse. The sum that defines a depthwise convolution,
     y[b, h, w, c] = sum_ij x[b, s h + d i, s w + d j, c] k[i, j, c]        (x padded),
 
 is `kh * kw` shifted multiply-adds over contiguous channels, which XLA fuses into one vectorised
-pass. The gradient of the input is the same sum over the gradient of the output, spread out by the
-stride, with the kernel turned around. The gradient of the filter,
+pass. The gradient of the input is such a sum over the gradient of the output, for each phase of the
+stride with the taps that meet it. The gradient of the filter,
 
     dk[i, j, c] = sum_bhw x[b, s h + d i, s w + d j, c] g[b, h, w, c],
 
@@ -127,6 +127,15 @@ def pad(x: Float[Array, "b h w c"], pads: Pads) -> Float[Array, "b i j c"]:
     return lax.pad(x, jnp.zeros((), x.dtype), low_high_between)
 
 
+def _keep(padded: Array) -> Array:
+    """The array itself, as one that exists.
+
+    A slice that meets no padding would be taken from what was padded instead: XLA would compute
+    that, normalisation and all, a second time for the taps in the middle of a window.
+    """
+    return lax.optimization_barrier(padded)
+
+
 def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -160,36 +169,66 @@ def _forward(
     That is the padded image rather than the image: it is written to memory anyway, and the image
     then is not (what produced it is fused with the padding).
     """
-    padded = pad(x, pads)
+    padded = _keep(pad(x, pads))
     size = output_size(x.shape[1:3], kernel.shape[:2], strides, pads, dilation)
     return _window_sum(padded, kernel, size, strides, dilation), (padded, kernel)
 
 
-def _spread(
-    g: Array,
-    window: tuple[int, ...],
-    size: tuple[int, int],
-    strides: int,
-    pads: Pads,
-    dilation: int,
-) -> tuple[Array, tuple[int, int] | None]:
-    """`g` with zeros between and around it, and the row and column where it begins.
+def _phase_taps(
+    taps: int, strides: int, low: int, dilation: int
+) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For each phase of an image's rows (or columns): its taps, and the row of `g` each begins at.
 
-    The gradient of the images, of `size` rows and columns, is a window's sum over it. None for the
-    beginning where `g` is not all there as it was: spread out by a stride, or cut off where the
-    padding is wider than the window reaches.
+    Row `strides * m + phase` was read by tap i of output row `m + begin`, begin whole or no tap.
     """
-    low_high_between = [(0, 0, 0)]
-    for pixels, taps, outputs, (low, _) in zip(size, window, g.shape[1:3], pads, strict=True):
-        reach = dilation * (taps - 1)
-        spread = (outputs - 1) * strides + 1
-        before = reach - low
-        low_high_between.append((before, pixels + reach - before - spread, strides - 1))
-    low_high_between.append((0, 0, 0))
-    spread_out = lax.pad(g, jnp.zeros((), g.dtype), low_high_between)
-    (top, *bottom), (left, *right) = low_high_between[1:3]
-    whole = strides == 1 and min(top, left, *bottom, *right) >= 0
-    return spread_out, (top, left) if whole else None
+    reads = [[(i, phase + low - dilation * i) for i in range(taps)] for phase in range(strides)]
+    return tuple(
+        tuple((i, place // strides) for i, place in phase if place % strides == 0)
+        for phase in reads
+    )
+
+
+def _input_gradient(
+    g: Array, kernel: Array, size: tuple[int, int], strides: int, pads: Pads, dilation: int
+) -> tuple[Array, Array, tuple[int, int]]:
+    """Gradient of the images, of `size` rows and columns, from the gradient `g` of the output.
+
+    Each of the `strides ** 2` phases of the pixels is a sum over a window of its own; `g` spread
+    out with zeros in between would be the size of the images, and most products with it zero.
+
+    Returns:
+      The gradient, `g` with the zeros around it that were needed, and the row and column where it
+      begins there.
+    """
+    phases, counts, begins, around = [], [], [], []
+    for pixels, taps, outputs, (low, _) in zip(
+        size, kernel.shape[:2], g.shape[1:3], pads, strict=True
+    ):
+        phases.append(_phase_taps(taps, strides, low, dilation))
+        counts.append(-(-pixels // strides))
+        reached = [begin for phase in phases[-1] for _, begin in phase]
+        begins.append(max(0, -min(reached)))
+        around.append((begins[-1], max(0, counts[-1] + max(reached) - outputs)))
+    padded = _keep(pad(g, (around[0], around[1])))
+    shape = (g.shape[0], counts[0], counts[1], g.shape[3])
+
+    def window_sum(rows: tuple[tuple[int, int], ...], columns: tuple[tuple[int, int], ...]):
+        total = jnp.zeros(shape, jnp.promote_types(g.dtype, jnp.float32))
+        for i, top in rows:
+            for j, left in columns:
+                start = (0, begins[0] + top, begins[1] + left, 0)
+                shifted = lax.slice(padded, start, tuple(map(sum, zip(start, shape, strict=True))))
+                total = total + _wide(shifted) * _wide(kernel[i, j, 0])
+        return total.astype(g.dtype)
+
+    # One program: the phase is constant along the channels, so that its choice costs nothing.
+    rows = [
+        jnp.stack([window_sum(down, across) for across in phases[1]], axis=3) for down in phases[0]
+    ]
+    whole = jnp.stack(rows, axis=2).reshape(
+        shape[0], strides * counts[0], strides * counts[1], shape[3]
+    )
+    return whole[:, : size[0], : size[1]], padded, (begins[0], begins[1])
 
 
 def _filter_gradient(
@@ -203,7 +242,7 @@ def _filter_gradient(
 ) -> Array:
     """Gradient of the kernel, at least float32, from the padded images and the gradient `g`.
 
-    `g` may be padded too: its `size` rows and columns lie behind the first `begin`.
+    `g` is padded too: its `size` rows and columns lie behind the first `begin`.
     """
     kh, kw = window
     (h, w), (b, c) = size, (g.shape[0], g.shape[-1])
@@ -255,13 +294,10 @@ def _backward(
     padded, kernel = residuals
     (top, bottom), (left, right) = pads
     size = (padded.shape[1] - top - bottom, padded.shape[2] - left - right)
-    window, outputs = kernel.shape[:2], (g.shape[1], g.shape[2])
-    spread_out, begin = _spread(g, window, size, strides, pads, dilation)
-    dx = _window_sum(spread_out, kernel[::-1, ::-1], size, 1, dilation)
-    # Where one array serves both, what computes `g` writes nothing but that.
-    if begin is None:
-        spread_out, begin = g, (0, 0)
-    dk = _filter_gradient(padded, spread_out, window, outputs, begin, strides, dilation)
+    outputs = (g.shape[1], g.shape[2])
+    # One array serves both, so that what computes `g` writes nothing but that.
+    dx, g, begin = _input_gradient(g, kernel, size, strides, pads, dilation)
+    dk = _filter_gradient(padded, g, kernel.shape[:2], outputs, begin, strides, dilation)
     return dx, dk.astype(kernel.dtype)
 
 

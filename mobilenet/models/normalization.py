@@ -253,7 +253,11 @@ def _matmul(x: Array, kernel: Array) -> Array:
 
 
 def _correlate(x: Array, y: Array) -> Array:
-    """`sum x_i y_j` over all axes but the last: [c, d], at least float32."""
+    """`sum x_i y_j` over all axes but the last: [c, d], at least float32.
+
+    Over one flattened axis XLA:CPU takes another library's product, which is faster alone and
+    slower beside the rest of a step.
+    """
     axes = tuple(range(x.ndim - 1))
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, y, ((axes, axes), ((), ())), preferred_element_type=accumulator)

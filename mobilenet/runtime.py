@@ -1,7 +1,8 @@
 """What a program sets before the backend starts: memory, vectors, where compilations are kept.
 
-All take time out of every run on CPU and change no result. The command lines call them; a notebook
-may.
+All take time out of every run on CPU. The command lines call them, and so do workers of sweeps and
+jobs of a cluster: the same run must be compiled alike wherever it is carried out. A notebook
+should, before it computes anything.
 """
 
 import ctypes
@@ -73,8 +74,8 @@ def use_wide_vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Has XLA compile for vectors of 512 bits on AMD processors that have them.
 
     XLA prefers 256 bits everywhere, for processors of Intel that lower their clock for more. AMD's
-    do not, and steps become some per cent shorter. Vectors change no sum: XLA adds in the order of
-    the program.
+    do not, and steps become some per cent shorter. Sums are taken in another order then, so results
+    of the two widths differ by rounding.
 
     It must be called before JAX starts a backend, which is when XLA reads its flags. Left alone is
     who has set that flag in XLA_FLAGS, and every other processor.
@@ -91,6 +92,21 @@ def use_wide_vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     os.environ["XLA_FLAGS"] = f"{flags} --{name}=512".strip()
     return True
+
+
+def prepare_compiler(directory: Path | None = None) -> Path | None:
+    """What every program that compiles a network sets: wide vectors, and a cache on disk.
+
+    Call it before JAX starts a backend.
+
+    Args:
+      directory: of `cache_compilations`.
+
+    Returns:
+      What `cache_compilations` does.
+    """
+    use_wide_vectors()
+    return cache_compilations(directory)
 
 
 def end_with_parent() -> None:

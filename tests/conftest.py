@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-# Before JAX's backend starts: several tests compare two devices with one.
+from mobilenet import runtime
+
+# Before JAX's backend starts: compiled as in the programs whose results tests compare, and several
+# tests compare two devices with one.
+runtime.use_wide_vectors()
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Small networks compile longer than they run. `make slow` sets 0: its proofs, with whatever they
 # start, are of the program as users have it.

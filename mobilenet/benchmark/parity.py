@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     found: list[dict[str, Any]] = []
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     out = parser.parse_args(argv).out
     for row in rows():
         found.append(row)

@@ -29,7 +29,8 @@ def prepare(config: Config, spec: Spec) -> Subject:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(os.cpu_count() or 1)
-    network = torch_peer.MobileNetV2(
+    # Any: PyTorch's stubs know no memory format of modules.
+    network: Any = torch_peer.MobileNetV2(
         architecture.plan(config.model), config.model, config.data.channels, spec.num_classes
     )
     torch_peer.load(network, build.init_variables(config, spec.num_classes))

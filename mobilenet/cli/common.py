@@ -175,7 +175,7 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
     from mobilenet import build, runtime
     from mobilenet.train import loop
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     with devices(values):
         import jax
 

@@ -60,7 +60,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import build, inference, runtime
     from mobilenet.train import records
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     with common.devices(values):
         import jax
 

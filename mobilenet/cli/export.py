@@ -50,7 +50,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import deployment, runtime
     from mobilenet.export.operations import ExportError
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     path = Path(common.flag(values, "out") or workdir / f"model{deployment.ENDINGS[to]}")
     try:
         run = deployment.Deployment(workdir, common.flag(values, "checkpoint"))

@@ -33,7 +33,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import inference, runtime
     from mobilenet.data import images
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
     predictor = inference.Predictor(config, restored.eval_variables, workdir)
     failed = 0

@@ -132,7 +132,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
     from mobilenet import build, inference, quantization, runtime
     from mobilenet.analysis import plots
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     with common.devices(values):
         restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
         data = build.build_data(config, workdir, match_classes=True)

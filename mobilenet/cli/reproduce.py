@@ -81,7 +81,7 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
     directory = Path(common.flag(values, "workdir")) / scale
     runs = directory / "points"
     trial = reproduction.load_trial(root, claim.experiment, scale, runs, overrides)
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     outcome = runner.run(
         trial.points,
         directory,

@@ -81,7 +81,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         return report(planned, submit(values, planned, workdir), workdir)
     if common.flag(values, "slurm"):
         raise common.UsageError("--slurm is given without --launcher=slurm.")
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     outcome = runner.run(
         planned,
         workdir,
@@ -148,7 +148,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
             "--search needs Optuna; `pip install .[sweep]` in the checkout brings it."
         ) from error
 
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     trials = search_lib.run(
         config,
         overrides,

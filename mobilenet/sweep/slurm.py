@@ -49,8 +49,7 @@ class Job:
         # submitit's own handler, which queues the job again. The train loop takes the signal in
         # between, to save first.
         requeue: Any = signal.getsignal(signal.SIGUSR2)
-        runtime.use_wide_vectors()
-        runtime.cache_compilations()
+        runtime.prepare_compiler()
         planned = [p for p in points_lib.read_plan(Path(plan)) if p.key in keys]
         try:
             runner.work(planned, Path(workdir), lanes=lanes)

@@ -16,13 +16,12 @@ def main(argv: list[str]) -> int:
     index, jobs, lanes, max_failures = map(int, argv[2:])
     runtime.end_with_parent()  # a sweep that is killed takes its workers with it; they save first
     runtime.keep_memory()
-    runtime.use_wide_vectors()
     from mobilenet.sweep import points, runner
     from mobilenet.train.loop import Interrupted
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, runner.cores(index, jobs))  # before XLA counts its threads
-    runtime.cache_compilations()
+    runtime.prepare_compiler()
     planned = points.read_plan(plan)
     try:
         runner.work(planned, workdir, lanes=lanes, max_failures=max_failures, offset=index / jobs)

@@ -59,7 +59,7 @@ def test_pytorch_is_the_same_network():
     logits, updated = result
     theirs = peer.train()(torch.from_numpy(images()).permute(0, 3, 1, 2))
     np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=2e-5)
-    mean = peer.stem.bn.running_mean.numpy()
+    mean = peer.state_dict()["stem.bn.running_mean"].numpy()
     np.testing.assert_allclose(updated["batch_stats"]["stem"]["bn"]["mean"], mean, atol=1e-6)
     with pytest.raises(ValueError, match="pads symmetrically"):
         torch_peer.MobileNetV2(architecture.plan(config.model), small(padding="SAME").model, 3, 5)

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from support import TINY_SWEEP
 
 from mobilenet import build, rundir
 from mobilenet.sweep import points, runner
@@ -90,6 +93,29 @@ def test_lanes_equal_runs_of_their_own_and_compile_once(
             and x.get("learning_rate") == y.get("learning_rate")
             for x, y in zip(rows, lines, strict=True)
         )
+
+
+@pytest.mark.slow
+def test_workers_and_commands_train_as_this_process_does(
+    tiny_points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Compiled in full, for the same vectors: each program has to ask for those itself.
+    chosen = tiny_points[:2]
+    here, workers, command = tmp_path / "here", tmp_path / "workers", tmp_path / "command"
+    runner.run(chosen, here, progress=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    runner.run(chosen, workers, jobs=2, progress=False)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "mobilenet", "train", f"--config={TINY_SWEEP}"),
+            *(f"--config.{key}={value}" for key, value in chosen[0].overrides.items()),
+            f"--workdir={command}",
+        ],
+        check=True,
+    )
+    wanted = [s["test"] for s in summaries(chosen, here)]
+    assert [s["test"] for s in summaries(chosen, workers)] == wanted
+    assert rundir.read_json(command / "summary.json")["test"] == wanted[0]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from mobilenet import rundir
@@ -114,8 +115,11 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_a_sweep_of_four_points_with_one_requeued(
-    cluster: Path, tiny_points: list[Point], tmp_path: Path
+    cluster: Path, tiny_points: list[Point], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    # This process has its flags with its backend; jobs inherit the environment and set their own.
+    jax.devices()
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     # The first is long enough to be caught in the middle, and saves only when it is told to stop.
     long = {"train.num_epochs": 400.0, "checkpoint.every_steps": 1000000, "eval.every_epochs": 0.0}
     chosen = [_with(tiny_points[0], long), *tiny_points[1:4]]

@@ -19,6 +19,8 @@ reverse, reverse over reverse), `vmap`, `pmap` and `jax.checkpoint` work. `jax.j
 convolution itself does not, as of any `jax.custom_vjp`: use the form 'grouped' for that.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -26,17 +28,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images
+from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images, widen
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+# Taps of a window along one axis, each with the row or column where it begins to read.
+Taps = Sequence[tuple[int, int]]
 
 
 def resolve_form(form: str) -> str:
     """Chooses how convolutions are computed: the one place where a backend decides.
 
-    On CPU 'shifted' makes a training step of MobileNetV2 about 10 times as fast. Elsewhere
-    'auto' stays with XLA's own 'grouped' convolution, which is a library call there, until it has
-    been measured.
+    On CPU 'shifted' makes a training step of MobileNetV2 more than ten times as fast (the README's
+    table of speed). Elsewhere 'auto' stays with XLA's own 'grouped' convolution, which is a library
+    call there, until it has been measured.
 
     Args:
       form: 'auto', 'shifted' or 'grouped'.
@@ -136,28 +140,24 @@ def _keep(padded: Array) -> Array:
     return lax.optimization_barrier(padded)
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _window_sum(
-    padded: Array, kernel: Array, size: tuple[int, int], strides: int, dilation: int
+    padded: Array, kernel: Array, rows: Taps, columns: Taps, size: tuple[int, int], strides: int = 1
 ) -> Array:
-    """`sum_ij padded[:, i d :: s, j d :: s] kernel[i, j]` for `size` rows and columns."""
-    b, _, _, c = padded.shape
-    total = None
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            top, left = i * dilation, j * dilation
-            shifted = lax.slice(
-                padded,
-                (0, top, left, 0),
-                (b, top + (size[0] - 1) * strides + 1, left + (size[1] - 1) * strides + 1, c),
-                (1, strides, strides, 1),
-            )
-            part = _wide(shifted) * _wide(kernel[i, j, 0])
-            total = part if total is None else total + part
-    assert total is not None
+    """`sum padded[:, top::strides, left::strides] kernel[i, j]`, `size` rows and columns of it.
+
+    `rows` holds the pairs (i, top), `columns` the pairs (j, left).
+    """
+    shape = (padded.shape[0], *size, padded.shape[3])
+    total = jnp.zeros(shape, jnp.promote_types(padded.dtype, jnp.float32))
+    height, width = ((pixels - 1) * strides + 1 for pixels in size)
+    for (i, top), (j, left) in itertools.product(rows, columns):
+        shifted = lax.slice(
+            padded,
+            (0, top, left, 0),
+            (shape[0], top + height, left + width, shape[3]),
+            (1, strides, strides, 1),
+        )
+        total = total + widen(shifted) * widen(kernel[i, j, 0])
     return total.astype(padded.dtype)
 
 
@@ -171,21 +171,19 @@ def _forward(
     """
     padded = _keep(pad(x, pads))
     size = output_size(x.shape[1:3], kernel.shape[:2], strides, pads, dilation)
-    return _window_sum(padded, kernel, size, strides, dilation), (padded, kernel)
+    rows, columns = ([(i, i * dilation) for i in range(taps)] for taps in kernel.shape[:2])
+    return _window_sum(padded, kernel, rows, columns, size, strides), (padded, kernel)
 
 
-def _phase_taps(
-    taps: int, strides: int, low: int, dilation: int
-) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _phase_taps(taps: int, strides: int, low: int, dilation: int) -> list[Taps]:
     """For each phase of an image's rows (or columns): its taps, and the row of `g` each begins at.
 
     Row `strides * m + phase` was read by tap i of output row `m + begin`, begin whole or no tap.
     """
     reads = [[(i, phase + low - dilation * i) for i in range(taps)] for phase in range(strides)]
-    return tuple(
-        tuple((i, place // strides) for i, place in phase if place % strides == 0)
-        for phase in reads
-    )
+    return [
+        [(i, place // strides) for i, place in phase if place % strides == 0] for phase in reads
+    ]
 
 
 def _input_gradient(
@@ -204,29 +202,18 @@ def _input_gradient(
     for pixels, taps, outputs, (low, _) in zip(
         size, kernel.shape[:2], g.shape[1:3], pads, strict=True
     ):
-        phases.append(_phase_taps(taps, strides, low, dilation))
+        reads = _phase_taps(taps, strides, low, dilation)
+        first, last = (end(begin for phase in reads for _, begin in phase) for end in (min, max))
         counts.append(-(-pixels // strides))
-        reached = [begin for phase in phases[-1] for _, begin in phase]
-        begins.append(max(0, -min(reached)))
-        around.append((begins[-1], max(0, counts[-1] + max(reached) - outputs)))
+        begins.append(max(0, -first))
+        around.append((begins[-1], max(0, counts[-1] + last - outputs)))
+        phases.append([[(i, begins[-1] + begin) for i, begin in phase] for phase in reads])
     padded = _keep(pad(g, (around[0], around[1])))
-    shape = (g.shape[0], counts[0], counts[1], g.shape[3])
-
-    def window_sum(rows: tuple[tuple[int, int], ...], columns: tuple[tuple[int, int], ...]):
-        total = jnp.zeros(shape, jnp.promote_types(g.dtype, jnp.float32))
-        for i, top in rows:
-            for j, left in columns:
-                start = (0, begins[0] + top, begins[1] + left, 0)
-                shifted = lax.slice(padded, start, tuple(map(sum, zip(start, shape, strict=True))))
-                total = total + _wide(shifted) * _wide(kernel[i, j, 0])
-        return total.astype(g.dtype)
-
     # One program: the phase is constant along the channels, so that its choice costs nothing.
-    rows = [
-        jnp.stack([window_sum(down, across) for across in phases[1]], axis=3) for down in phases[0]
-    ]
+    window_sum = partial(_window_sum, padded, kernel, size=(counts[0], counts[1]))
+    rows = [jnp.stack([window_sum(i, j) for j in phases[1]], axis=3) for i in phases[0]]
     whole = jnp.stack(rows, axis=2).reshape(
-        shape[0], strides * counts[0], strides * counts[1], shape[3]
+        len(g), strides * counts[0], strides * counts[1], g.shape[3]
     )
     return whole[:, : size[0], : size[1]], padded, (begins[0], begins[1])
 
@@ -251,7 +238,7 @@ def _filter_gradient(
     rows = h // run
 
     def turn(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        pixels, gradient = (_wide(take_images(images, index, count)) for images in (padded, g))
+        pixels, gradient = (widen(take_images(images, index, count)) for images in (padded, g))
         added = []
         for j, total in enumerate(sums):
             left = j * dilation

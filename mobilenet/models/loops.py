@@ -1,4 +1,4 @@
-"""What loops over images have in common that take sums over pixels on CPU.
+"""What sums over pixels have in common on CPU: their precision, and loops over images.
 
 XLA:CPU does not vectorise a reduction that is fused with slices, and writes what it reduces to
 memory first. Adding element by element to sums that a loop carries, and that stay in the caches, is
@@ -13,6 +13,11 @@ from jaxtyping import Array, Float
 
 # A turn takes as many images as stay below this: fewer turns, while L2 caches hold what one reads.
 TURN_BYTES = 1_000_000
+
+
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x` as at least float32, in which sums are taken."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def take_images(

@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mobilenet.models.depthwise import resolve_form
-from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images
+from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images, widen
 
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish")
 
@@ -90,25 +90,26 @@ def _pmean(x: Array, rule: Rule) -> Array:
     return lax.pmean(x, rule.axis_name, axis_index_groups=rule.axis_index_groups)
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _statistics(x: Array, rule: Rule) -> tuple[Array, Array]:
     """Mean and biased variance per channel, over every device of the axis, at least float32.
 
     The local variance is the mean square minus the squared mean, as in Flax: it takes the rounding
     of the mean square times 1 + mean^2 / var. A test bounds it: 10^-2 at a mean of 50 deviations,
-    where 10^-3 was seen. A branch to a second pass around the mean would lengthen
-    the compilation of a step by more than half.
-
-    Across devices the variance is the mean of the variances plus the variance of the means: mean
-    squares would bring back the cancellation that the local variance avoids.
+    where 10^-3 was seen. A branch to a second pass around the mean would lengthen the compilation
+    of a step by more than half.
     """
-    x = _wide(x)
+    x = widen(x)
     count = x.size // x.shape[-1]
     mean = _sum(x) / count
-    var = jnp.maximum(_sum(x * x) / count - mean * mean, 0)
+    return _overall(mean, jnp.maximum(_sum(x * x) / count - mean * mean, 0), rule)
+
+
+def _overall(mean: Array, var: Array, rule: Rule) -> tuple[Array, Array]:
+    """Statistics over the devices of the axis, from each one's own.
+
+    The variance is the mean of the variances plus the variance of the means: mean squares would
+    bring back the cancellation that the local variance avoids.
+    """
     if rule.axis_name is None:
         return mean, var
     overall = _pmean(mean, rule)
@@ -119,7 +120,7 @@ def _normalise(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, rule: Rule
 ) -> Float[Array, "*b c"]:
     multiplier = lax.rsqrt(var + rule.epsilon) * scale
-    z = (_wide(x) - mean) * multiplier + bias
+    z = (widen(x) - mean) * multiplier + bias
     return activate(z, rule.activation).astype(rule.dtype)
 
 
@@ -136,6 +137,24 @@ def _train(x: Array, scale: Array, bias: Array, rule: Rule) -> tuple[Array, Arra
     return _forward(x, scale, bias, rule)[0]
 
 
+def _derive(g: Array, x: Array, mean: Array, multiplier: Array, bias: Array, rule: Rule) -> Array:
+    """`g` times the activation's derivative at the normalised `x`, which is computed again."""
+    z = (widen(x) - mean) * multiplier + bias
+    return _activation_gradient(widen(g), z, rule.activation)
+
+
+def _through_statistics(
+    sums: tuple[Array, ...], multiplier: Array, r: Array, count: int, rule: Rule
+) -> tuple[Array, Array]:
+    """What `x - mean` is multiplied by in the gradient of `x`, and what is added: see `_backward`.
+
+    `sums` are of g and g d, and the cotangents of the mean and of the variance. Each device's `x`
+    moved the statistics of all, so those of all devices are averaged.
+    """
+    gsum, gdsum, gmean, gvar = _pmean(jnp.stack(sums), rule) / count
+    return 2 * gvar - multiplier * r * r * gdsum, gmean - multiplier * gsum
+
+
 def _gradient_sums(
     g: Array, x: Array, mean: Array, multiplier: Array, bias: Array, rule: Rule
 ) -> tuple[Array, Array]:
@@ -144,26 +163,22 @@ def _gradient_sums(
     For images that exceed the caches of a CPU, one loop that reads `g` and `x` once and keeps g' in
     no array (see `loops`); XLA would write g' and read it twice.
     """
-
-    def derive(g: Array, x: Array) -> Array:
-        return _activation_gradient(_wide(g), (x - mean) * multiplier + bias, rule.activation)
-
+    derive = partial(_derive, mean=mean, multiplier=multiplier, bias=bias, rule=rule)
     small = x.ndim != 4 or x.nbytes < LOOP_BYTES or resolve_form("auto") != "shifted"
     if small or rule.activation == "identity":
-        wide = _wide(x)
-        g = derive(g, wide)
-        return _sum(g), _sum(g * wide)
+        g = derive(g, x)
+        return _sum(g), _sum(g * widen(x))
     count, run = images_per_turn(x), rows_per_sum(x.shape[1], 2)
 
     def turn(index: Array, sums: Array) -> Array:
         pixels, gradient = take_images(x, index, count), take_images(g, index, count)
         for row in range(run):
-            part = _wide(pixels[:, row::run])
+            part = widen(pixels[:, row::run])
             derived = derive(gradient[:, row::run], part)
             sums = sums + jnp.stack([derived, derived * part], axis=2)
         return sums
 
-    zero = jnp.zeros((count, x.shape[1] // run, 2, *x.shape[2:]), _wide(mean).dtype)
+    zero = jnp.zeros((count, x.shape[1] // run, 2, *x.shape[2:]), widen(mean).dtype)
     sums = lax.fori_loop(0, x.shape[0] // count, turn, zero).sum((0, 1, 3))
     return sums[0], sums[1]
 
@@ -181,25 +196,23 @@ def _backward(
         dbias = sum g,   dscale = r * sum g d,
         dx = scale r g + (gmean - scale r E[g]) / n + d (2 gvar - scale r^3 E[g d]) / n
 
-    where E and the cotangents of the statistics are averaged over the devices of the axis: each
-    device's `x` moved the statistics of all. The gradients of scale and bias stay local sums, as
-    automatic differentiation leaves them, for the training step to average. `sum g d` is taken as
-    `sum g x - mean sum g`, which loses log10(|mean| / std) digits and saves writing `d`.
+    where E and the cotangents of the statistics are averaged over the devices of the axis. The
+    gradients of scale and bias stay local sums, as automatic differentiation leaves them, for the
+    training step to average. `sum g d` is taken as `sum g x - mean sum g`, which loses
+    log10(|mean| / std) digits and saves writing `d`.
 
     `batch` is 0 where the statistics did not come from `x`: then dx is its first term alone.
     """
     x, mean, var, scale, bias = residuals
     g, gmean, gvar = cotangents
-    wide, count = _wide(x), x.size // x.shape[-1]
     r = lax.rsqrt(var + rule.epsilon)
     multiplier = r * scale
     gsum, gxsum = _gradient_sums(g, x, mean, multiplier, bias, rule)
-    g = _activation_gradient(_wide(g), (wide - mean) * multiplier + bias, rule.activation)
+    g = _derive(g, x, mean, multiplier, bias, rule)
     gdsum = gxsum - mean * gsum
-    shared = _pmean(jnp.stack([gsum, gdsum, gmean, gvar]), rule) / count
-    linear = batch * (2 * shared[3] - multiplier * r * r * shared[1])
-    constant = batch * (shared[2] - multiplier * shared[0])
-    dx = multiplier * g + linear * (wide - mean) + constant
+    count = x.size // x.shape[-1]
+    linear, constant = _through_statistics((gsum, gdsum, gmean, gvar), multiplier, r, count, rule)
+    dx = multiplier * g + batch * (linear * (widen(x) - mean) + constant)
     return dx.astype(x.dtype), (gdsum * r).astype(scale.dtype), gsum.astype(bias.dtype)
 
 
@@ -281,14 +294,12 @@ def _forward_product(
     its kernel, even where the means of several cancel in the output.
     """
     count = x.size // x.shape[-1]
-    wide = _wide(kernel)
-    center = _sum(_wide(x)) / count
+    wide = widen(kernel)
+    center = _sum(widen(x)) / count
     covariance = _correlate(x, x) / count - jnp.outer(center, center)
     mean = center @ wide
     var = jnp.maximum((wide * (covariance @ wide)).sum(0), 0)
-    if rule.axis_name is not None:
-        local, mean = mean, _pmean(mean, rule)
-        var = _pmean(var + (local - mean) ** 2, rule)
+    mean, var = _overall(mean, var, rule)
     product = _matmul(x, kernel).astype(x.dtype)
     y = _normalise(product, mean, var, scale, bias, rule)
     residuals = (x, kernel, product, center, covariance, mean, var, scale, bias)
@@ -310,19 +321,15 @@ def _backward_product(
     """
     x, kernel, product, center, covariance, mean, var, scale, bias = residuals
     g, gmean, gvar = cotangents
-    wide, count = _wide(kernel), x.size // x.shape[-1]
+    wide, count = widen(kernel), x.size // x.shape[-1]
     r = lax.rsqrt(var + rule.epsilon)
     multiplier = r * scale
-    g = _activation_gradient(
-        g.astype(wide.dtype), (_wide(product) - mean) * multiplier + bias, rule.activation
-    )
-    x = _wide(x)
+    g = _derive(g, product, mean, multiplier, bias, rule).astype(wide.dtype)
+    x = widen(x)
     correlation = _correlate(x, g)
     gsum = _sum(g)
     gdsum = (wide * correlation).sum(0) - mean * gsum
-    shared = _pmean(jnp.stack([gsum, gdsum, gmean, gvar]), rule) / count
-    linear = 2 * shared[3] - multiplier * r * r * shared[1]
-    constant = shared[2] - multiplier * shared[0]
+    linear, constant = _through_statistics((gsum, gdsum, gmean, gvar), multiplier, r, count, rule)
     # The mean is that of all devices, which the local products are not centred by.
     centred = covariance @ wide + jnp.outer(center, center @ wide - mean)
     dkernel = (

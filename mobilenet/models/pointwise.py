@@ -25,10 +25,9 @@ def conv(
 
     The form 'shifted' is the one for CPU. A 1x1 kernel is a matrix product over flattened pixels,
     and a window over few channels, such as the stem's 3x3x3, is a matrix product over patches
-    written side by side (forward and filter gradient together about 2 times as fast as XLA's
-    convolution at 16x224x224x3, 3 times at 128x32x32x3). Other kernels, dilated ones, and the
-    form 'grouped', are `lax.conv_general_dilated`. All derivatives are JAX's own: those of slices,
-    concatenation and matrix product, which are fast.
+    written side by side. Other kernels, dilated ones, and the form 'grouped', are
+    `lax.conv_general_dilated`. All derivatives are JAX's own: those of slices, concatenation and
+    matrix product, which are fast.
 
     Args:
       x: images [b, h, w, c].

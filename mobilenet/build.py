@@ -23,6 +23,7 @@ from mobilenet.data.batches import Batches as HostBatches
 from mobilenet.data.batches import Prefetcher
 from mobilenet.models import cost
 from mobilenet.models.depthwise import resolve_form
+from mobilenet.models.loops import largest_divisor
 from mobilenet.models.network import Network
 from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
@@ -527,9 +528,10 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, Any]:
     }
 
 
-# Pictures of one turn of evaluation on CPU, in pixels: 5 of 224 x 224. The widest tensors of so
-# few stay in the cache; a whole batch of them goes through memory once a layer.
-CHUNK_PIXELS = 2**18
+# Pictures of one turn of evaluation on CPU, in pixels of their tensors at that stage. The widest
+# tensors of so few stay in the caches, of a whole batch they go through memory once a layer; while
+# products with the small images of the last stages are slow for few pictures.
+TURN_PIXELS = 2**12
 
 
 def build_forward(
@@ -537,24 +539,37 @@ def build_forward(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Evaluation: (variables, uint8 images [B, H, W, C]) -> logits float32 [B, K].
 
-    Where convolutions are computed for a CPU, a batch is taken a few pictures at a time.
+    Where convolutions are computed for a CPU, a batch goes through each part of the network a few
+    pictures at a time.
     """
     prepare = preprocess(mean, std)
 
     def forward(variables: Any, images: jax.Array) -> jax.Array:
         return model.apply(variables, prepare(images), False)  # pyright: ignore[reportReturnType]
 
-    def in_chunks(variables: Any, images: jax.Array) -> jax.Array:
-        batch, height, width, _ = images.shape
-        most = max(1, CHUNK_PIXELS // (height * width))
-        size = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
-        if size == batch or 2 * size < min(most, batch):  # an odd batch has no good parts
-            return forward(variables, images)
-        parts = images.reshape(batch // size, size, *images.shape[1:])
-        logits = jax.lax.map(lambda part: forward(variables, part), parts)
-        return logits.reshape(batch, -1)
+    def in_turns(variables: Any, images: jax.Array) -> jax.Array:
+        x = images
+        for part in model.parts:
 
-    return in_chunks if resolve_form(model.conv_form) == "shifted" else forward
+            def run(x: jax.Array, part: tuple[str, ...] = part) -> Any:
+                x = prepare(x) if part[0] == "stem" else x
+                return model.apply(variables, x, False, part=part)
+
+            strides = model.plan.stem_strides if part[0] == "stem" else 1
+            x = _map_turns(run, x, TURN_PIXELS * strides**2 // (x.shape[1] * x.shape[2]))
+        return x
+
+    return in_turns if resolve_form(model.conv_form) == "shifted" else forward
+
+
+def _map_turns(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
+    """`run(x)`, at most `most` of the batch at a time if that divides it well."""
+    most = min(max(most, 1), len(x))
+    size = largest_divisor(len(x), most)
+    if size == len(x) or 2 * size < most:  # an odd batch has no good parts
+        return run(x)
+    y = jax.lax.map(run, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(len(x), *y.shape[2:])
 
 
 def build_eval_step(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny
@@ -101,6 +102,35 @@ def test_evaluation_is_the_same_for_any_batch_size(tmp_path: Path):
         np.testing.assert_array_equal(result.label, results[0].label)
         np.testing.assert_array_equal(result.top, results[0].top)
         np.testing.assert_allclose(result.loss, results[0].loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("pixels", "batch"), [(1, 6), (150, 6), (150, 7), (2**12, 6)])
+def test_a_batch_in_turns_gives_what_it_gives_at_once(
+    pixels: int, batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(model__conv_form="shifted")
+    model = architecture.build_model(config, 10)
+    variables = build.init_variables(config, 10)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(build, "TURN_PIXELS", pixels)
+    logits = jax.jit(build.build_forward(model, (0.3,), (0.4,)))(variables, images)
+    whole: Any = jax.jit(model.apply)(variables, (images / np.float32(255) - 0.3) / 0.4)
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "taken"), [(16, 5, 4), (16, 0, 1), (6, 9, 6), (6, 6, 6), (7, 3, 7), (9, 5, 3)]
+)
+def test_turns_divide_the_batch_or_are_not_worth_it(batch: int, most: int, taken: int):
+    seen: list[int] = []
+
+    def double(x: Any) -> Any:
+        seen.append(len(x))
+        return 2 * x
+
+    x = np.arange(batch * 3.0, dtype=np.float32).reshape(batch, 3)
+    np.testing.assert_array_equal(build._map_turns(double, jnp.asarray(x), most), 2 * x)
+    assert set(seen) == {taken}
 
 
 def test_initial_variables_follow_the_seed():

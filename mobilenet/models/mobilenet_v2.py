@@ -374,11 +374,17 @@ class MobileNetV2(Network):
         )
 
     def run_blocks(
-        self, x: Array, train: bool, conv: ModuleDef, norm: ModuleDef, found: dict[str, Any]
+        self,
+        plans: Sequence[BlockPlan],
+        x: Array,
+        train: bool,
+        conv: ModuleDef,
+        norm: ModuleDef,
+        found: dict[str, Any],
     ) -> Array:
         block = self.checkpointed(InvertedResidual, train=3)
         expanded = None
-        for plan in self.plan.blocks:
+        for plan in plans:
             x, expanded = block(
                 plan=plan,
                 conv=conv,

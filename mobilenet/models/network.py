@@ -1,6 +1,7 @@
 """What the classifiers share: `Network`, the frame that they fill with stem, blocks and head."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class Network(nn.Module):
     features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
     holds `stem`, `stage_0` ... and, if there is one, `head` as [B, h, w, c], and `features`.
     `dropout_keys` holds one PRNG key an example. In training mode `batch_stats` must be mutable.
+    With `part`, one of `parts`, it computes that part alone: from what its first module reads to
+    what its last one gives.
     """
 
     plan: Any
@@ -69,6 +72,18 @@ class Network(nn.Module):
         """Names of the submodules in order of computation, as in `params`."""
         blocks = (plan.name for plan in self.plan.blocks)
         return ("stem", *blocks, *self.tail, *(("classifier",) if self.num_classes else ()))
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """`modules`, divided behind each block that reduces the resolution.
+
+        Nothing but one tensor passes from one part to the next: a shortcut between two blocks'
+        expansions needs both of one resolution.
+        """
+        names = self.modules
+        ends = [names.index(plan.name) + 1 for plan in self.plan.blocks if plan.strides > 1]
+        cuts = sorted({0, *ends, len(names)})
+        return tuple(names[start:end] for start, end in itertools.pairwise(cuts))
 
     @property
     def tail(self) -> tuple[str, ...]:
@@ -107,10 +122,16 @@ class Network(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say what its blocks are.")
 
     def run_blocks(
-        self, x: Array, train: bool, conv: ModuleDef, norm: ModuleDef, found: dict[str, Any]
+        self,
+        plans: Sequence[Any],
+        x: Array,
+        train: bool,
+        conv: ModuleDef,
+        norm: ModuleDef,
+        found: dict[str, Any],
     ) -> Array:
-        """From the stem's output to the last block's; adds the endpoints on the way to `found`."""
-        for plan in self.plan.blocks:
+        """Consecutive blocks, a part's or all; adds the endpoints on the way to `found`."""
+        for plan in plans:
             x = self.make_block(plan, conv, norm)(x, self.learns(plan.name, train))
             found[f"stage_{plan.stage}"] = x
         return x
@@ -142,14 +163,21 @@ class Network(nn.Module):
         *,
         endpoints: bool = False,
         dropout_keys: Key[Array, " B"] | None = None,
+        part: tuple[str, ...] | None = None,
     ) -> Any:
         conv, norm = self.constructors()
         layer = functools.partial(self.layer, conv=conv, norm=norm)
         found: dict[str, Any] = {}
-        x = self.point(name="input")(images, train).astype(self.dtype)
-        x = self.make_stem(layer)(x, self.learns("stem", train))
-        found["stem"] = x
-        x = self.run_blocks(x, train, conv, norm, found)
+        names = self.modules if part is None else part
+        x = images
+        if "stem" in names:
+            x = self.point(name="input")(x, train).astype(self.dtype)
+            x = self.make_stem(layer)(x, self.learns("stem", train))
+            found["stem"] = x
+        plans = [plan for plan in self.plan.blocks if plan.name in names]
+        x = self.run_blocks(plans, x, train, conv, norm, found)
+        if names[-1] != self.modules[-1]:
+            return x
         head = self.make_head(layer)
         if head is not None:
             x = head(x, self.learns("head", train))

@@ -58,6 +58,16 @@ NETWORKS: dict[str, tuple[Any, set[str]]] = {
 }
 
 
+DIVIDED = {
+    "mobilenet_v1": NETWORKS["mobilenet_v1"][0],
+    "mobilenet_v2": v2(stage_strides=(2, 2)),
+    "expansion": v2(stage_strides=(1, 2), shortcut="expansion"),
+    "atrous": v2(stage_strides=(2, 2), stem_strides=4, output_stride=8).clone(num_classes=0),
+    "mobilenet_v3": NETWORKS["mobilenet_v3"][0],
+    "resnet": NETWORKS["resnet"][0],
+}
+
+
 def recorder(kind: Any, calls: dict[str, Any]) -> Any:
     """`kind`, which notes its paths and what it is told of training."""
 
@@ -110,3 +120,23 @@ def test_points_change_what_the_network_computes():
     exact, doubled = jax.jit(lambda x: (features(Exact, 2 * x), features(Doubled, x)))(images)
     assert jnp.array_equal(doubled["stem"], exact["stem"])  # after the input
     assert jnp.array_equal(doubled["stage_0"], 2 * exact["stage_0"])  # after the sum
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_parts_one_after_the_other_are_the_network(name: str):
+    network = DIVIDED[name]
+    strided = sum(plan.strides > 1 for plan in network.plan.blocks)
+    assert len(network.parts) == strided + 1 > 1 and sum(network.parts, ()) == network.modules
+    images = jax.random.normal(jax.random.key(1), IMAGES.shape)
+    variables: Any = jax.jit(network.init)(jax.random.key(0), images)
+
+    @jax.jit
+    def outputs(variables: Any, x: Any) -> tuple[Any, Any]:
+        whole = network.apply(variables, x)
+        for part in network.parts:
+            x = network.apply(variables, x, part=part)
+        return whole, x
+
+    whole, last = outputs(variables, images)
+    assert jnp.abs(whole).max() > 0
+    assert jnp.allclose(whole, last, rtol=1e-5, atol=1e-6)

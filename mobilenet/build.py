@@ -531,7 +531,10 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, Any]:
 # Pictures of one turn of evaluation on CPU, in pixels of their tensors at that stage. The widest
 # tensors of so few stay in the caches, of a whole batch they go through memory once a layer; while
 # products with the small images of the last stages are slow for few pictures.
-TURN_PIXELS = 2**12
+TURN_PIXELS = 6400
+# Up to so many pictures a turn, it takes as many again beside them: XLA:CPU runs independent
+# operations together, which fills the waits between small ones.
+PAIRED = 8
 
 
 def build_forward(
@@ -568,7 +571,13 @@ def _map_turns(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -
     size = largest_divisor(len(x), most)
     if size == len(x) or 2 * size < most:  # an odd batch has no good parts
         return run(x)
-    y = jax.lax.map(run, x.reshape(-1, size, *x.shape[1:]))
+
+    def run_pair(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([run(half) for half in jnp.split(x, 2)])
+
+    paired = size <= PAIRED and len(x) % (2 * size) == 0
+    turns = x.reshape(-1, 2 * size if paired else size, *x.shape[1:])
+    y = jax.lax.map(run_pair if paired else run, turns)
     return y.reshape(len(x), *y.shape[2:])
 
 

@@ -119,7 +119,8 @@ def test_a_batch_in_turns_gives_what_it_gives_at_once(
 
 
 @pytest.mark.parametrize(
-    ("batch", "most", "taken"), [(16, 5, 4), (16, 0, 1), (6, 9, 6), (6, 6, 6), (7, 3, 7), (9, 5, 3)]
+    ("batch", "most", "taken"),
+    [(16, 5, 4), (16, 0, 1), (6, 9, 6), (6, 6, 6), (7, 3, 7), (9, 5, 3), (24, 12, 12)],
 )
 def test_turns_divide_the_batch_or_are_not_worth_it(batch: int, most: int, taken: int):
     seen: list[int] = []

@@ -168,6 +168,8 @@ class Network(nn.Module):
         conv, norm = self.constructors()
         layer = functools.partial(self.layer, conv=conv, norm=norm)
         found: dict[str, Any] = {}
+        if part is not None and part not in self.parts:
+            raise ValueError(f"part is {part!r}; allowed are {', '.join(map(str, self.parts))}.")
         names = self.modules if part is None else part
         x = images
         if "stem" in names:

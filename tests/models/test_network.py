@@ -140,3 +140,13 @@ def test_parts_one_after_the_other_are_the_network(name: str):
     whole, last = outputs(variables, images)
     assert jnp.abs(whole).max() > 0
     assert jnp.allclose(whole, last, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_that_is_none_of_the_networks_is_refused():
+    network = DIVIDED["mobilenet_v2"]
+    variables = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    apply: Any = lambda v, x: network.apply(v, x, part=("stem",))  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"part is \('stem',\); allowed are \('stem', 'blocks_0_0'"
+    ):
+        jax.eval_shape(apply, variables, IMAGES)

@@ -547,19 +547,18 @@ def build_forward(
     """
     prepare = preprocess(mean, std)
 
-    def forward(variables: Any, images: jax.Array) -> jax.Array:
-        return model.apply(variables, prepare(images), False)  # pyright: ignore[reportReturnType]
+    def forward(variables: Any, x: jax.Array, part: tuple[str, ...] | None = None) -> Any:
+        if part is None or part[0] == "stem":
+            x = prepare(x)
+        return model.apply(variables, x, False, part=part)
 
     def in_turns(variables: Any, images: jax.Array) -> jax.Array:
         x = images
         for part in model.parts:
-
-            def run(x: jax.Array, part: tuple[str, ...] = part) -> Any:
-                x = prepare(x) if part[0] == "stem" else x
-                return model.apply(variables, x, False, part=part)
-
+            # The pictures themselves are small: the first part's wide tensors are behind the stem.
             strides = model.plan.stem_strides if part[0] == "stem" else 1
-            x = _map_turns(run, x, TURN_PIXELS * strides**2 // (x.shape[1] * x.shape[2]))
+            most = TURN_PIXELS * strides**2 // (x.shape[1] * x.shape[2])
+            x = _map_turns(functools.partial(forward, variables, part=part), x, most)
         return x
 
     return in_turns if resolve_form(model.conv_form) == "shifted" else forward
@@ -567,7 +566,6 @@ def build_forward(
 
 def _map_turns(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
     """`run(x)`, at most `most` of the batch at a time if that divides it well."""
-    most = min(max(most, 1), len(x))
     size = largest_divisor(len(x), most)
     if size == len(x) or 2 * size < most:  # an odd batch has no good parts
         return run(x)

@@ -203,10 +203,10 @@ def _input_gradient(
         size, kernel.shape[:2], g.shape[1:3], pads, strict=True
     ):
         reads = _phase_taps(taps, strides, low, dilation)
-        first, last = (end(begin for phase in reads for _, begin in phase) for end in (min, max))
+        reached = [begin for phase in reads for _, begin in phase]
         counts.append(-(-pixels // strides))
-        begins.append(max(0, -first))
-        around.append((begins[-1], max(0, counts[-1] + last - outputs)))
+        begins.append(max(0, -min(reached)))
+        around.append((begins[-1], max(0, counts[-1] + max(reached) - outputs)))
         phases.append([[(i, begins[-1] + begin) for i, begin in phase] for phase in reads])
     padded = _keep(pad(g, (around[0], around[1])))
     # One program: the phase is constant along the channels, so that its choice costs nothing.

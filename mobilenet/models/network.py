@@ -179,7 +179,7 @@ class Network(nn.Module):
         plans = [plan for plan in self.plan.blocks if plan.name in names]
         x = self.run_blocks(plans, x, train, conv, norm, found)
         if names[-1] != self.modules[-1]:
-            return x
+            return (x, found) if endpoints else x
         head = self.make_head(layer)
         if head is not None:
             x = head(x, self.learns("head", train))

@@ -68,7 +68,7 @@ def conv(
     runs = [lax.slice_in_dim(padded, j, j + right, strides, axis=2) for j in range(kw)]
     side_by_side = jnp.concatenate(runs, axis=-1)
     windows = [lax.slice_in_dim(side_by_side, i, i + bottom, strides, axis=1) for i in range(kh)]
-    # XLA:CPU's products over an odd number of terms, the stem's 27, take half as long again.
+    # XLA:CPU is slower at products over an odd number of terms, such as the stem's 27.
     odd = kh * kw * c % 2 if kh * kw > 1 else 0
     if odd:
         windows.append(jnp.zeros((x.shape[0], rows, columns, 1), x.dtype))

@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     verb, rest = argv[0], argv[1:]
     if program:
         runtime.keep_memory()  # the verbs import NumPy and JAX
+        runtime.use_wide_vectors()  # some verbs compute before they train, and prepare there
     if verb not in VERBS:
         print(
             f"mobilenet: {verb!r} is not a verb; choose from {', '.join(VERBS)}.", file=sys.stderr

@@ -27,6 +27,56 @@ class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key, the value and what is allowed."""
 
 
+class Section(ml_collections.ConfigDict):
+    """A ConfigDict that knows which of its keys were set since `get_config` made it.
+
+    A value tells nothing about that: a key may be set to its default on purpose (`was_set`).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        object.__setattr__(self, "_set", set())
+        super().__init__(*args, **options)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._set.add(key)
+
+    def copy_and_resolve_references(self, visit_map: Any = None) -> "Section":
+        """A copy in which the same keys are set."""
+        copy = super().copy_and_resolve_references(visit_map)
+        object.__setattr__(copy, "_set", set(self._set))
+        return copy  # pyright: ignore[reportReturnType]
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, "_set", set(state["_set"]))
+
+
+def was_set(config: Config, key: str) -> bool:
+    """Whether a dotted key has been set: by an experiment file, an override, or a notebook."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    return name in config._set
+
+
+def unset(config: Config, key: str) -> None:
+    """Gives a dotted key its default back, in place, as if nobody had set it."""
+    default = dict(flatten(get_config()))[key]
+    config.update_from_flattened_dict({key: default})
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    config._set.discard(name)
+
+
+def _forget_what_was_set(config: Config) -> None:
+    config._set.clear()
+    for value in config.values():
+        if isinstance(value, Section):
+            _forget_what_was_set(value)
+
+
 def get_config(arg: str = "") -> Config:
     """The base configuration: MobileNetV2 1.0 on the embedded digits.
 
@@ -36,13 +86,13 @@ def get_config(arg: str = "") -> Config:
     """
     if arg not in ("", "smoke"):
         raise ConfigError(f"The configuration argument is {arg!r}; allowed are none and 'smoke'.")
-    config: Config = ml_collections.ConfigDict()
+    config: Config = Section()
     config.seed = 0  # of initial values, data order, augmentation and dropout
 
     # A run directory to start from, of `mobilenet convert` or `mobilenet train`; "": from scratch.
     # The architecture and the normalisation come with the weights (INHERITED).
     config.pretrained = ""
-    config.finetune = finetune = ml_collections.ConfigDict()
+    config.finetune = finetune = Section()
     # The first module that learns, with all behind it: classifier (a linear probe), head, blocks_5,
     # ...; "" is all of them. Those before it run as in evaluation.
     finetune.train_from = ""
@@ -50,7 +100,7 @@ def get_config(arg: str = "") -> Config:
     # BN of what learns: adapt (batch statistics, as in training), frozen (statistics stay).
     finetune.batch_norm = "adapt"
 
-    config.model = model = ml_collections.ConfigDict()
+    config.model = model = Section()
     # mobilenet_v2, mobilenet_v1, mobilenet_v3_small, mobilenet_v3_large, resnet18, resnet50. The
     # others have block tables of their own and read a part of the keys below (SHARED_KEYS).
     model.name = "mobilenet_v2"
@@ -103,15 +153,15 @@ def get_config(arg: str = "") -> Config:
 
     # Quantisation of the weights in `pretrained` (of initial ones without): before the first step,
     # so that 0 epochs are post-training quantisation and more are quantisation-aware training.
-    config.quantize = quantize = ml_collections.ConfigDict()
-    quantize.weights = weights = ml_collections.ConfigDict()
+    config.quantize = quantize = Section()
+    quantize.weights = weights = Section()
     weights.bits = 0  # 2..8; 0: float
     weights.symmetric = True  # zero point 0, or an affine grid
     weights.per_channel = True  # a grid for each output channel, or one for the tensor
     weights.estimator = "min_max"  # of the range: min_max, percentile, mse
     # In training: follow (the extremes at every step), fixed (as chosen before), lsq (learned).
     weights.ranges = "follow"
-    quantize.activations = activations = ml_collections.ConfigDict()
+    quantize.activations = activations = Section()
     activations.bits = 0  # 4..16; 0: float
     activations.symmetric = False
     activations.estimator = "min_max"  # min_max, moving_average, percentile, mse, kl
@@ -133,9 +183,9 @@ def get_config(arg: str = "") -> Config:
     quantize.batch_norm_epochs = 0.0  # of training with batch statistics, fixed after; 0: all
     quantize.step_rate = 1.0  # learning rate of learned steps / the weights' they belong to
 
-    config.compress = compress = ml_collections.ConfigDict()
+    config.compress = compress = Section()
     # Unstructured pruning in training: masks of kernels, which weights that are gone never leave.
-    compress.pruning = pruning = ml_collections.ConfigDict()
+    compress.pruning = pruning = Section()
     # none, magnitude, random, saliency (|g w|; SNIP when it is one_shot at epoch 0), rigl, set
     # (drop and grow from epoch start_epoch on), zeros (what `pretrained` has at 0 stays so).
     pruning.method = "none"
@@ -155,7 +205,7 @@ def get_config(arg: str = "") -> Config:
     pruning.rules = ()
 
     # A part of the loss is a teacher's answers to the same augmented pictures.
-    compress.distillation = distillation = ml_collections.ConfigDict()
+    compress.distillation = distillation = Section()
     distillation.teacher = ""  # run directory of any network with the same classes; "": none
     distillation.weight = 0.9  # of the soft targets in the loss; the labels have the rest
     distillation.temperature = 4.0  # that softens both distributions
@@ -163,7 +213,7 @@ def get_config(arg: str = "") -> Config:
     distillation.transfer = "none"
     distillation.transfer_weight = 1.0  # of their distance, added to the loss
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = data = Section()
     data.name = "digits"  # digits, folder, or the name of a TFDS data set
     data.data_dir = ""  # the folder, or TFDS's directory; "" is the per-user default
     data.train_split = "train"
@@ -183,7 +233,7 @@ def get_config(arg: str = "") -> Config:
     data.prefetch_batches = 2  # batches prepared ahead
     data.on_error = "raise"  # unreadable pictures: raise, skip
 
-    config.augment = augment = ml_collections.ConfigDict()
+    config.augment = augment = Section()
     augment.random_crop_padding = 0  # pixels of zero padding before a random crop
     augment.random_resized_crop = False  # Inception crop, with the two ranges below
     augment.crop_scale = (0.08, 1.0)  # fraction of the area
@@ -199,7 +249,7 @@ def get_config(arg: str = "") -> Config:
     augment.mixup_alpha = 0.0  # of the Beta distribution; 0 is off
     augment.cutmix_alpha = 0.0
 
-    config.train = train = ml_collections.ConfigDict()
+    config.train = train = Section()
     train.global_batch_size = 128  # pictures a step over all devices
     # Passes over the train part; may be a fraction. 0 evaluates what the run starts from.
     train.num_epochs = 10.0
@@ -212,7 +262,7 @@ def get_config(arg: str = "") -> Config:
     train.patience = 0
     train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
 
-    config.optimizer = optimizer = ml_collections.ConfigDict()
+    config.optimizer = optimizer = Section()
     optimizer.name = "sgd"  # sgd, rmsprop (TensorFlow's), adamw
     optimizer.learning_rate = 0.1  # peak, per 256 pictures: scaled by global_batch_size / 256
     optimizer.momentum = 0.9  # sgd, rmsprop; adamw's b1
@@ -223,7 +273,7 @@ def get_config(arg: str = "") -> Config:
     optimizer.decay_depthwise = True  # depthwise kernels too; BN and biases never
     optimizer.clip_norm = 0.0  # global norm of the gradient; 0 is off
 
-    config.schedule = schedule = ml_collections.ConfigDict()
+    config.schedule = schedule = Section()
     schedule.name = "cosine"  # constant, cosine, exponential, piecewise
     schedule.warmup_epochs = 0.0  # linear from 0
     schedule.decay_rate = 0.98  # exponential: factor; piecewise: factor at each boundary
@@ -232,20 +282,21 @@ def get_config(arg: str = "") -> Config:
     schedule.boundary_epochs = ()  # piecewise: epochs, rising
     schedule.final_fraction = 0.0  # cosine: last rate / peak rate
 
-    config.eval = evaluation = ml_collections.ConfigDict()
+    config.eval = evaluation = Section()
     evaluation.batch_size = 256  # pictures over all devices; results do not depend on it
     evaluation.every_epochs = 1.0  # epochs between validations; 0 only at the end
 
-    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    config.checkpoint = checkpoint = Section()
     checkpoint.every_steps = 1000  # besides one at each validation and at the end
     checkpoint.keep_newest = 2
     checkpoint.keep_best = 1  # by train.best_by
 
-    config.log = log = ml_collections.ConfigDict()
+    config.log = log = Section()
     log.every_steps = 50
     log.tensorboard = True
 
     config.lock()
+    _forget_what_was_set(config)
     return config
 
 
@@ -258,7 +309,8 @@ def shrink(config: Config) -> Config:
     """
     if config.model.name == "mobilenet_v2":
         config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
-        config.model.expanded_features = ()
+        if config.model.expanded_features:
+            config.model.expanded_features = ()
     config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
     config.data.name = "digits"
     config.data.data_dir = ""
@@ -296,9 +348,13 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Rebuilds a locked configuration from `to_json`; an unknown key is a ConfigError."""
+    """Rebuilds a locked configuration from `to_json`, in which every key of the text is set.
+
+    Keys that the text of an older version lacks have the values of LATER_KEYS, with which it
+    computed; an unknown key is a ConfigError.
+    """
     config = get_config()
-    update(config, dict(flatten(json.loads(text))))
+    update(config, {**LATER_KEYS, **dict(flatten(json.loads(text)))})
     return config
 
 
@@ -364,7 +420,7 @@ INHERITED_STRIDES = ("model.stem_strides", "model.stage_strides", "model.output_
 def inherit(config: Config, source: Config) -> None:
     """Takes over, in place, what comes with the weights of `config.pretrained`.
 
-    A key at its default takes the source's value; doing it twice changes nothing.
+    A key that was not set (`was_set`) takes the source's value; doing it twice changes nothing.
 
     Args:
       config: of the run that starts from the weights.
@@ -373,26 +429,31 @@ def inherit(config: Config, source: Config) -> None:
     Raises:
       ConfigError: a key is set to something that the weights are not.
     """
-    default, wanted = dict(flatten(get_config())), dict(flatten(source))
+    wanted = dict(flatten(source))
     wanted |= {f"model.{key}": computed_activation(source, key) for key in ACTIVATIONS}
     values = dict(flatten(config))
     for key in (*INHERITED, *INHERITED_STRIDES):
         if _plain(values[key]) == _plain(wanted[key]):
             continue
-        if _plain(values[key]) == _plain(default[key]):
+        if not was_set(config, key):
             config.update_from_flattened_dict({key: wanted[key]})
         elif key in INHERITED:
             raise ConfigError(
                 f"{key} is {values[key]!r}, but the weights in pretrained={config.pretrained!r} "
                 f"are of {wanted[key]!r}; leave it out: it comes with the weights."
             )
-    if values["data.normalization"] == default["data.normalization"]:
+    seen = wanted["data.normalization"]
+    if (
+        not was_set(config, "data.normalization")
+        or values["data.normalization"] == seen == "dataset"
+    ):
+        # The weights' own numbers: statistics of other data would be other ones.
         config.data.normalization = "pretrained"
-    elif values["data.normalization"] not in ("pretrained", wanted["data.normalization"]):
+    elif values["data.normalization"] not in ("pretrained", seen):
         raise ConfigError(
             f"data.normalization is {values['data.normalization']!r}, but the weights in "
-            f"pretrained={config.pretrained!r} have seen {wanted['data.normalization']!r}; leave "
-            "it out: it comes with the weights."
+            f"pretrained={config.pretrained!r} have seen {seen!r}; leave it out: it comes with the "
+            "weights."
         )
 
 
@@ -406,18 +467,59 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-# Keys that came after the first committed runs: at their defaults they do not count, so that runs
-# made before them, which are found by their fingerprint, are still what they were.
-LATER_KEYS = (
-    "pretrained",
-    "finetune.",
-    "quantize.",
-    "compress.",
-    "model.expanded_features",
-    "model.output_stride",
-    "train.best_by",
-    "train.patience",
-)
+# Keys that came after the first committed runs, and what those runs computed without knowing them.
+# At these values they do not count in a fingerprint, and a configuration that lacks them is read
+# with them. The values stay what they are when a default changes: else results of the old default
+# would answer for the new one. A new key is added here with its value.
+LATER_KEYS: Mapping[str, Any] = {
+    "pretrained": "",
+    "finetune.train_from": "",
+    "finetune.backbone_rate": 1.0,
+    "finetune.batch_norm": "adapt",
+    "model.expanded_features": (),
+    "model.output_stride": None,
+    "quantize.weights.bits": 0,
+    "quantize.weights.symmetric": True,
+    "quantize.weights.per_channel": True,
+    "quantize.weights.estimator": "min_max",
+    "quantize.weights.ranges": "follow",
+    "quantize.activations.bits": 0,
+    "quantize.activations.symmetric": False,
+    "quantize.activations.estimator": "min_max",
+    "quantize.activations.ranges": "observe",
+    "quantize.rules": (),
+    "quantize.calibration_examples": 512,
+    "quantize.calibration_dir": "",
+    "quantize.percentile": 99.99,
+    "quantize.fold": True,
+    "quantize.equalize": False,
+    "quantize.keep_relu6": False,
+    "quantize.absorb_bias": False,
+    "quantize.correct_bias": "none",
+    "quantize.adaround_steps": 0,
+    "quantize.observe_epochs": 0.0,
+    "quantize.batch_norm_epochs": 0.0,
+    "quantize.step_rate": 1.0,
+    "compress.pruning.method": "none",
+    "compress.pruning.sparsity": 0.0,
+    "compress.pruning.distribution": "uniform",
+    "compress.pruning.pattern": "weights",
+    "compress.pruning.schedule": "one_shot",
+    "compress.pruning.start_epoch": 0.0,
+    "compress.pruning.end_epoch": 0.0,
+    "compress.pruning.every_steps": 100,
+    "compress.pruning.initial_sparsity": 0.0,
+    "compress.pruning.drop_fraction": 0.3,
+    "compress.pruning.rewind_epoch": None,
+    "compress.pruning.rules": (),
+    "compress.distillation.teacher": "",
+    "compress.distillation.weight": 0.9,
+    "compress.distillation.temperature": 4.0,
+    "compress.distillation.transfer": "none",
+    "compress.distillation.transfer_weight": 1.0,
+    "train.best_by": "top1",
+    "train.patience": 0,
+}
 
 
 def fingerprint(
@@ -440,12 +542,11 @@ def fingerprint(
       16 hexadecimal digits.
     """
     left_out = (*RUNTIME_KEYS, *without)
-    default = dict(flatten(get_config()))
     computed = {
         key: _plain(instead.get(key, value))
         for key, value in flatten(config)
         if not key.startswith(left_out)
-        and not (key.startswith(LATER_KEYS) and _plain(value) == _plain(default[key]))
+        and not (key in LATER_KEYS and _plain(value) == _plain(LATER_KEYS[key]))
     }
     text = json.dumps(computed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,5 +1,7 @@
 """The configuration: what it refuses, in which words, and that it survives JSON."""
 
+import copy
+import functools
 import json
 from typing import Any
 
@@ -206,3 +208,56 @@ def test_keys_that_came_later_count_only_when_they_are_set():
         assert any(known.startswith(key) for known, _ in config_lib.flatten(config)), key
     # The base configuration's, from before those keys.
     assert config_lib.fingerprint(config) == "7e7d7a68f8494b6b"
+
+
+# ---- what was set, and what an identity leaves out
+
+
+def test_setting_a_key_to_its_default_is_setting_it():
+    config = config_lib.get_config()
+    assert not any(config_lib.was_set(config, key) for key, _ in config_lib.flatten(config))
+    config.model.width_multiplier = 1.0
+    config_lib.update(config, {"model.se_ratio": None, "seed": 0})
+    copies = (config, config.copy_and_resolve_references(), copy.deepcopy(config))
+    for each in copies:
+        found = {key for key, _ in config_lib.flatten(each) if config_lib.was_set(each, key)}
+        assert found == {"model.width_multiplier", "model.se_ratio", "seed"}
+    config_lib.unset(config, "model.width_multiplier")
+    assert not config_lib.was_set(config, "model.width_multiplier")
+    assert config_lib.was_set(copies[1], "model.width_multiplier")
+
+
+def test_every_key_of_a_stored_configuration_is_set():
+    config = config_lib.from_json(config_lib.to_json(config_lib.get_config()))
+    assert all(config_lib.was_set(config, key) for key, _ in config_lib.flatten(config))
+
+
+@pytest.mark.parametrize("key", config_lib.LATER_KEYS)
+def test_what_an_identity_leaves_out_is_not_todays_default(
+    key: str, monkeypatch: pytest.MonkeyPatch
+):
+    old = config_lib.get_config()
+    text, before = config_lib.to_json(old), config_lib.fingerprint(old)
+    stored = json.loads(text)
+    *sections, name = key.split(".")
+    section = functools.reduce(lambda part, part_name: part[part_name], sections, stored)
+    del section[name]
+
+    def with_another_default(arg: str = "") -> config_lib.Config:
+        config = get_config(arg)
+        value = dict(config_lib.flatten(config))[key]
+        other: Any = not value if isinstance(value, bool) else ("x",)
+        if isinstance(value, str):
+            other = value + "x"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            other = value + 1
+        elif value is None:
+            other = 16
+        config_lib.update(config, {key: other})
+        return config
+
+    get_config = config_lib.get_config
+    monkeypatch.setattr(config_lib, "get_config", with_another_default)
+    # A new configuration of the new default is another run; an old one is still what it was.
+    assert config_lib.fingerprint(config_lib.get_config()) != before
+    assert config_lib.fingerprint(config_lib.from_json(json.dumps(stored))) == before

@@ -108,6 +108,8 @@ def test_the_architecture_and_the_normalisation_come_with_the_weights(source: Pa
             r"model.width_multiplier is 0.5, but the weights .* 1.0",
         ),
         ({"model__padding": "SYMMETRIC"}, "model.padding is 'SYMMETRIC'.*leave it out"),
+        # Set to the default on purpose, which the weights are not.
+        ({"model__bn_epsilon": 1e-3}, "model.bn_epsilon is 0.001, but the weights .* 0.002"),
         ({"data__normalization": "symmetric"}, "data.normalization is 'symmetric'.*'dataset'"),
         ({"pretrained": "no/such/run"}, "pretrained is 'no/such/run', which has no config.json"),
     ],
@@ -123,6 +125,14 @@ def test_other_strides_are_kept(source: Path):
     config = tiny(pretrained=str(source), model__stage_strides=(2, 2))
     rundir.inherit(config)
     assert config.model.stage_strides == (2, 2)
+
+
+def test_strides_that_are_set_to_their_default_are_kept(source: Path):
+    config = config_lib.get_config()
+    config.pretrained = str(source)
+    config.model.stem_strides = 2  # the weights' are 1
+    rundir.inherit(config)
+    assert config.model.stem_strides == 2
 
 
 def test_weights_of_another_network_are_told_tensor_by_tensor(source: Path):

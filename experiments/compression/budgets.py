@@ -59,8 +59,7 @@ def arms(arg=""):
             **{name: {"model.width_multiplier": width} for name, width in narrow.items()},
         }
     longer = scales.as_long(arg, SCALES)
-    # A cut network's width comes with its weights, of which the base's 1.0 says nothing.
-    after = {**scales.compressing(arg, SCALES), "model.width_multiplier": 1.0}
+    after = scales.compressing(arg, SCALES)
     found = {"dense, longer": longer}
     for macs, width in WIDTHS[scales.name_of(arg, SCALES)].items():
         name = f"{100 * macs:.0f} %"

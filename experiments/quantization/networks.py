@@ -19,6 +19,7 @@ Run:    T="mobilenet train --config=experiments/ablations/squeeze_excite.py:cifa
 Result: experiments/results/quantization.csv
 """
 
+from mobilenet import config as base
 from mobilenet.sweep import scales
 
 NETWORKS = {
@@ -35,7 +36,7 @@ W4A4 = {"quantize.weights.bits": 4, "quantize.activations.bits": 4}
 def get_config(arg=""):
     config = scales.quantized(arg)
     config.pretrained = ""  # every arm has its own, and a network comes with its weights
-    config.model.width_multiplier = 1.0
+    base.unset(config, "model.width_multiplier")
     return config
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mobilenet import architecture, rundir, teacher, transfer
+from mobilenet import architecture, identity, rundir, teacher, transfer
 from mobilenet import config as config_lib
 from mobilenet.compress import pruning
 from mobilenet.compress import rules as pruning_rules
@@ -30,6 +30,7 @@ from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
 from mobilenet.train import loop, optim, state, steps
+from mobilenet.train.checkpoints import Checkpoints
 from mobilenet.train.loop import Batches, Parts
 
 # Streams of the run's seed; `mobilenet.train.steps` has the others.
@@ -250,12 +251,20 @@ class Data:
         }
 
 
-def _reduced(config: Config, keys: Sequence[str]) -> str:
-    """The configuration as JSON with every key but those that start so at its default."""
+def _reduced(
+    config: Config, *, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()
+) -> str:
+    """The configuration as JSON in which keys that do not count have their defaults.
+
+    Args:
+      config: complete configuration.
+      only: beginnings of the keys that count.
+      without: beginnings of those among them that do not.
+    """
     base = config_lib.get_config()
-    config_lib.update(
-        base, {k: v for k, v in config_lib.flatten(config) if k.startswith(tuple(keys))}
-    )
+    values = config_lib.flatten(config)
+    counting = {k: v for k, v in values if k.startswith(only) and not k.startswith(without)}
+    config_lib.update(base, counting)
     return config_lib.to_json(base)
 
 
@@ -306,9 +315,10 @@ class Shared:
         directory = config.compress.distillation.teacher
         if not directory:
             return None
-        key = (directory, data.class_names, num_classes, *architecture.image_shape(config))
+        path = Path(directory)
+        known = identity.of_run(path)  # another network may lie there by now
+        key = (path, known, data.class_names, num_classes, *architecture.image_shape(config))
         if self._teacher is None or self._teacher[0] != key:
-            path = Path(directory)
             names = data.class_names
             found = teacher.read(path, read_stored(path), config, names, num_classes)
             placed = dataclasses.replace(found, variables=steps.place(found.variables))
@@ -317,7 +327,7 @@ class Shared:
 
     def open(self, config: Config) -> tuple[datasets.Dataset, Callable[[str], Any]]:
         """The configured data set, and what decodes a split of it when it is called."""
-        return self._open(_reduced(config, ("data.",)))
+        return self._open(_reduced(config, only=("data.",)))
 
 
 def build_data(
@@ -713,11 +723,24 @@ ARGUMENTS = (
 # Those of them of which something is the program's all the same: whether there is an average,
 # whether anything is rounded, where, and by what kind of range (`_normalized`).
 _PARTLY = ("train.ema_decay", "quantize.")
-# What the steps are made of, besides the data's statistics and classes.
-_STEP_KEYS = (
-    "model.", "augment.", "optimizer.", "finetune.", "quantize.", "compress.",
-    "train.accumulation_steps", "train.ema_decay",
-)  # fmt: skip
+# Keys that the host alone reads: programs do not depend on them, but for the data's statistics and
+# classes, which they are told. A key that is not here belongs to the program, so that a new one
+# is never ignored by a step that was compiled without it.
+HOST_KEYS = (
+    "pretrained",
+    *("data.name", "data.data_dir", "data.train_split", "data.test_split"),
+    *("data.validation_split", "data.validation_fraction", "data.test_fraction"),
+    *("data.train_examples", "data.crop_fraction", "data.normalization", "data.in_memory"),
+    *("data.num_workers", "data.prefetch_batches", "data.on_error"),
+    *("train.global_batch_size", "train.num_epochs", "train.best_by", "train.patience"),
+    "compress.distillation.teacher",  # its weights are an argument, its network is told
+    *("eval.", "checkpoint.", "log."),
+)
+# Sections and keys that initial variables do not depend on besides: they are of the float network.
+_TRAINING_KEYS = (
+    *("seed", "finetune.", "quantize.", "compress.", "augment.", "train.", "optimizer."),
+    "schedule.",
+)
 
 
 def _normalized(config: Config) -> Config:
@@ -740,10 +763,7 @@ def lane_key(config: Config) -> str:
 
 def _step_config(config: Config) -> str:
     """What of a configuration the compiled steps depend on, as JSON."""
-    config = _normalized(config)
-    # The teacher's weights are an argument, and its network is told to `_make_steps`.
-    config.compress.distillation.teacher = ""
-    return _reduced(config, _STEP_KEYS)
+    return _reduced(_normalized(config), without=HOST_KEYS)
 
 
 def _make_steps(
@@ -805,8 +825,8 @@ def init_variables(
     config: Config, num_classes: int, shared: Shared | None = None
 ) -> dict[str, Any]:
     """Initial variables from the run's seed, the same on every process and backend."""
-    keys = ("model.", "data.image_size", "data.channels")  # not quantize: float variables
-    init = (shared or Shared()).initializer(_reduced(config, keys), num_classes)
+    reduced = _reduced(config, without=(*HOST_KEYS, *_TRAINING_KEYS))
+    init = (shared or Shared()).initializer(reduced, num_classes)
     return init(jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM))
 
 
@@ -970,50 +990,90 @@ def _settle(
 
 
 def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Parts:
-    """The parts of a run.
+    """Begins a run, or continues the one in a directory: its files and its parts.
+
+    Every run starts here, whoever starts it. What comes with the weights in `pretrained` is taken
+    over into `config`; config.json and identity.json are written, or compared with those of the run
+    that is there. A run with a checkpoint needs neither those weights nor, where nothing is left to
+    train, its teacher.
 
     Args:
-      config: complete configuration.
-      workdir: the run directory, which receives the data set's statistics.
+      config: complete configuration; completed in place.
+      workdir: the run directory, made if absent; its lock is the caller's.
       shared: of the runs in this process; None shares nothing.
 
     Raises:
-      ConfigError, DatasetError: what cannot run, before anything is compiled.
+      ConfigError, DatasetError: what cannot run, before anything is compiled. A run that cannot
+        begin leaves none of its files behind.
     """
     shared = shared or Shared()
-    devices = jax.device_count()
-    config_lib.validate(config, devices=devices, processes=jax.process_count())
+    is_main = jax.process_index() == 0
+    files = [workdir / name for name in ("config.json", identity.IDENTITY_FILE, DATA_FILE)]
+    made = [path for path in files if is_main and not path.exists()]
+    try:
+        rundir.inherit(config, workdir)
+        config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+        if is_main:
+            workdir.mkdir(parents=True, exist_ok=True)
+        identity.begin(workdir, config, write=is_main)
+        return _build(config, workdir, shared)
+    except Exception:
+        # The corrected command must not meet them.
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Past:
+    """What the run in a directory has come to.
+
+    Attributes:
+      step: of its newest checkpoint; None before it has one.
+      done: it has ended, by its last step or by patience.
+      facts: of its summary, about the runs that it started from.
+    """
+
+    step: int | None
+    done: bool
+    facts: Mapping[str, Any]
+
+    def trains(self, total_steps: int) -> bool:
+        """Whether a step is left to train."""
+        return self.step is None or (self.step < total_steps and not self.done)
+
+
+def _past(workdir: Path) -> _Past:
+    steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+    if not steps:
+        return _Past(None, False, {})
+    summary = rundir.read_json(workdir / "summary.json") or {}
+    done = summary.get("status") == "done" and summary.get("step") == steps[-1]
+    facts = {name: summary[name] for name in ("pretrained", "teacher") if name in summary}
+    return _Past(steps[-1], done, facts)
+
+
+def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
     if not config.train.num_epochs and jax.process_index() == 0:
         _keep_classes(workdir, Path(config.pretrained))
     data = build_data(config, workdir, shared, match_classes=not config.train.num_epochs)
     num_classes = resolve_classes(config, len(data.class_names))
-    if num_classes == 0:
-        raise ConfigError(
-            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
-            "out (None) for the data set's classes."
-        )
-    examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
-    if batch_size > examples and config.train.num_epochs:
-        raise ConfigError(
-            f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
-            f"has {examples} examples; it must be at most that."
-        )
-    if config.train.patience and not len(data.dataset.splits["validation"]):
-        raise ConfigError(
-            f"train.patience is {config.train.patience}, but there is no validation split to judge "
-            "by; set data.validation_fraction or data.validation_split."
-        )
+    _check_sizes(config, data, num_classes)
     if config_lib.is_quantized(config):
         check_rules(config, num_classes)
+    examples = len(data.dataset.splits["train"])
     steps_per_epoch, total_steps = count_steps(config, examples)
     prune = None
     if config_lib.is_pruned(config):
         params = parameter_shapes(config, num_classes)
         prune = build_pruning(config, params, steps_per_epoch, total_steps)
     learning_rate = build_learning_rate(config, steps_per_epoch, total_steps, prune)
-    taught = shared.teacher(config, data, num_classes)
+    past = _past(workdir)
+    taught = shared.teacher(config, data, num_classes) if past.trains(total_steps) else None
     train_step, eval_step = build_steps(config, data, num_classes, shared, taught)
-    pretrained = load_pretrained(config, data, num_classes, shared) if config.pretrained else None
+    pretrained = None
+    if config.pretrained and past.step is None:
+        pretrained = load_pretrained(config, data, num_classes, shared)
 
     def init() -> state.TrainState:
         variables = pretrained.variables if pretrained else None
@@ -1038,7 +1098,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
             **hyperparameters(config, learning_rate(step)),
             **(prune(step) if prune else {}),
         },
-        batch_size=batch_size,
+        batch_size=config.train.global_batch_size,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         eval_every_steps=max(1, math.floor(every * steps_per_epoch + 0.5)) if every else 0,
@@ -1058,11 +1118,32 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
                 "macs": costs.macs,
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},
                 "seed": config.seed,
+                **past.facts,
                 **({"pretrained": pretrained.facts} if pretrained else {}),
                 **({"teacher": taught.facts} if taught else {}),
             },
         ),
     )
+
+
+def _check_sizes(config: Config, data: Data, num_classes: int) -> None:
+    """Refuses, with a ConfigError, what cannot be trained on as much data as there is."""
+    if num_classes == 0:
+        raise ConfigError(
+            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
+            "out (None) for the data set's classes."
+        )
+    examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
+    if batch_size > examples and config.train.num_epochs:
+        raise ConfigError(
+            f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
+            f"has {examples} examples; it must be at most that."
+        )
+    if config.train.patience and not len(data.dataset.splits["validation"]):
+        raise ConfigError(
+            f"train.patience is {config.train.patience}, but there is no validation split to judge "
+            "by; set data.validation_fraction or data.validation_split."
+        )
 
 
 def _keep_classes(workdir: Path, pretrained: Path) -> None:
@@ -1111,7 +1192,8 @@ def build_lanes(
         )
     runs = [build(c, w, shared=shared) for c, w in zip(configs, workdirs, strict=True)]
     first, data = runs[0], build_data(configs[0], workdirs[0], shared)
-    taught = shared.teacher(configs[0], data, first.num_classes)
+    left = any(_past(workdir).trains(first.total_steps) for workdir in workdirs)
+    taught = shared.teacher(configs[0], data, first.num_classes) if left else None
     train_step, eval_step = build_steps(
         configs[0], data, first.num_classes, shared, taught, lanes=True
     )

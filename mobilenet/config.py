@@ -33,6 +33,8 @@ class Section(ml_collections.ConfigDict):
     A value tells nothing about that: a key may be set to its default on purpose (`was_set`).
     """
 
+    _set: set[str]
+
     def __init__(self, *args: Any, **options: Any) -> None:
         object.__setattr__(self, "_set", set())
         super().__init__(*args, **options)
@@ -455,6 +457,20 @@ def inherit(config: Config, source: Config) -> None:
             f"pretrained={config.pretrained!r} have seen {seen!r}; leave it out: it comes with the "
             "weights."
         )
+
+
+def inherit_again(config: Config, own: Config) -> None:
+    """Takes over, in place, what a run's own stored configuration once took from its weights.
+
+    Args:
+      config: of the run, as it was given.
+      own: of the run, as it was stored; what is set to something else there, `differences` tells.
+    """
+    for key in (*INHERITED, *INHERITED_STRIDES, "data.normalization"):
+        if not was_set(config, key):
+            config.update_from_flattened_dict({key: dict(flatten(own))[key]})
+    if own.data.normalization == "pretrained" and config.data.normalization == "dataset":
+        config.data.normalization = "pretrained"
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -166,8 +166,13 @@ def read_config(workdir: Path) -> Config:
         raise ConfigError(f"{path} was written by another version: {error}") from error
 
 
-def inherit(config: Config) -> None:
+def inherit(config: Config, workdir: Path | None = None) -> None:
     """Takes over, in place, what comes with the weights that `config.pretrained` names.
+
+    Args:
+      config: of the run that starts from the weights.
+      workdir: the run directory. A run that has begun knows what came with its weights, which need
+        not be at hand any more.
 
     Raises:
       ConfigError: it is no run directory, or a key is set to something that the weights are not.
@@ -175,36 +180,15 @@ def inherit(config: Config) -> None:
     if not config.pretrained:
         return
     path = Path(config.pretrained)
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"pretrained is {config.pretrained!r}, which has no config.json; give a run directory, "
-            "of `mobilenet convert` or `mobilenet train`."
-        )
-    config_lib.inherit(config, read_config(path))
-
-
-def settle_config(workdir: Path, config: Config, *, write: bool = True) -> None:
-    """Writes `config.json`, or checks that the directory's run computes the same.
-
-    Args:
-      workdir: the run directory; the caller holds its lock.
-      config: of the run.
-      write: whether this process writes.
-
-    Raises:
-      ConfigError: the directory holds a run with other values; shows the keys.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        differing = config_lib.differences(read_config(workdir), config)
-        if differing:
-            shown = "; ".join(
-                f"{key} is {old!r} there and {new!r} now" for key, (old, new) in differing.items()
-            )
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration: {shown}. Give another "
-                "--workdir, or the values of the run."
-            )
-    text = config_lib.to_json(config)
-    if write and not (path.exists() and path.read_text() == text):
-        write_atomically(path, text)
+    if (path / "config.json").is_file():
+        config_lib.inherit(config, read_config(path))
+        return
+    if workdir is not None and (workdir / "config.json").is_file():
+        own = read_config(workdir)
+        if own.pretrained == config.pretrained:
+            config_lib.inherit_again(config, own)
+            return
+    raise ConfigError(
+        f"pretrained is {config.pretrained!r}, which has no config.json; give a run directory, "
+        "of `mobilenet convert` or `mobilenet train`."
+    )

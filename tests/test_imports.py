@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/config.py": ("mobilenet.quantize.rules", "mobilenet.compress.rules"),
     "mobilenet/rundir.py": ("mobilenet.config",),
+    # The record of a checkpoint, which it imports when it is asked for one.
+    "mobilenet/identity.py": ("mobilenet.config", "mobilenet.rundir", "mobilenet.train"),
     "mobilenet/rows.py": ("mobilenet.rundir",),
     "mobilenet/models": ("mobilenet.models",),
     "mobilenet/data": ("mobilenet.data",),
@@ -26,7 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/compress/rules.py": (),
     "mobilenet/analysis": (
         "mobilenet.analysis", "mobilenet.rundir", "mobilenet.rows", "mobilenet.config",
-        "mobilenet.sweep.space",
+        "mobilenet.identity", "mobilenet.sweep.space",
     ),
     "mobilenet/teacher.py": (
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",
@@ -35,9 +37,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/transfer.py": ("mobilenet.config", "mobilenet.train"),
     "mobilenet/build.py": (
         "mobilenet.architecture", "mobilenet.transfer", "mobilenet.teacher", "mobilenet.config",
-        "mobilenet.rundir",
+        "mobilenet.rundir", "mobilenet.identity",
         "mobilenet.models", "mobilenet.data", "mobilenet.train", "mobilenet.quantize",
         "mobilenet.compress",
+    ),
+    # What a verb does to runs, for the command line and notebooks alike.
+    "mobilenet/workflows": (
+        "mobilenet.build", "mobilenet.config", "mobilenet.rundir", "mobilenet.train",
     ),
     "mobilenet/architecture.py": (
         "mobilenet.config", "mobilenet.models", "mobilenet.train.steps", "mobilenet.quantize",
@@ -79,7 +85,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.rows", "mobilenet.quantize", "mobilenet.export",
     ),
     "mobilenet/sweep": (
-        "mobilenet.sweep", "mobilenet.config", "mobilenet.build",
+        "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.rundir",
         "mobilenet.runtime", "mobilenet.train", "mobilenet.models",
     ),
@@ -95,7 +101,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.experiment", "mobilenet.reproduction", "mobilenet.conversion",
         "mobilenet.quantization",
         "mobilenet.export", "mobilenet.deployment",
-        "mobilenet.compression",
+        "mobilenet.compression", "mobilenet.workflows",
     ),
     "mobilenet/__main__.py": ("mobilenet.cli",),
     "mobilenet/__init__.py": (),

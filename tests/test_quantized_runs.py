@@ -41,9 +41,6 @@ def w8a8(source: Path | None = None, **overrides: Any) -> Any:
 
 def start(config: Any, workdir: Path) -> loop.Parts:
     """The parts of a run, as the first thing of `train`."""
-    rundir.inherit(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    rundir.settle_config(workdir, config)
     return build.build(config, workdir, shared=SHARED)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet import config as config_lib
-from mobilenet import rows, rundir
+from mobilenet import identity, rows, rundir
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_a_directory_keeps_its_configuration(tmp_path: Path):
     config = config_lib.get_config()
     with pytest.raises(config_lib.ConfigError, match="has no config.json"):
         rundir.read_config(tmp_path)
-    rundir.settle_config(tmp_path, config)
+    identity.begin(tmp_path, config)
     assert config_lib.to_json(rundir.read_config(tmp_path)) == config_lib.to_json(config)
     config.log.every_steps = 7  # how a run is carried out may change
-    rundir.settle_config(tmp_path, config)
+    identity.begin(tmp_path, config)
     assert rundir.read_config(tmp_path).log.every_steps == 7
     config.seed = 3
     with pytest.raises(config_lib.ConfigError, match="seed is 0 there and 3 now"):
-        rundir.settle_config(tmp_path, config)
+        identity.begin(tmp_path, config)
 
 
 def test_files_are_replaced_whole(tmp_path: Path):

@@ -21,10 +21,7 @@ SHARED = build.Shared()  # runs that differ in numbers alone compile once
 
 
 def train(config: Any, workdir: Path) -> dict[str, Any]:
-    rundir.inherit(config)
-    config_lib.validate(config)
     with rundir.locked(workdir):
-        rundir.settle_config(workdir, config)
         return loop.train(build.build(config, workdir, shared=SHARED), workdir)
 
 
@@ -78,8 +75,6 @@ def backbone(params: Any) -> dict[str, Any]:
 
 def start(config: Any, workdir: Path) -> Any:
     """The parts of a run, as the first thing of `train`."""
-    rundir.inherit(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     return build.build(config, workdir)
 
 
@@ -241,7 +236,7 @@ def test_only_what_shall_learn_changes(
 def test_a_linear_probe_computes_no_gradient_of_the_backbone(source: Path, folder: Path):
     def products(**overrides: Any) -> int:
         config = fine(source, folder, model__conv_form="shifted", **overrides)
-        parts = start(config, folder.parent / "probe")
+        parts = start(config, folder.parent / (config.finetune.train_from or "all"))
         batch = {
             "image": np.zeros((2, 8, 8, 8, 1), np.uint8),
             **{name: np.zeros((2, 8), np.int32) for name in ("label", "index", "epoch")},

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
+from mobilenet import identity, rundir
 from mobilenet.analysis.stats import Column, Frame
 from mobilenet.sweep import space
 
@@ -87,7 +87,7 @@ def load_runs(directory: str | Path) -> Runs:
         status            of `rundir.status`; also "damaged" when config.json is no JSON object
         error             what ended the run or could not be read, or None
         seed              of the run
-        group             `config.fingerprint` without the seed: equal for replicates
+        group             `identity.fingerprint` without the seed: equal for replicates
         model.width_multiplier ...   the configuration's keys that vary among the runs
         step, total_steps            updates done and asked
         train_loss, train_accuracy   means of the last logged window
@@ -160,6 +160,12 @@ def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     return value, ""
 
 
+def _read_identity(path: Path) -> tuple[dict[str, str], str]:
+    """What the run began with (`identity.read`), and what is wrong with its record."""
+    found, error = _read_object(path / identity.IDENTITY_FILE)
+    return ({}, error) if found is None else (identity.read(path), error)
+
+
 def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[Any, ...]]]:
     """A run's row, its configuration as dotted keys, and its metrics without the run's name."""
     found, errors = {}, []
@@ -181,7 +187,9 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
             errors.append(str(error))
         # Replicates have the texts that name their seed in common.
         named = space.naming_seed(overrides)
-        group = config_lib.fingerprint(config, without=("seed",), instead=named)
+        known, error = _read_identity(path)
+        errors += [error] if error else []
+        group = identity.fingerprint(config, known, without=("seed",), instead=named)
         values = {**dict(config_lib.flatten(config)), **named}
     else:
         group = point.get("group")

@@ -168,32 +168,16 @@ def define_checkpoint(values: flags.FlagValues) -> None:
 
 def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, Any] | None:
     """Trains a complete configuration, or finishes what is begun; its summary, on process 0."""
-    rundir.inherit(config)
+    rundir.inherit(config, workdir)
     config_lib.validate(config)
     apply_cpu_devices(values)
 
-    from mobilenet import build, runtime
-    from mobilenet.train import loop
+    from mobilenet import runtime
+    from mobilenet.workflows.train import train
 
     runtime.prepare_compiler()
     with devices(values):
-        import jax
-
-        is_main = jax.process_index() == 0
-        # Process 0 holds the lock for all.
-        with rundir.locked(workdir) if is_main else contextlib.nullcontext():
-            files = [workdir / name for name in ("config.json", build.DATA_FILE)]
-            made = [path for path in files if is_main and not path.exists()]
-            rundir.settle_config(workdir, config, write=is_main)
-            try:
-                parts = build.build(config, workdir)
-            except Exception:
-                # A run that cannot begin leaves nothing for the corrected one to meet.
-                for path in made:
-                    path.unlink(missing_ok=True)
-                raise
-            summary = loop.train(parts, workdir, began=STARTED)
-    return summary if is_main else None
+        return train(config, workdir, began=STARTED)
 
 
 def describe_summary(summary: dict[str, Any], workdir: Path) -> str:

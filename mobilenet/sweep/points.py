@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
+from mobilenet import identity, rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.sweep import space
 from mobilenet.sweep.space import Range
@@ -19,7 +19,7 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-      key: hash of the configuration, which names the run directory.
+      key: hash of what the run computes (`identity.fingerprint`), which names its directory.
       group: the same without the seed, and with "{seed}" where texts name it: replicates have one
         group.
       overrides: dotted keys that the sweep sets.
@@ -70,13 +70,28 @@ def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
         config_lib.validate(config)
     except ConfigError as error:
         raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
-    key = config_lib.fingerprint(config)
-    return Point(key, _group(config, overrides), dict(overrides), config)
+    known, named = identity.identify(config), space.naming_seed(overrides)
+    key = identity.fingerprint(config, known)
+    group = identity.fingerprint(config, known, without=("seed",), instead=named)
+    return Point(key, group, dict(overrides), config)
 
 
-def _group(config: Config, overrides: Mapping[str, Any]) -> str:
-    named = space.naming_seed(overrides)
-    return config_lib.fingerprint(config, without=("seed",), instead=named)
+def require_sources(points: Iterable[Point]) -> None:
+    """Refuses points whose weights or teacher are not there, before anything is trained.
+
+    Raises:
+      ConfigError: names the key, the path and the point.
+    """
+    complete: dict[str, bool] = {}
+    for point in points:
+        for key, path in identity.paths(point.config).items():
+            if path not in complete:
+                complete[path] = key in identity.identify(point.config)
+            if not complete[path]:
+                what = "a complete run" if key in identity.RUNS else "a folder"
+                raise ConfigError(
+                    f"The point with {point.label}: {key} is {path!r}, which is not {what}."
+                )
 
 
 def points_of(base: Config, overrides: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -109,7 +124,12 @@ def write_plan(points: Sequence[Point], workdir: Path) -> Path:
     Two sweeps in one directory have two plans, and share the points that are in both.
     """
     plan = [
-        {"overrides": point.overrides, "config": json.loads(config_lib.to_json(point.config))}
+        {
+            "key": point.key,
+            "group": point.group,
+            "overrides": point.overrides,
+            "config": json.loads(config_lib.to_json(point.config)),
+        }
         for point in points
     ]
     name = hashlib.sha256(" ".join(point.key for point in points).encode()).hexdigest()[:16]
@@ -120,13 +140,13 @@ def write_plan(points: Sequence[Point], workdir: Path) -> Path:
 
 
 def read_plan(path: Path) -> list[Point]:
-    """The points of `write_plan`."""
-    points = []
-    for entry in json.loads(path.read_text()):
-        config = config_lib.from_json(json.dumps(entry["config"]))
-        overrides = entry["overrides"]
-        point = make_point(config, {})
-        points.append(
-            dataclasses.replace(point, group=_group(config, overrides), overrides=overrides)
+    """The points of `write_plan`, as they were: what they start from may be gone by now."""
+    return [
+        Point(
+            entry["key"],
+            entry["group"],
+            entry["overrides"],
+            config_lib.from_json(json.dumps(entry["config"])),
         )
-    return points
+        for entry in json.loads(path.read_text())
+    ]

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from mobilenet import build, rundir
 from mobilenet.rundir import InUseError, RunDirectoryError
-from mobilenet.sweep.points import Point, write_plan
+from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop
 
@@ -96,7 +96,13 @@ def run(
 
 
 def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = False) -> None:
-    """Makes the run directories of points that have none, and opens failed ones again if asked."""
+    """Makes the run directories of points that have none, and opens failed ones again if asked.
+
+    Raises:
+      ConfigError: a point that is open starts from what is not there.
+    """
+    found = statuses(points, workdir)
+    require_sources(point for point in points if found[point.key] in OPEN)
     for point in points:
         directory = point.directory(workdir)
         directory.mkdir(parents=True, exist_ok=True)
@@ -211,8 +217,6 @@ def train(
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(open(path / "log.txt", "a")) for path in directories]
         try:
-            for point, directory in zip(points, directories, strict=True):
-                rundir.settle_config(directory, point.config)
             if len(points) == 1:
                 parts = build.build(points[0].config, directories[0], shared=shared)
             else:

@@ -302,6 +302,24 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
     return checkpoints.read(step)
 
 
+def read_digests(workdir: Path) -> dict[str, str]:
+    """Digests of the items of a run's result, from its record alone: item -> hash of its bytes.
+
+    Args:
+      workdir: the run directory.
+
+    Raises:
+      CheckpointError: there is no checkpoint whose record can be read.
+    """
+    summary = rundir.read_json(workdir / "summary.json") or {}
+    steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+    for step in [summary["result_step"]] if "result_step" in summary else reversed(steps):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+            return dict(json.loads(record.read_text())["digests"])
+    raise CheckpointError(f"{workdir} has no checkpoint whose record can be read.")
+
+
 def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics.get("score", metrics["top1"]))
 

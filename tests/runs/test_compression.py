@@ -49,9 +49,6 @@ def pruned(mobilenet: Command, tmp_path_factory: pytest.TempPathFactory) -> Path
 def train(workdir: Path, **overrides: Any) -> dict[str, Any]:
     """Trains in this process."""
     config = tiny(train__num_epochs=0.25, **overrides)
-    rundir.inherit(config)
-    workdir.mkdir()
-    rundir.settle_config(workdir, config)
     return loop.train(build.build(config, workdir), workdir)
 
 
@@ -322,8 +319,6 @@ def test_sparsities_train_as_lanes_of_one_program(tmp_path: Path):
         config.compress.pruning.start_epoch = 0.0625 * (1 + len(configs))  # steps of their own
         configs.append(config)
         workdirs.append(tmp_path / f"{sparsity:g}")
-        workdirs[-1].mkdir()
-        rundir.settle_config(workdirs[-1], config)
     found = loop.train_lanes(build.build_lanes(configs, workdirs), workdirs)
     assert [lane["sparsity"]["prunable"] for lane in found] == [0.5, 0.75]
     masks = [pruning.flatten(items(w)["opt_state"]["masks"]) for w in workdirs]

@@ -1,0 +1,161 @@
+"""What a run is known by: what its configuration computes, and what lay at the paths in it.
+
+    identity.json   of a run directory: what lay at each of those paths when the run began
+
+A configuration names the weights that a run starts from, its teacher and a folder of calibration
+images by path. Another network may come to lie at a path, and a network may move; so they count by
+what they hold: the digests of the weights, and how images are shown to them.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mobilenet import config as config_lib
+from mobilenet import rundir
+from mobilenet.config import Config, ConfigError
+
+IDENTITY_FILE = "identity.json"
+# Keys whose values are paths of run directories, and of folders of images.
+RUNS = ("pretrained", "compress.distillation.teacher")
+FOLDERS = ("quantize.calibration_dir",)
+PATHS = (*RUNS, *FOLDERS)
+# What of a checkpoint is evaluated; the optimiser's state is of no consequence to another run.
+_WEIGHTS = ("params", "batch_stats", "ema", "quant")
+
+
+def of_run(directory: Path) -> str | None:
+    """The identity of a run's result as others start from it, or learn from it.
+
+    It is the same wherever the directory lies, and another one for other weights, normalisation,
+    class names or another network.
+
+    Args:
+      directory: a run directory, of `mobilenet train`, `convert` or `shrink`.
+
+    Returns:
+      16 hexadecimal digits, or None if there is no complete run.
+    """
+    from mobilenet.train import checkpoints  # with JAX, which reading a record need not wait for
+
+    try:
+        digests = checkpoints.read_digests(directory)
+        stored = rundir.read_json(directory / "data.json")
+        config = rundir.read_config(directory)
+    except (checkpoints.CheckpointError, rundir.RunDirectoryError, ConfigError):
+        return None
+    if stored is None:
+        return None
+    others = [k for k, _ in config_lib.flatten(config) if not k.startswith(("model.", "quantize."))]
+    return _digest(
+        {
+            "weights": {name: digests.get(name) for name in _WEIGHTS},
+            "shown": {name: stored.get(name) for name in ("mean", "std", "class_names")},
+            "network": config_lib.fingerprint(config, without=(*others, *FOLDERS)),
+        }
+    )
+
+
+def of_folder(folder: Path) -> str | None:
+    """The identity of a folder: the names of the files below it, or None if there is none.
+
+    Hidden files do not count: file managers leave them.
+    """
+    if not folder.is_dir():
+        return None
+    names = [
+        os.path.relpath(os.path.join(parent, file), folder)
+        for parent, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if not file.startswith(".")
+    ]
+    return _digest([os.fsencode(name).hex() for name in sorted(names)])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def paths(config: Config) -> dict[str, str]:
+    """The keys of PATHS that a configuration sets, and their paths."""
+    values = dict(config_lib.flatten(config))
+    return {key: values[key] for key in PATHS if values[key]}
+
+
+def identify(config: Config) -> dict[str, str]:
+    """Key of PATHS -> identity of what lies at its path; without those where nothing lies."""
+    found = {
+        key: of_run(Path(path)) if key in RUNS else of_folder(Path(path))
+        for key, path in paths(config).items()
+    }
+    return {key: identity for key, identity in found.items() if identity is not None}
+
+
+def read(workdir: Path) -> dict[str, str]:
+    """Key of PATHS -> identity of what the run in a directory began with; {} if it does not say."""
+    found = rundir.read_json(workdir / IDENTITY_FILE) or {}
+    return {key: str(identity) for key, identity in found.items() if key in PATHS}
+
+
+def fingerprint(
+    config: Config,
+    known: Mapping[str, str],
+    *,
+    without: Iterable[str] = (),
+    instead: Mapping[str, Any] | None = None,
+) -> str:
+    """`config.fingerprint`, in which paths count by what they hold.
+
+    Args:
+      config: complete configuration.
+      known: of `identify` or `read`; a path that is not in it counts by its text.
+      without, instead: as `config.fingerprint`; `instead` comes before `known`.
+    """
+    return config_lib.fingerprint(config, without=without, instead={**known, **(instead or {})})
+
+
+def begin(workdir: Path, config: Config, *, write: bool = True) -> None:
+    """Makes a directory that of a run, or checks that the run in it computes the same.
+
+    What lies at a path of the configuration (PATHS) must be what the run began with; it may have
+    moved, or be gone.
+
+    Args:
+      workdir: the run directory; the caller holds its lock.
+      config: complete configuration of the run.
+      write: whether this process writes config.json and identity.json.
+
+    Raises:
+      ConfigError: the directory holds a run with other values; says which.
+    """
+    path, known = workdir / "config.json", identify(config)
+    begun = path.exists()
+    if begun:
+        old, recorded = rundir.read_config(workdir), read(workdir)
+        differing = config_lib.differences(old, config)
+        for key in recorded.keys() & known.keys() & paths(old).keys():
+            if known[key] != recorded[key]:
+                raise ConfigError(
+                    f"{key} is {paths(config)[key]!r}, where something else lies now than when the "
+                    f"run in {workdir} began. Put that back, or give another --workdir."
+                )
+            differing.pop(key, None)
+        if differing:
+            shown = "; ".join(
+                f"{key} is {was!r} there and {now!r} now" for key, (was, now) in differing.items()
+            )
+            raise ConfigError(
+                f"{workdir} holds a run with another configuration: {shown}. Give another "
+                "--workdir, or the values of the run."
+            )
+    if not write:
+        return
+    text = config_lib.to_json(config)
+    if not (begun and path.read_text() == text):
+        rundir.write_atomically(path, text)
+    if not begun:
+        rundir.write_json(workdir / IDENTITY_FILE, known)

@@ -1,0 +1,1 @@
+"""What the verbs do to runs, as plain functions that notebooks call too."""

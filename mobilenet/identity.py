@@ -101,6 +101,16 @@ def read(workdir: Path) -> dict[str, str]:
     return {key: str(identity) for key, identity in found.items() if key in PATHS}
 
 
+def computed(workdir: Path) -> dict[str, Any]:
+    """What the run in a directory computes: dotted key -> value, and of a path what lay there.
+
+    Raises:
+      ConfigError: as `rundir.read_config`.
+    """
+    values = dict(config_lib.flatten(rundir.read_config(workdir))) | read(workdir)
+    return {k: v for k, v in values.items() if not k.startswith(config_lib.RUNTIME_KEYS)}
+
+
 def fingerprint(
     config: Config,
     known: Mapping[str, str],

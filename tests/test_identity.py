@@ -263,7 +263,8 @@ def test_programs_do_not_depend_on_keys_of_the_host(tmp_path: Path):
         images = np.zeros((1, 4, *build.architecture.image_shape(config)), np.uint8)
         batch = {"image": images, "label": np.zeros((1, 4), np.int32)}
         batch |= {name: np.zeros((1, 4), np.int32) for name in ("index", "epoch")}
-        return step.lower(state, batch, build.hyperparameters(config, 0.1)).as_text()
+        lower: Any = step.lower  # pyright: ignore[reportFunctionMemberAccess]
+        return lower(state, batch, build.hyperparameters(config, 0.1)).as_text()
 
     assert json.loads(config_lib.to_json(config)) != json.loads(config_lib.to_json(other))
     assert program(config) == program(other)

@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mobilenet import config as config_lib
+from mobilenet import identity, rundir
 from mobilenet import rows as table_rows
-from mobilenet import rundir
 from mobilenet.analysis import plots, results, stats
 from mobilenet.analysis.results import ResultError, one
 
@@ -181,27 +182,63 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
       arms: name -> what it overrides, besides the seed.
 
     Raises:
-      ResultError: an arm without a run, or a run that is not done.
+      ResultError: an arm without a run, with two of one seed, or with one that is not done; runs
+        that differ in more than their arms say.
     """
-    by_overrides: dict[str, Path] = {}
+    by_overrides: dict[str, list[Path]] = {}
     seeds: set[int] = set()
     for path in sorted(directory.glob("*/point.json")):
         overrides = {"seed": 0, **json.loads(path.read_text())["overrides"]}
         seeds.add(overrides["seed"])
-        by_overrides[_canonical(overrides)] = path.parent
+        by_overrides.setdefault(_canonical(overrides), []).append(path.parent)
     found = {}
     for name, overrides in arms.items():
         wanted = [_canonical({**overrides, "seed": seed}) for seed in sorted(seeds)]
-        runs = [by_overrides[each] for each in wanted if each in by_overrides]
-        if not runs:
+        candidates = [by_overrides[each] for each in wanted if each in by_overrides]
+        if not candidates:
             raise ResultError(
                 f"{directory} has no run of the arm {name!r}; finish the sweep first."
             )
+        for several in candidates:
+            if len(several) > 1:
+                raise ResultError(
+                    f"The arm {name!r} has two runs of one seed, {several[0]} and {several[1]}, "
+                    f"{_differing(several[:2])}; keep the sweeps in directories of their own."
+                )
+        runs = [run for (run,) in candidates]
         for run in runs:
             if rundir.status(run) != "done":
                 raise ResultError(f"{run} is {rundir.status(run)}, not done; finish it first.")
         found[name] = runs
+    _check_one_experiment(found, arms)
     return found
+
+
+def _differing(runs: Sequence[Path]) -> str:
+    keys = [key for key in results.differing(runs) if key != "seed"]
+    return f"which differ in {', '.join(keys)}" if keys else "which compute the same"
+
+
+def _check_one_experiment(
+    found: Mapping[str, Sequence[Path]], arms: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuses runs that differ in a key that their arms leave alone: they are of several sweeps."""
+    first: dict[str, tuple[Any, Path]] = {}
+    for name, runs in found.items():
+        own = {"seed", *arms[name]}
+        if "pretrained" in own:  # and what comes with the weights
+            own |= {*config_lib.INHERITED, *config_lib.INHERITED_STRIDES, "data.normalization"}
+        for run in runs:
+            for key, value in identity.computed(run).items():
+                if key in own:
+                    continue
+                known, other = first.setdefault(key, (value, run))
+                if known != value:
+                    raise ResultError(
+                        f"{other} and {run} differ in {key} ({known!r}, {value!r}), which their "
+                        "arms leave alone: they are not of one sweep. Keep the sweeps in "
+                        "directories of their own."
+                    )
 
 
 def _canonical(overrides: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobilenet import identity, rundir
 from mobilenet import rows as table_rows
-from mobilenet import rundir
 
 FIELDS = (
     "row",
@@ -54,6 +54,13 @@ def one(name: str, values: Sequence[Any]) -> Any:
     if len({json.dumps(v, sort_keys=True) for v in values}) > 1:
         raise ResultError(f"The runs differ in {name}: {', '.join(map(str, values))}.")
     return values[0]
+
+
+def differing(runs: Sequence[Path]) -> dict[str, list[Any]]:
+    """Configuration keys in which runs compute something else: key -> the value of each run."""
+    found = [identity.computed(run) for run in runs]
+    values = {key: [each.get(key) for each in found] for key in found[0]}
+    return {key: mine for key, mine in values.items() if any(v != mine[0] for v in mine)}
 
 
 def versions(found: Mapping[str, str]) -> str:
@@ -98,10 +105,9 @@ def make_row(
     seeds = [summary["seed"] for summary in summaries]
     if len(set(seeds)) < len(seeds):
         raise ResultError(f"The runs repeat a seed: {', '.join(map(str, seeds))}.")
-    one(
-        "configuration",
-        [{**c, "seed": None, "data": {**c["data"], "data_dir": ""}} for c in configs],
-    )
+    for key, values in differing(runs).items():
+        if key != "seed":
+            one(key, values)
     scores = [100 * summary["test"]["top1"] for summary in summaries]
     return {
         "row": name,
@@ -140,13 +146,14 @@ def copy_logs(run: Path, target: Path, files: Sequence[str]) -> None:
     Args:
       run: the run directory.
       target: is made; its content must not be there yet.
-      files: names in the run directory.
+      files: names in the run directory; identity.json, which older runs lack, goes with them.
 
     Raises:
       FileNotFoundError: one of the files does not exist.
     """
     target.mkdir(parents=True)
-    for file in files:
+    known = [file for file in (identity.IDENTITY_FILE,) if (run / file).exists()]
+    for file in (*files, *known):
         shutil.copyfile(run / file, target / file)
     # Where the data lay on the machine of the run is nobody's concern.
     path = target / "config.json"

@@ -127,6 +127,28 @@ def test_arms_without_finished_runs_are_refused(sweep: Path):
         arms.find_runs(sweep / "points", NAMED)
 
 
+def test_runs_of_two_sweeps_are_not_mixed(tmp_path: Path):
+    def write(name: str, start: str, overrides: dict[str, Any], seed: int) -> Path:
+        run = write_run(tmp_path / name, 0.5, overrides, seed)
+        config = json.loads((run / "config.json").read_text())
+        write_json(run / "config.json", {**config, "pretrained": "runs/parent"})
+        write_json(run / "identity.json", {"pretrained": start})
+        return run
+
+    one = write("one", "a", FLOAT, 0)
+    write("w8", "a", W8, 0)
+    assert arms.find_runs(tmp_path, NAMED)["float"] == [one]
+    # The same path, another network there: two candidates for one arm.
+    two = write("two", "b", FLOAT, 0)
+    with pytest.raises(ResultError, match=f"{one} and {two}, which differ in pretrained"):
+        arms.find_runs(tmp_path, NAMED)
+    # Or a seed of one sweep and a seed of the other.
+    (one / "config.json").write_text((two / "config.json").read_text())
+    write_json(two / "point.json", {"overrides": {"seed": 1}, "error": None})
+    with pytest.raises(ResultError, match="differ in pretrained .'a', 'b'."):
+        arms.find_runs(tmp_path, NAMED)
+
+
 def test_runs_that_are_not_one_experiment_are_refused(sweep: Path):
     runs = [sweep / "points/f0", sweep / "points/f1"]
     summary = json.loads((runs[1] / "summary.json").read_text())

@@ -121,7 +121,7 @@ def test_rows_refuse_what_is_not_one_experiment(runs: list[Path]):
     config = json.loads((runs[1] / "config.json").read_text())
     config["model"]["width_multiplier"] = 9.0
     edit(runs[1], "config.json", **config)
-    with pytest.raises(results.ResultError, match="differ in configuration"):
+    with pytest.raises(results.ResultError, match="differ in model.width_multiplier"):
         results.make_row("r", runs, config="c")
     edit(runs[2], "summary.json", status="diverged")
     with pytest.raises(results.ResultError, match="is diverged, not done"):

@@ -5,7 +5,6 @@ is an error. Values are plain (numbers, strings, booleans, tuples), so a configu
 unchanged: `to_json` and `from_json` are inverses.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -16,15 +15,13 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from mobilenet import settings
 from mobilenet.compress import rules as pruning_rules
 from mobilenet.quantize import rules
+from mobilenet.settings import ConfigError as ConfigError
 
 # An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
 Config: TypeAlias = Any
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key, the value and what is allowed."""
 
 
 def get_config(arg: str = "") -> Config:
@@ -245,8 +242,7 @@ def get_config(arg: str = "") -> Config:
     log.every_steps = 50
     log.tensorboard = True
 
-    config.lock()
-    return config
+    return settings.checked(config)
 
 
 def shrink(config: Config) -> Config:
@@ -305,34 +301,23 @@ def from_json(text: str) -> Config:
 def update(config: Config, overrides: Mapping[str, Any]) -> None:
     """Sets dotted keys in place.
 
+    Another `model.name` takes the keys that describe the old network back to their defaults
+    (`_leave_network`), except those that are set with it.
+
     Raises:
-      ConfigError: an unknown key, with the nearest known one, or a value of another type.
+      ConfigError: an unknown key, with the nearest known one, or a value of another kind.
     """
-    known = dict(flatten(config))
+    for key in overrides:
+        config.kind(key)
+    _leave_network(config, overrides)
     for key, value in overrides.items():
-        if key not in known:
-            raise ConfigError(unknown_key(config, key))
-        if isinstance(value, list):
-            value = _tuples(value)
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{key} is {value!r}, a {type(value).__name__}; it must be a "
-                f"{type(known[key]).__name__} like {known[key]!r}."
-            ) from error
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = value
 
 
-def unknown_key(config: Config, key: str) -> str:
-    """The message for a key that does not exist."""
-    known = [name for name, _ in flatten(config)]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "; mobilenet/config.py lists all keys."
-    return f"{key} is not a configuration key{hint}"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def parse(config: Config, key: str, text: str) -> Any:
+    """A value as a command line has it, as one of the key's kind; ConfigError as `update`."""
+    return settings.parse(key, config.kind(key), text)
 
 
 # Keys that change how a run is carried out but not what it computes; a resumed run may change them.
@@ -477,6 +462,29 @@ SHARED_KEYS = (
     *("bn_momentum", "bn_epsilon", "bn_statistics", "bn_group_size"),
 )
 OWN_KEYS = {"mobilenet_v1": ("activation",)}
+
+
+def _reads(network: str, key: str) -> bool:
+    """Whether a network reads a key of the model section."""
+    return network not in STAGE_STRIDES or key in (*SHARED_KEYS, *OWN_KEYS.get(network, ()))
+
+
+def _leave_network(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Takes keys of the network that `overrides` replace back to their defaults, in place.
+
+    Those are keys that the new network does not read, and the strides of the stages, which are a
+    row of the old one's table. An experiment file sets them for its own network; what stands beside
+    the new name is meant for the new one.
+    """
+    network, model = overrides.get("model.name"), config.model
+    if network not in CHOICES["model.name"] or network == model.name:
+        return
+    default = get_config().model
+    for key in default:
+        left = key == "stage_strides" or not _reads(network, key)
+        if left and f"model.{key}" not in overrides:
+            model[key] = default[key]
+
 
 CHOICES = {
     "model.name": ("mobilenet_v2", *STAGE_STRIDES),
@@ -639,16 +647,11 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
       ConfigError: one sentence that names the key, the value and what is allowed.
     """
     flat = dict(flatten(config))
+    _validate_kinds(flat)
     for key, choices in CHOICES.items():
         _check(flat[key] in choices, key, flat[key], f"allowed are {', '.join(map(str, choices))}")
     for key in RANGES:
         if flat[key] is not None:
-            _check(
-                isinstance(flat[key], int | float) and not isinstance(flat[key], bool),
-                key,
-                flat[key],
-                "it must be a number",
-            )
             _check_range(key, flat[key])
     _validate_model(config.model)
     _validate_data(config)
@@ -666,14 +669,24 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     )
 
 
+def _validate_kinds(flat: Mapping[str, Any]) -> None:
+    """Refuses a configuration that was not made from `get_config()`, or by going round it."""
+    base = get_config()
+    for key, value in flat.items():
+        settings.coerce(key, base.kind(key), value)
+    missing = [key for key, _ in flatten(base) if key not in flat]
+    if missing:
+        raise ConfigError(
+            f"The configuration has no {missing[0]}; start from mobilenet.config.get_config(), "
+            "which has every key."
+        )
+
+
 def _validate_model(model: Config) -> None:
     if model.name in STAGE_STRIDES:
         default = get_config().model
         for key in model:
-            if model[key] != default[key] and key not in (
-                *SHARED_KEYS,
-                *OWN_KEYS.get(model.name, ()),
-            ):
+            if model[key] != default[key] and not _reads(model.name, key):
                 raise ConfigError(f"model.{key} has no effect on {model.name}; leave it out.")
     _check(model.kernel_size % 2 == 1, "model.kernel_size", model.kernel_size, "it must be odd")
     for row in model.blocks:

@@ -476,7 +476,7 @@ def _leave_network(config: Config, overrides: Mapping[str, Any]) -> None:
     row of the old one's table. An experiment file sets them for its own network; what stands beside
     the new name is meant for the new one.
     """
-    network, model = overrides.get("model.name"), config.model
+    network, model = str(overrides.get("model.name")), config.model
     if network not in CHOICES["model.name"] or network == model.name:
         return
     default = get_config().model

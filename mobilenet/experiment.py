@@ -184,17 +184,20 @@ def _run(file: str, neighbours: Neighbours, run: Callable[[], Any]) -> Any:
 
 def _place(file: str, neighbours: Neighbours, error: BaseException) -> str:
     """The last line of the experiment, or of its neighbours, on the way to an error."""
-    own = {os.path.realpath(name) for name in (file, *neighbours.files)}
-    found = [
-        (frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if os.path.realpath(frame.f_code.co_filename) in own
+    places = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    return f"{_shown(file, found[-1][0])}, line {found[-1][1]}" if found else file
+    own = [(n, line) for n, line in places if _is_same(file, n) or neighbours.include(n)]
+    return f"{_shown(file, own[-1][0])}, line {own[-1][1]}" if own else file
+
+
+def _is_same(file: str, name: str) -> bool:
+    return os.path.realpath(file) == os.path.realpath(name)
 
 
 def _shown(file: str, name: str) -> str:
     """A file's name as the user would write it: the experiment's as it was given."""
-    if os.path.realpath(file) == os.path.realpath(name):
+    if _is_same(file, name):
         return file
-    return os.path.join(os.path.dirname(file), os.path.basename(name))
+    folder = os.path.dirname(file)
+    return os.path.join(folder, os.path.relpath(name, os.path.abspath(folder)))

@@ -24,15 +24,15 @@ class Neighbours:
     def __init__(self, module: types.ModuleType) -> None:
         self._folder = os.path.dirname(os.path.abspath(module.__file__ or ""))
         self._own = {module.__name__: module}  # modules in sys.modules during the context
-        self._found: set[str] = set()  # names of neighbours that were asked for
+        self._found: dict[str, str] = {}  # neighbours that were asked for -> file or package folder
         self._depth = 0
         self._before: set[str] = set()
         self._hidden: dict[str, types.ModuleType] = {}
 
-    @property
-    def files(self) -> list[str]:
-        """Files of the neighbours that were imported."""
-        return [each.__file__ for each in self._own.values() if getattr(each, "__file__", None)]
+    def include(self, file: str) -> bool:
+        """Whether a file is of a neighbour that was imported, or failed to be."""
+        file = os.path.realpath(file)
+        return any(f"{file}{os.sep}".startswith(f"{p}{os.sep}") for p in self._found.values())
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
@@ -40,8 +40,10 @@ class Neighbours:
         """For `sys.meta_path`: a module or package of the folder."""
         del target
         found = self._find(name) if path is None else None
-        if found is not None:
-            self._found.add(name)
+        if found is not None and found.origin is not None:
+            package = found.submodule_search_locations is not None
+            place = os.path.dirname(found.origin) if package else found.origin
+            self._found[name] = os.path.realpath(place)
         return found
 
     def _find(self, name: str) -> importlib.machinery.ModuleSpec | None:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_collections
 from ml_collections.config_dict import FieldReference
@@ -146,11 +146,11 @@ def coerce(key: str, kind: Kind, value: Any) -> Any:
     raise SettingError(f"{key} is {_shown(value)}; it must be {kind.words}.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int | float]:
     return _is_number(value) and (isinstance(value, int) or value.is_integer())
 
 

@@ -5,7 +5,6 @@ is an error. Values are plain (numbers, strings, booleans, tuples), so a configu
 unchanged: `to_json` and `from_json` are inverses.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -16,67 +15,29 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from mobilenet import settings
 from mobilenet.compress import rules as pruning_rules
 from mobilenet.quantize import rules
+from mobilenet.settings import ConfigError as ConfigError
 
 # An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
 Config: TypeAlias = Any
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key, the value and what is allowed."""
-
-
-class Section(ml_collections.ConfigDict):
-    """A ConfigDict that knows which of its keys were set since `get_config` made it.
-
-    A value tells nothing about that: a key may be set to its default on purpose (`was_set`).
-    """
-
-    _set: set[str]
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        object.__setattr__(self, "_set", set())
-        super().__init__(*args, **options)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        self._set.add(key)
-
-    def copy_and_resolve_references(self, visit_map: Any = None) -> "Section":
-        """A copy in which the same keys are set."""
-        copy = super().copy_and_resolve_references(visit_map)
-        object.__setattr__(copy, "_set", set(self._set))
-        return copy  # pyright: ignore[reportReturnType]
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        object.__setattr__(self, "_set", set(state["_set"]))
-
-
 def was_set(config: Config, key: str) -> bool:
-    """Whether a dotted key has been set: by an experiment file, an override, or a notebook."""
-    *sections, name = key.split(".")
-    for section in sections:
-        config = config[section]
-    return name in config._set
+    """Whether a dotted key has been set: by an experiment file, an override, or a notebook.
+
+    A value tells nothing about that: a key may be set to its default on purpose.
+    """
+    section, _, name = key.rpartition(".")
+    return (config[section] if section else config).was_set(name)
 
 
 def unset(config: Config, key: str) -> None:
     """Gives a dotted key its default back, in place, as if nobody had set it."""
+    section, _, name = key.rpartition(".")
     default = dict(flatten(get_config()))[key]
-    config.update_from_flattened_dict({key: default})
-    *sections, name = key.split(".")
-    for section in sections:
-        config = config[section]
-    config._set.discard(name)
-
-
-def _forget_what_was_set(config: Config) -> None:
-    config._set.clear()
-    for value in config.values():
-        if isinstance(value, Section):
-            _forget_what_was_set(value)
+    (config[section] if section else config).unset(name, default)
 
 
 def get_config(arg: str = "") -> Config:
@@ -88,13 +49,13 @@ def get_config(arg: str = "") -> Config:
     """
     if arg not in ("", "smoke"):
         raise ConfigError(f"The configuration argument is {arg!r}; allowed are none and 'smoke'.")
-    config: Config = Section()
+    config: Config = ml_collections.ConfigDict()
     config.seed = 0  # of initial values, data order, augmentation and dropout
 
     # A run directory to start from, of `mobilenet convert` or `mobilenet train`; "": from scratch.
     # The architecture and the normalisation come with the weights (INHERITED).
     config.pretrained = ""
-    config.finetune = finetune = Section()
+    config.finetune = finetune = ml_collections.ConfigDict()
     # The first module that learns, with all behind it: classifier (a linear probe), head, blocks_5,
     # ...; "" is all of them. Those before it run as in evaluation.
     finetune.train_from = ""
@@ -102,7 +63,7 @@ def get_config(arg: str = "") -> Config:
     # BN of what learns: adapt (batch statistics, as in training), frozen (statistics stay).
     finetune.batch_norm = "adapt"
 
-    config.model = model = Section()
+    config.model = model = ml_collections.ConfigDict()
     # mobilenet_v2, mobilenet_v1, mobilenet_v3_small, mobilenet_v3_large, resnet18, resnet50. The
     # others have block tables of their own and read a part of the keys below (SHARED_KEYS).
     model.name = "mobilenet_v2"
@@ -155,15 +116,15 @@ def get_config(arg: str = "") -> Config:
 
     # Quantisation of the weights in `pretrained` (of initial ones without): before the first step,
     # so that 0 epochs are post-training quantisation and more are quantisation-aware training.
-    config.quantize = quantize = Section()
-    quantize.weights = weights = Section()
+    config.quantize = quantize = ml_collections.ConfigDict()
+    quantize.weights = weights = ml_collections.ConfigDict()
     weights.bits = 0  # 2..8; 0: float
     weights.symmetric = True  # zero point 0, or an affine grid
     weights.per_channel = True  # a grid for each output channel, or one for the tensor
     weights.estimator = "min_max"  # of the range: min_max, percentile, mse
     # In training: follow (the extremes at every step), fixed (as chosen before), lsq (learned).
     weights.ranges = "follow"
-    quantize.activations = activations = Section()
+    quantize.activations = activations = ml_collections.ConfigDict()
     activations.bits = 0  # 4..16; 0: float
     activations.symmetric = False
     activations.estimator = "min_max"  # min_max, moving_average, percentile, mse, kl
@@ -185,9 +146,9 @@ def get_config(arg: str = "") -> Config:
     quantize.batch_norm_epochs = 0.0  # of training with batch statistics, fixed after; 0: all
     quantize.step_rate = 1.0  # learning rate of learned steps / the weights' they belong to
 
-    config.compress = compress = Section()
+    config.compress = compress = ml_collections.ConfigDict()
     # Unstructured pruning in training: masks of kernels, which weights that are gone never leave.
-    compress.pruning = pruning = Section()
+    compress.pruning = pruning = ml_collections.ConfigDict()
     # none, magnitude, random, saliency (|g w|; SNIP when it is one_shot at epoch 0), rigl, set
     # (drop and grow from epoch start_epoch on), zeros (what `pretrained` has at 0 stays so).
     pruning.method = "none"
@@ -207,7 +168,7 @@ def get_config(arg: str = "") -> Config:
     pruning.rules = ()
 
     # A part of the loss is a teacher's answers to the same augmented pictures.
-    compress.distillation = distillation = Section()
+    compress.distillation = distillation = ml_collections.ConfigDict()
     distillation.teacher = ""  # run directory of any network with the same classes; "": none
     distillation.weight = 0.9  # of the soft targets in the loss; the labels have the rest
     distillation.temperature = 4.0  # that softens both distributions
@@ -215,7 +176,7 @@ def get_config(arg: str = "") -> Config:
     distillation.transfer = "none"
     distillation.transfer_weight = 1.0  # of their distance, added to the loss
 
-    config.data = data = Section()
+    config.data = data = ml_collections.ConfigDict()
     data.name = "digits"  # digits, folder, or the name of a TFDS data set
     data.data_dir = ""  # the folder, or TFDS's directory; "" is the per-user default
     data.train_split = "train"
@@ -235,7 +196,7 @@ def get_config(arg: str = "") -> Config:
     data.prefetch_batches = 2  # batches prepared ahead
     data.on_error = "raise"  # unreadable pictures: raise, skip
 
-    config.augment = augment = Section()
+    config.augment = augment = ml_collections.ConfigDict()
     augment.random_crop_padding = 0  # pixels of zero padding before a random crop
     augment.random_resized_crop = False  # Inception crop, with the two ranges below
     augment.crop_scale = (0.08, 1.0)  # fraction of the area
@@ -251,7 +212,7 @@ def get_config(arg: str = "") -> Config:
     augment.mixup_alpha = 0.0  # of the Beta distribution; 0 is off
     augment.cutmix_alpha = 0.0
 
-    config.train = train = Section()
+    config.train = train = ml_collections.ConfigDict()
     train.global_batch_size = 128  # pictures a step over all devices
     # Passes over the train part; may be a fraction. 0 evaluates what the run starts from.
     train.num_epochs = 10.0
@@ -264,7 +225,7 @@ def get_config(arg: str = "") -> Config:
     train.patience = 0
     train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
 
-    config.optimizer = optimizer = Section()
+    config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "sgd"  # sgd, rmsprop (TensorFlow's), adamw
     optimizer.learning_rate = 0.1  # peak, per 256 pictures: scaled by global_batch_size / 256
     optimizer.momentum = 0.9  # sgd, rmsprop; adamw's b1
@@ -275,7 +236,7 @@ def get_config(arg: str = "") -> Config:
     optimizer.decay_depthwise = True  # depthwise kernels too; BN and biases never
     optimizer.clip_norm = 0.0  # global norm of the gradient; 0 is off
 
-    config.schedule = schedule = Section()
+    config.schedule = schedule = ml_collections.ConfigDict()
     schedule.name = "cosine"  # constant, cosine, exponential, piecewise
     schedule.warmup_epochs = 0.0  # linear from 0
     schedule.decay_rate = 0.98  # exponential: factor; piecewise: factor at each boundary
@@ -284,22 +245,20 @@ def get_config(arg: str = "") -> Config:
     schedule.boundary_epochs = ()  # piecewise: epochs, rising
     schedule.final_fraction = 0.0  # cosine: last rate / peak rate
 
-    config.eval = evaluation = Section()
+    config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 256  # pictures over all devices; results do not depend on it
     evaluation.every_epochs = 1.0  # epochs between validations; 0 only at the end
 
-    config.checkpoint = checkpoint = Section()
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 1000  # besides one at each validation and at the end
     checkpoint.keep_newest = 2
     checkpoint.keep_best = 1  # by train.best_by
 
-    config.log = log = Section()
+    config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
 
-    config.lock()
-    _forget_what_was_set(config)
-    return config
+    return settings.checked(config)
 
 
 def shrink(config: Config) -> Config:
@@ -363,34 +322,23 @@ def from_json(text: str) -> Config:
 def update(config: Config, overrides: Mapping[str, Any]) -> None:
     """Sets dotted keys in place.
 
+    Another `model.name` takes the keys that describe the old network back to their defaults
+    (`_leave_network`), except those that are set with it.
+
     Raises:
-      ConfigError: an unknown key, with the nearest known one, or a value of another type.
+      ConfigError: an unknown key, with the nearest known one, or a value of another kind.
     """
-    known = dict(flatten(config))
+    for key in overrides:
+        config.kind(key)
+    _leave_network(config, overrides)
     for key, value in overrides.items():
-        if key not in known:
-            raise ConfigError(unknown_key(config, key))
-        if isinstance(value, list):
-            value = _tuples(value)
-        try:
-            config.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{key} is {value!r}, a {type(value).__name__}; it must be a "
-                f"{type(known[key]).__name__} like {known[key]!r}."
-            ) from error
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = value
 
 
-def unknown_key(config: Config, key: str) -> str:
-    """The message for a key that does not exist."""
-    known = [name for name, _ in flatten(config)]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "; mobilenet/config.py lists all keys."
-    return f"{key} is not a configuration key{hint}"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def parse(config: Config, key: str, text: str) -> Any:
+    """A value as a command line has it, as one of the key's kind; ConfigError as `update`."""
+    return settings.parse(key, config.kind(key), text)
 
 
 # Keys that change how a run is carried out but not what it computes; a resumed run may change them.
@@ -595,6 +543,29 @@ SHARED_KEYS = (
 )
 OWN_KEYS = {"mobilenet_v1": ("activation",)}
 
+
+def _reads(network: str, key: str) -> bool:
+    """Whether a network reads a key of the model section."""
+    return network not in STAGE_STRIDES or key in (*SHARED_KEYS, *OWN_KEYS.get(network, ()))
+
+
+def _leave_network(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Takes keys of the network that `overrides` replace back to their defaults, in place.
+
+    Those are keys that the new network does not read, and the strides of the stages, which are a
+    row of the old one's table. An experiment file sets them for its own network; what stands beside
+    the new name is meant for the new one.
+    """
+    network, model = str(overrides.get("model.name")), config.model
+    if network not in CHOICES["model.name"] or network == model.name:
+        return
+    default = get_config().model
+    for key in default:
+        left = key == "stage_strides" or not _reads(network, key)
+        if left and f"model.{key}" not in overrides:
+            model.unset(key, default[key])
+
+
 CHOICES = {
     "model.name": ("mobilenet_v2", *STAGE_STRIDES),
     "model.activation": ("relu6", "relu", "hard_swish", "identity"),
@@ -756,16 +727,11 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
       ConfigError: one sentence that names the key, the value and what is allowed.
     """
     flat = dict(flatten(config))
+    _validate_kinds(flat)
     for key, choices in CHOICES.items():
         _check(flat[key] in choices, key, flat[key], f"allowed are {', '.join(map(str, choices))}")
     for key in RANGES:
         if flat[key] is not None:
-            _check(
-                isinstance(flat[key], int | float) and not isinstance(flat[key], bool),
-                key,
-                flat[key],
-                "it must be a number",
-            )
             _check_range(key, flat[key])
     _validate_model(config.model)
     _validate_data(config)
@@ -783,14 +749,24 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     )
 
 
+def _validate_kinds(flat: Mapping[str, Any]) -> None:
+    """Refuses a configuration that was not made from `get_config()`, or by going round it."""
+    base = get_config()
+    for key, value in flat.items():
+        settings.coerce(key, base.kind(key), value)
+    missing = [key for key, _ in flatten(base) if key not in flat]
+    if missing:
+        raise ConfigError(
+            f"The configuration has no {missing[0]}; start from mobilenet.config.get_config(), "
+            "which has every key."
+        )
+
+
 def _validate_model(model: Config) -> None:
     if model.name in STAGE_STRIDES:
         default = get_config().model
         for key in model:
-            if model[key] != default[key] and key not in (
-                *SHARED_KEYS,
-                *OWN_KEYS.get(model.name, ()),
-            ):
+            if model[key] != default[key] and not _reads(model.name, key):
                 raise ConfigError(f"model.{key} has no effect on {model.name}; leave it out.")
     _check(model.kernel_size % 2 == 1, "model.kernel_size", model.kernel_size, "it must be odd")
     for row in model.blocks:

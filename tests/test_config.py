@@ -3,11 +3,15 @@
 import copy
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
+import ml_collections
+import numpy as np
 import pytest
 
 from mobilenet import config as config_lib
+from mobilenet import settings
 from mobilenet.config import ConfigError
 
 PRUNED = {"compress.pruning.method": "magnitude", "compress.pruning.sparsity": 0.5}
@@ -16,8 +20,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # ruff: noqa: E501 (one refusal a line)
     ({"model.widht_multiplier": 0.5}, "did you mean model.width_multiplier?"),
     ({"nonsense": 1}, "nonsense is not a configuration key"),
-    ({"model.width_multiplier": "wide"}, "model.width_multiplier is 'wide', a str; it must be a float"),
-    ({"seed": 1.5}, "seed is 1.5, a float; it must be a int"),
+    ({"model.width_multiplier": "wide"}, "model.width_multiplier is 'wide'; it must be a number"),
+    ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+    ({"seed": None}, "seed is None; it must be a whole number"),
+    ({"seed": True}, "seed is True; it must be a whole number"),
+    ({"seed": 10**400}, "seed is 1000.*; it must be a whole number"),
+    ({"optimizer.learning_rate": True}, "optimizer.learning_rate is True; it must be a number"),
+    ({"optimizer.learning_rate": 10**400}, "it must be a number"),
+    ({"augment.random_erasing": np.bool_(True)}, "augment.random_erasing is True; it must be a number"),
+    ({"data.channels": True}, "data.channels is True; it must be a whole number"),
+    ({"data.name": 1}, "data.name is 1; it must be text"),
+    ({"model.remat": 1}, "model.remat is 1; it must be True or False"),
+    ({"model.num_classes": "ten"}, "model.num_classes is 'ten'; it must be a whole number or None"),
+    ({"model.se_ratio": False}, "model.se_ratio is False; it must be a number or None"),
+    ({"model.output_stride": 16.5}, "model.output_stride is 16.5; it must be a whole number or None"),
+    ({"compress.pruning.rewind_epoch": "1"}, "rewind_epoch is '1'; it must be a number or None"),
+    ({"model.expansion_ratio": True}, "model.expansion_ratio is True; it must be None, a number"),
+    ({"model.expansion_ratio": (True,) * 7}, "model.expansion_ratio has True in its tuple"),
+    ({"model.blocks": ((True, 16, 1, 1),)}, "model.blocks has True in its tuple"),
+    ({"schedule.boundary_epochs": (True, 3)}, "schedule.boundary_epochs has True in its tuple"),
+    ({"augment.crop_scale": 0.5}, r"augment.crop_scale is 0.5; it must be a tuple, such as \(1, 2\)"),
     ({"seed": -1}, r"seed is -1; it must be in \[0, 2147483647\]"),
     ({"model.width_multiplier": 0.0}, r"model.width_multiplier is 0.0; it must be in \(0, 16\]"),
     ({"model.width_multiplier": float("nan")}, "model.width_multiplier is nan"),
@@ -156,6 +178,105 @@ def test_every_key_is_checked_or_free():
     assert keys == free | set(config_lib.RANGES) | set(config_lib.CHOICES)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("model.num_classes", 16.0, 16),
+        ("model.output_stride", np.int64(16), 16),
+        ("seed", 1e3, 1000),
+        ("optimizer.learning_rate", np.float32(0.5), 0.5),
+        ("model.width_multiplier", 1, 1.0),
+        ("model.remat", np.True_, True),
+        ("model.blocks", [[1, 16.0, 1, 1]], ((1, 16, 1, 1),)),
+        ("model.stage_strides", np.asarray([1, 2]), (1, 2)),
+        ("model.expanded_features", (8.0,), (8,)),
+        ("augment.crop_scale", [0.5, 1.0], (0.5, 1.0)),
+        ("quantize.rules", [["stem/.*", "bits=8"]], (("stem/.*", "bits=8"),)),
+        ("pretrained", Path("runs/a"), "runs/a"),
+    ],
+)
+def test_values_are_kept_as_their_keys_have_them(key: str, value: Any, kept: Any):
+    assigned, updated = config_lib.get_config(), config_lib.get_config()
+    config_lib.update(updated, {key: value})
+    section, _, name = key.rpartition(".")
+    setattr(assigned[section] if section else assigned, name, value)
+    for config in (assigned, updated, updated.copy_and_resolve_references()):
+        found = dict(config_lib.flatten(config))[key]
+        assert found == kept and repr(found) == repr(kept)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("model.num_classes", "1e1", 10),
+        ("model.num_classes", "None", None),
+        ("model.output_stride", "16.0", 16),
+        ("model.se_ratio", "1/4", 0.25),
+        ("seed", "4/2", 2),
+        ("augment.crop_ratio", "(3/4, 4/3)", (0.75, 4 / 3)),
+        ("augment.crop_ratio", "3/4,4/3", (0.75, 4 / 3)),
+        ("model.expansion_ratio", "[1, 7/2]", (1, 3.5)),
+        ("model.blocks", "[[1, 16, 1, 1]]", ((1, 16, 1, 1),)),
+        ("data.name", "1/4", "1/4"),
+    ],
+)
+def test_text_takes_the_kind_of_its_key(key: str, text: str, value: Any):
+    found = config_lib.parse(config_lib.get_config(), key, text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        (
+            "model.num_classes",
+            "ten",
+            "model.num_classes is 'ten'; it must be a whole number or None.",
+        ),
+        (
+            "model.num_classes",
+            "1/0",
+            "model.num_classes is '1/0'; it must be a whole number or None.",
+        ),
+        ("model.se_ratio", "none", "model.se_ratio is 'none'; it must be a number or None."),
+        (
+            "optimizer.learning_rate",
+            "True",
+            "optimizer.learning_rate is 'True'; it must be a number.",
+        ),
+        ("seed", "1/4", "seed is '1/4'; it must be a whole number."),
+        ("seed", "", "seed is ''; it must be a whole number."),
+        ("seed", "(" * 300, f"seed is '{'(' * 79}...; it must be a whole number."),
+        ("model.remat", "yes", "model.remat is 'yes'; it must be true or false."),
+        ("augment.crop_ratio", "'a'/2", "it must be a tuple, such as (1, 2) or (1,)."),
+    ],
+)
+def test_text_of_another_kind_is_refused(key: str, text: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        config_lib.parse(config_lib.get_config(), key, text)
+    assert str(caught.value).endswith(message)
+
+
+def test_a_copy_takes_what_the_original_takes():
+    # `ConfigDict` forgets in a copy that a key may be None, and fixes the kind of its value.
+    config = config_lib.get_config()
+    config_lib.update(config, {"model.expansion_ratio": 6, "model.num_classes": 10})
+    for copied in (config.copy_and_resolve_references(), copy.deepcopy(config)):
+        config_lib.update(copied, {"model.expansion_ratio": 3.5, "model.num_classes": None})
+        assert (copied.model.expansion_ratio, copied.model.num_classes) == (3.5, None)
+        with pytest.raises(ConfigError, match="it must be a whole number or None"):
+            copied.model.num_classes = 2.5
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config, paths = config_lib.get_config(), settings.PATHS
+    config_lib.update(config, {key: "~/runs/a" for key in paths} | {"data.name": "~/a"})
+    found = dict(config_lib.flatten(config))
+    assert {found[key] for key in paths} == {"/home/me/runs/a"} and found["data.name"] == "~/a"
+    assert config_lib.parse(config, "pretrained", "~/b") == "/home/me/b"
+
+
 def test_json_round_trip_is_exact():
     config = config_lib.get_config()
     config_lib.update(
@@ -191,8 +312,25 @@ def test_differences_show_what_changes_results_alone():
 
 
 def test_keys_are_locked():
-    with pytest.raises(AttributeError):
-        config_lib.get_config().model.depth = 3
+    config = config_lib.get_config()
+    with pytest.raises(AttributeError, match="model.widht_multiplier is not a configuration key"):
+        config.model.widht_multiplier = 3
+    with pytest.raises(ConfigError, match="did you mean model.blocks?"):
+        _ = config.model.blokcs
+    with pytest.raises(ConfigError, match="modle is not a configuration key; did you mean model?"):
+        config.modle.depth = 3
+    with pytest.raises(ConfigError, match="model is a section; set its keys, such as model."):
+        config.model = {"name": "resnet18"}
+
+
+def test_configurations_that_are_not_made_from_the_base_are_refused():
+    with pytest.raises(ConfigError, match="has no .*; start from mobilenet.config.get_config"):
+        config_lib.validate(ml_collections.ConfigDict({"seed": 1}))
+    config = config_lib.get_config()
+    with config.unlocked():
+        config.model.depth = 3
+    with pytest.raises(ConfigError, match="model.depth is not a configuration key"):
+        config_lib.validate(config)
 
 
 def test_unknown_argument_is_refused():

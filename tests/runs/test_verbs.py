@@ -102,7 +102,7 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
         ),
         (
             ["train", "--workdir=x", f"--config={TINY}", "--config.seed=many"],
-            "seed is 'many', a str; it must be a int",
+            "seed is 'many'; it must be a whole number",
         ),
         (
             ["train", "--workdir=x", f"--config={TINY}", "--config.model.remat=maybe"],

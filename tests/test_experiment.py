@@ -1,0 +1,203 @@
+"""Experiment files of users: their mistakes in one sentence, and modules that lie next to them."""
+
+import json
+import sys
+import textwrap
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenet import config as config_lib
+from mobilenet import experiment
+from mobilenet.cli.main import main
+from mobilenet.config import ConfigError
+
+BASE = "from mobilenet.config import get_config as base\n"
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Writes modules; the path of the last one."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    return folder / f"{list(files)[-1]}.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # ruff: noqa: E501 (one mistake a line)
+        ("import no_such_module", ", line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from math import nothing", ", line 1: ImportError: cannot import name 'nothing' from 'math'"),
+        ("import math\nmath.tau2", ", line 2: AttributeError: module 'math' has no attribute 'tau2'"),
+        ("def get_config(arg=''):\n  return 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(arg=''):\n  return {}['a']", ", line 2: KeyError: 'a'"),
+        ("def get_config(arg=''):\n  return len(3)", ", line 2: TypeError: object of type 'int' has no len()"),
+        ("def get_config(arg=''):\n  raise ValueError('first\\nsecond')", ", line 2: ValueError: first second"),
+        ("def get_config(arg=''):\n  assert arg == 'a'", ", line 2: AssertionError"),
+        ("import sys\nsys.exit('no')", ", line 2: SystemExit: no"),
+        (f"{BASE}def get_config(arg=''):\n  c = base()\n  c.model.widht_multiplier = 3\n  return c", ", line 4: model.widht_multiplier is not a configuration key; did you mean model.width_multiplier?"),
+        (f"{BASE}def get_config(arg=''):\n  c = base()\n  c.modle.name = 'x'\n  return c", ", line 4: modle is not a configuration key; did you mean model?"),
+        (f"{BASE}def get_config(arg=''):\n  c = base()\n  c['model']['widht_multiplier'] = 3\n  return c", ", line 4: model.widht_multiplier is not a configuration key"),
+        (f"{BASE}def get_config(arg=''):\n  c = base()\n  c.augment.random_erasing = True\n  return c", ", line 4: augment.random_erasing is True; it must be a number."),
+        (f"{BASE}def get_config(arg=''):\n  c = base()\n  c.model.num_classes = 'ten'\n  return c", ", line 4: model.num_classes is 'ten'; it must be a whole number or None."),
+        ("def get_config(arg=''):\n  return (", " is not Python: '(' was never closed, line 2."),
+        ("x = 1", " has no get_config; it needs get_config(arg='')."),
+        ("get_config = 3", ": get_config is a int; it must be a function that returns the configuration"),
+        (f"{BASE}def get_config(arg=''):\n  base()", ": get_config() returned nothing; it must return the configuration that"),
+        ("def get_config(arg=''):\n  return {'seed': 1}", ": get_config() returned a dict; it must return the configuration that"),
+        (f"{BASE}def get_config():\n  return base()", ":smoke', but get_config() of "),
+        (f"{BASE}def get_config(arg=''):\n  return base('tiny')", "The configuration argument is 'tiny'; allowed are none and 'smoke'."),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence_with_file_and_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write(tmp_path, mine=text)
+    assert main(["cost", f"--config={file}:smoke", "--config.model.num_classes=3"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and len(error) < 400
+    if message.startswith(", line"):
+        assert f"{file}{message}" in error
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("", "has no sweep(); it must return a list of overrides"),
+        ("sweep = [{'seed': 0}]", "sweep is a list; it must be a function"),
+        (
+            "def sweep(arg=''):\n  pass",
+            "sweep() returned nothing; it must return a list of overrides",
+        ),
+        ("def sweep():\n  return {'seed': 0}", "sweep() returned a dict; it must return a list"),
+        ("def sweep():\n  return ['seed']", "sweep() returned a list with 'seed' in it"),
+        ("def sweep():\n  return [{1: 2}]", "sweep() returned a list with {1: 2} in it"),
+        ("def sweep():\n  yield {'seed': 1 / 0}", ", line 5: ZeroDivisionError: division by zero"),
+        (
+            "def sweep():\n  return [{'sede': 1}]",
+            "sede is not a configuration key; did you mean seed?",
+        ),
+    ],
+)
+def test_mistakes_of_a_sweep_are_named(
+    sweep: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write(tmp_path, mine=f"{BASE}def get_config(arg=''):\n  return base()\n{sweep}\n")
+    argv = ["sweep", f"--config={file}", f"--workdir={tmp_path / 'runs'}", "--dry_run"]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_else_a_file_is_asked_for_is_checked_too(tmp_path: Path):
+    text = "def get_config(arg=''): ...\ndef arms(arg=''): ...\ndef cases(): return {}\n"
+    module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
+    with pytest.raises(
+        ConfigError, match=r"arms\(\) returned nothing; it must return a dictionary"
+    ):
+        module.arms("cpu")
+    with pytest.raises(ConfigError, match=r"cases\(\) returned a dict; it must return a list"):
+        module.cases()
+
+
+def test_a_sweep_may_yield_and_use_numpy(tmp_path: Path):
+    text = """
+        import numpy as np
+        def get_config(arg=""): ...
+        def sweep(arg=""):
+            for rate in np.linspace(0.5, 1, 2):
+                yield {"optimizer.learning_rate": rate, "seed": np.int64(3)}
+    """
+    points = experiment.load_sweep(str(write(tmp_path, mine=text)))
+    assert json.loads(json.dumps(points)) == points
+    assert [point["optimizer.learning_rate"] for point in points] == [0.5, 1.0]
+
+
+def test_lists_in_a_file_are_tuples(tmp_path: Path):
+    text = f"""{BASE}
+def get_config(arg=""):
+    c = base()
+    c.model.blocks = [[1, 16, 1, 1.0]]
+    c.augment.crop_ratio = [0.5, 2.0]
+    return c
+"""
+    config = experiment.load_config(str(write(tmp_path, lists=text)), {"model.num_classes": "3"})
+    config_lib.validate(config)
+    assert config.model.blocks == ((1, 16, 1, 1),) and config.augment.crop_ratio == (0.5, 2.0)
+
+
+NEIGHBOUR = f"""{BASE}
+def get_config(arg=""):
+    c = base()
+    c.seed = SEED
+    return c
+"""
+CHILD = """
+from common import get_config
+def sweep(arg=""):
+    from later import seeds  # while the function runs
+    return [{"seed": seed} for seed in seeds]
+"""
+
+
+def test_neighbours_are_imported_and_never_mixed_up(tmp_path: Path):
+    files = [
+        write(
+            tmp_path / str(seed),
+            common=NEIGHBOUR.replace("SEED", str(seed)),
+            later=f"seeds = [{seed}]",
+            child=CHILD,
+        )
+        for seed in (1, 2)
+    ]
+    before = set(sys.modules), list(sys.path), list(sys.meta_path)
+    own = sys.modules["common"] = types.ModuleType("common")  # of a notebook, say
+    own.__file__ = str(tmp_path / "common.py")
+    try:
+        modules: list[Any] = [experiment.load_module(str(file)) for file in files]
+        assert [module.get_config().seed for module in modules] == [1, 2]
+        assert [module.sweep()[0]["seed"] for module in modules[::-1]] == [2, 1]
+        assert [experiment.load_config(str(file), {}).seed for file in files] == [1, 2]
+        assert sys.modules["common"] is own
+    finally:
+        del sys.modules["common"]
+    assert (set(sys.modules), list(sys.path), list(sys.meta_path)) == before
+
+
+def test_neighbours_hide_neither_the_standard_library_nor_packages(tmp_path: Path):
+    (tmp_path / "absl").mkdir()  # of data, say
+    text = "import statistics, absl.flags, mobilenet\ndef get_config(arg=''): ...\n"
+    hidden = "raise RuntimeError('imported')"
+    file = write(tmp_path, statistics=hidden, mobilenet=hidden, mine=text)
+    module: Any = experiment.load_module(str(file))
+    assert module.mobilenet is sys.modules["mobilenet"] and module.statistics.mean([1, 3]) == 2
+
+
+def test_a_mistake_in_a_neighbour_is_shown_there(tmp_path: Path):
+    broken = {"a": "1 / 0", "b": "def f(:", "c": "def get_config(arg=''):\n  return None.x"}
+    for name, message in (
+        ("a", "a.py, line 1: ZeroDivisionError"),
+        ("b", "b.py is not Python: .*, line 1"),
+        ("c", "c.py, line 2: AttributeError: 'NoneType' object has no attribute 'x'"),
+    ):
+        file = write(tmp_path, **broken, mine=f"from {name} import get_config")
+        with pytest.raises(ConfigError, match=f"{tmp_path}/{message}"):
+            experiment.load_config(str(file), {})
+
+
+def test_dataclasses_find_their_module(tmp_path: Path):
+    text = """
+        from __future__ import annotations
+        import dataclasses
+        from typing import ClassVar
+        @dataclasses.dataclass
+        class Recipe:
+            rates: ClassVar[int] = 3
+            name: str = "a"
+        def get_config(arg=""): ...
+    """
+    module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
+    assert module.Recipe().name == "a"

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
-from mobilenet.rundir import full_disk_is_clear, write_atomically
+from mobilenet.rundir import write_atomically, writing
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
@@ -102,13 +102,13 @@ class MetricsWriter:
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
         self._path = workdir / "metrics.jsonl"
         drop_after(self._path, resume_step)
-        with full_disk_is_clear(self._path):
+        with writing(self._path):
             self._file: TextIO = open(self._path, "a")  # noqa: SIM115
         self._events = _Events(workdir / "events", resume_step) if tensorboard else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
-        with full_disk_is_clear(self._path):
+        with writing(self._path):
             self._file.write(json.dumps(dict(row)) + "\n")
             self._file.flush()
         if self._events is not None:
@@ -137,7 +137,7 @@ class _Events:
 
         self._proto: Any = event_pb2  # generated code, opaque to type checkers
         self._directory = directory
-        with full_disk_is_clear(directory):
+        with writing(directory):
             directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(directory / "events"))
         # Hides the events that a killed run wrote behind its last checkpoint.
@@ -151,12 +151,12 @@ class _Events:
             if name not in ("step", "split", "epoch"):
                 scalar = summary.scalar(f"{row['split']}/{name}", value)
                 self._put(row["step"], summary=scalar)
-        with full_disk_is_clear(self._directory):
+        with writing(self._directory):
             self._writer.flush()
 
     def _put(self, step: int, **content: Any) -> None:
         event = self._proto.Event(wall_time=time.time(), step=step, **content)
-        with full_disk_is_clear(self._directory):
+        with writing(self._directory):
             self._writer.write_event(event)
 
     def close(self) -> None:

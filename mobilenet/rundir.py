@@ -35,7 +35,20 @@ class InUseError(RunDirectoryError):
 
 
 class FileError(RunDirectoryError, ValueError):
-    """A file of a run directory whose content is not what it should be."""
+    """A file of a run directory whose content is not what it should be.
+
+    Attributes:
+      what: is wrong with it, to be said after its name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        advice: str = "restore it from a copy, or move the run directory away",
+    ) -> None:
+        super().__init__(f"{path} {what}; {advice}.")
+        self.what = what
 
 
 # Longer paths leave no room for the names of a run directory's files: Linux allows 4,095 bytes.
@@ -218,24 +231,15 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     if content is None:
         return None
     if not content.strip():
-        raise FileError(f"{path} is empty; {_REPAIR}.")
+        raise FileError(path, "is empty")
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is damaged, it is not JSON ({error}); {_REPAIR}.") from error
+        raise FileError(path, f"is no JSON: {error}") from error
     if kind is not None and not isinstance(value, kind):
-        raise FileError(
-            f"{path} is damaged, it holds a JSON {_JSON_NAMES[type(value)]} instead of an "
-            f"{_JSON_NAMES[kind]}; {_REPAIR}."
-        )
+        wanted = {dict: "an object", list: "a list"}[kind]
+        raise FileError(path, f"holds a {type(value).__name__} where {wanted} belongs")
     return value
-
-
-_REPAIR = "restore it from a copy, or move the run directory away"
-_JSON_NAMES = {
-    dict: "object", list: "array", str: "string", int: "number", float: "number",
-    bool: "truth value", type(None): "null",
-}  # fmt: skip
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -257,10 +261,10 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     """
     value = read_json(path, dict)
     if value is None:
-        raise FileError(f"{path} does not exist; the run is not complete.")
+        raise FileError(path, "does not exist")
     missing = [key for key in keys if not _has(value, key.split("."))]
     if missing:
-        raise FileError(f"{path} has no {', '.join(missing)}; the run is not complete.")
+        raise FileError(path, f"has no {', '.join(missing)}")
     return value
 
 
@@ -295,7 +299,7 @@ def read_config(workdir: Path) -> Config:
         if key not in written and not key.startswith(left_out)
     ]
     if lost:
-        raise FileError(f"{path} is damaged, it has no {', '.join(lost[:3])}; {_REPAIR}.")
+        raise FileError(path, f"has no {', '.join(lost[:3])}, which every version writes")
     try:
         return config_lib.from_json(json.dumps(value))
     except ConfigError as error:

@@ -74,8 +74,10 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._pending: concurrent.futures.Future[None] | None = None
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        if read_only:  # needs no backend to tell the steps
+            return
         runtime.require_backend()
-        if read_only or jax.process_index() != 0:
+        if jax.process_index() != 0:
             return
         rundir.require_usable(self.directory.parent)
         with rundir.writing(self.directory):
@@ -280,12 +282,11 @@ def read_digests(workdir: Path) -> dict[str, str]:
     Raises:
       CheckpointError: there is no checkpoint whose record can be read.
     """
-    summary = rundir.read_json(workdir / "summary.json") or {}
+    summary = rundir.read_json(workdir / "summary.json", dict) or {}
     steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
     for step in [summary["result_step"]] if "result_step" in summary else reversed(steps):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            record = workdir / "checkpoints" / str(step) / "meta" / "metadata"
-            return dict(json.loads(record.read_text())["digests"])
+        with contextlib.suppress(DamageError):
+            return checkpoint_files.read_meta(workdir / "checkpoints" / str(step))["digests"]
     raise CheckpointError(f"{workdir} has no checkpoint whose record can be read.")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
-from mobilenet.train import loop, optim, state, steps
+from mobilenet.train import loop, optim, records, state, steps
 from mobilenet.train.checkpoints import Checkpoints
 from mobilenet.train.loop import Batches, Parts
 
@@ -414,9 +413,23 @@ def _few(names: Any) -> str:
 
 
 def read_stored(workdir: Path) -> dict[str, Any] | None:
-    """Normalisation and class names of a run, or None before it has any."""
+    """Normalisation and class names of a run, or None before it has any.
+
+    Raises:
+      FileError: the file is damaged.
+    """
     path = workdir / DATA_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    stored = rundir.read_object(path, "mean", "std", "class_names")
+    for key, kind in (("mean", int | float), ("std", int | float), ("class_names", str)):
+        value = stored[key]
+        if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+            what = "names" if kind is str else "numbers"
+            raise rundir.FileError(path, f"is damaged: its {key} is no list of {what}")
+    if not 0 < len(stored["mean"]) == len(stored["std"]):
+        raise rundir.FileError(path, "is damaged: its mean and std do not have one length")
+    return stored
 
 
 def require_stored(workdir: Path) -> dict[str, Any]:
@@ -1047,7 +1060,7 @@ def _past(workdir: Path) -> _Past:
     steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
     if not steps:
         return _Past(None, False, {})
-    summary = rundir.read_json(workdir / "summary.json") or {}
+    summary = records.read_summary(workdir)
     done = summary.get("status") == "done" and summary.get("step") == steps[-1]
     facts = {name: summary[name] for name in ("pretrained", "teacher") if name in summary}
     return _Past(steps[-1], done, facts)

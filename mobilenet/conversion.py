@@ -168,7 +168,7 @@ def write_run(
     }
     partial = workdir.with_name(f".{workdir.name}.{os.getpid()}")
     try:
-        with rundir.full_disk_is_clear(workdir):
+        with rundir.writing(workdir):
             partial.mkdir(parents=True)
         rundir.write_json(partial / build.DATA_FILE, stored)
         with Checkpoints(partial / "checkpoints") as checkpoints:
@@ -258,7 +258,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
             metadata = {"format": "pt", native.KEY: native.describe(weights)}
             data = safetensors_file.dumps(arrays, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with rundir.full_disk_is_clear(path):
+    with rundir.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)

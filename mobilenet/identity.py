@@ -43,7 +43,7 @@ def of_run(directory: Path) -> str | None:
 
     try:
         digests = checkpoints.read_digests(directory)
-        stored = rundir.read_json(directory / "data.json")
+        stored = rundir.read_json(directory / "data.json", dict)
         config = rundir.read_config(directory)
     except (checkpoints.CheckpointError, rundir.RunDirectoryError, ConfigError):
         return None
@@ -97,7 +97,7 @@ def identify(config: Config) -> dict[str, str]:
 
 def read(workdir: Path) -> dict[str, str]:
     """Key of PATHS -> identity of what the run in a directory began with; {} if it does not say."""
-    found = rundir.read_json(workdir / IDENTITY_FILE) or {}
+    found = rundir.read_json(workdir / IDENTITY_FILE, dict) or {}
     return {key: str(identity) for key, identity in found.items() if key in PATHS}
 
 
@@ -165,7 +165,7 @@ def begin(workdir: Path, config: Config, *, write: bool = True) -> None:
     if not write:
         return
     text = config_lib.to_json(config)
-    if not (begun and path.read_text() == text):
+    if not (begun and rundir.read_bytes(path) == text.encode()):
         rundir.write_atomically(path, text)
     if not begun:
         rundir.write_json(workdir / IDENTITY_FILE, known)

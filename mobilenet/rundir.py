@@ -34,12 +34,63 @@ class InUseError(RunDirectoryError):
     """Another process holds the run directory."""
 
 
+class FileError(RunDirectoryError, ValueError):
+    """A file of a run directory whose content is not what it should be.
+
+    Attributes:
+      what: is wrong with it, to be said after its name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        advice: str = "restore it from a copy, or move the run directory away",
+    ) -> None:
+        super().__init__(f"{path} {what}; {advice}.")
+        self.what = what
+
+
+# Longer paths leave no room for the names of a run directory's files: Linux allows 4,095 bytes.
+LONGEST_PATH = 3800
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with full_disk_is_clear(path):
-        temporary.write_text(text)
-        os.replace(temporary, path)
+    """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole.
+
+    The content is on the disk before it gets the name: a loss of power leaves no empty file.
+
+    Raises:
+      RunDirectoryError: the file cannot be written.
+    """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """`write_atomically` of bytes."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}"[:200])
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names of a directory's files are on the disk, where the system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -48,17 +99,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_is_clear(path: Path) -> Iterator[None]:
-    """Turns ENOSPC while writing `path` into a RunDirectoryError that says what to do."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError while `path` is written into a RunDirectoryError that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunDirectoryError(
+        raise RunDirectoryError(cannot_write(path, error.errno)) from error
+
+
+def cannot_write(path: Path, number: int | None) -> str:
+    """The sentence for a file or directory that an error of the system kept from being written."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return (
             f"The disk is full: {path} could not be written. Free some space and start the same "
             "command again; it resumes from the newest complete checkpoint."
-        ) from error
+        )
+    reason = os.strerror(number) if number else "unknown error"
+    return f"{path} could not be written: {reason}."
+
+
+def cannot_read(path: Path, number: int | None) -> str:
+    """The sentence for a file or directory that an error of the system kept from being read."""
+    reason = os.strerror(number) if number else "unknown error"
+    return f"{path} could not be read: {reason}. Nothing was changed."
+
+
+def require_usable(workdir: Path) -> None:
+    """Refuses, before anything is computed, a path whose files could not be named.
+
+    Raises:
+      RunDirectoryError: the path is too long.
+    """
+    length = len(os.fsencode(workdir.absolute()))
+    if length > LONGEST_PATH:
+        raise RunDirectoryError(
+            f"The path of the run directory has {length} bytes, of which {LONGEST_PATH} are "
+            f"allowed; give a shorter one than {str(workdir)[:40]}..."
+        )
 
 
 @contextlib.contextmanager
@@ -73,6 +150,7 @@ def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
       InUseError: another process is training in it.
       RunDirectoryError: it cannot be written.
     """
+    require_usable(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = open(workdir / ".lock", "a")  # noqa: SIM115
@@ -124,11 +202,9 @@ def status(workdir: Path, *, held: bool = False) -> str:
     if not held and is_locked(workdir):
         return "running"
     try:
-        summary = read_json(workdir / "summary.json")
-        point = read_json(workdir / "point.json")
-    except ValueError:
-        return "damaged"
-    if not all(isinstance(value, dict | None) for value in (summary, point)):
+        summary = read_json(workdir / "summary.json", dict)
+        point = read_json(workdir / "point.json", dict)
+    except FileError:
         return "damaged"
     found = (summary or {}).get("status")
     if found in FINAL:
@@ -140,12 +216,64 @@ def status(workdir: Path, *, held: bool = False) -> str:
     return "interrupted" if found == "interrupted" else "killed"
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if it does not exist; ValueError if it is no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """The content of a JSON file of a run directory, or None if it does not exist.
+
+    Args:
+      path: of the file.
+      kind: what the content must be: dict or list; None is anything.
+
+    Raises:
+      FileError: the file is empty, is no JSON, or holds something of another kind.
+      RunDirectoryError: it cannot be read.
+    """
+    content = read_bytes(path)
+    if content is None:
         return None
+    if not content.strip():
+        raise FileError(path, "is empty")
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise FileError(path, f"is no JSON: {error}") from error
+    if kind is not None and not isinstance(value, kind):
+        wanted = {dict: "an object", list: "a list"}[kind]
+        raise FileError(path, f"holds a {type(value).__name__} where {wanted} belongs")
+    return value
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file, or None if it does not exist; RunDirectoryError if unreadable."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunDirectoryError(cannot_read(path, error.errno)) from error
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file that must exist, with these keys; a.b is b of the object a.
+
+    Raises:
+      FileError: no such file, no object, or one without some of the keys.
+      RunDirectoryError: it cannot be read.
+    """
+    value = read_json(path, dict)
+    if value is None:
+        raise FileError(path, "does not exist")
+    missing = [key for key in keys if not _has(value, key.split("."))]
+    if missing:
+        raise FileError(path, f"has no {', '.join(missing)}")
+    return value
+
+
+def _has(value: Any, names: list[str]) -> bool:
+    for name in names:
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
 
 
 def read_config(workdir: Path) -> Config:
@@ -153,15 +281,27 @@ def read_config(workdir: Path) -> Config:
 
     Raises:
       ConfigError: not a run directory, or one written by a version with other keys.
+      FileError: the file is damaged.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"{str(workdir)!r} has no config.json; give the directory of a run that `mobilenet "
             "train` made."
         )
+    value = read_object(path)
+    written = dict(config_lib.flatten(value))
+    # What every version wrote; a run never takes today's defaults for what its file has lost.
+    left_out = (*config_lib.LATER_KEYS, *config_lib.RUNTIME_KEYS)
+    lost = [
+        key
+        for key, _ in config_lib.flatten(config_lib.get_config())
+        if key not in written and not key.startswith(left_out)
+    ]
+    if lost:
+        raise FileError(path, f"has no {', '.join(lost[:3])}, which every version writes")
     try:
-        return config_lib.from_json(path.read_text())
+        return config_lib.from_json(json.dumps(value))
     except ConfigError as error:
         raise ConfigError(f"{path} was written by another version: {error}") from error
 

@@ -157,3 +157,26 @@ def _processor() -> str:
         lines = cpuinfo.read_text().splitlines()
         text += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class BackendError(RuntimeError):
+    """JAX has no device to compute on; the message says what it was told to use."""
+
+
+def require_backend() -> None:
+    """Starts JAX's backend, if it has not been.
+
+    Raises:
+      BackendError: it does not start, as with JAX_PLATFORMS=cuda on a machine without a GPU.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it found any
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        reason = f": {error}" if str(error) else ""
+        raise BackendError(
+            f"JAX finds no device with JAX_PLATFORMS={chosen!r}{reason}. Unset it, or set it to a "
+            "platform that this machine has, such as cpu."
+        ) from error

@@ -19,7 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/rows.py": ("mobilenet.rundir",),
     "mobilenet/models": ("mobilenet.models",),
     "mobilenet/data": ("mobilenet.data",),
-    "mobilenet/train": ("mobilenet.train", "mobilenet.rundir"),
+    "mobilenet/train": ("mobilenet.train", "mobilenet.rundir", "mobilenet.runtime"),
     "mobilenet/trees.py": (),
     "mobilenet/quantize": ("mobilenet.quantize", "mobilenet.models", "mobilenet.trees"),
     # The vocabulary of quantisation, which configurations check: no JAX.

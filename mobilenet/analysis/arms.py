@@ -188,7 +188,10 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
     by_overrides: dict[str, list[Path]] = {}
     seeds: set[int] = set()
     for path in sorted(directory.glob("*/point.json")):
-        overrides = {"seed": 0, **json.loads(path.read_text())["overrides"]}
+        try:
+            overrides = {"seed": 0, **rundir.read_object(path, "overrides")["overrides"]}
+        except (rundir.RunDirectoryError, TypeError) as error:
+            raise ResultError(f"{path} is no point of a sweep: {error}") from error
         seeds.add(overrides["seed"])
         by_overrides.setdefault(_canonical(overrides), []).append(path.parent)
     found = {}
@@ -241,6 +244,24 @@ def _check_one_experiment(
                     )
 
 
+def _table_facts(
+    table: str, runs: Sequence[Path], facts: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> dict[str, str]:
+    try:
+        return TABLES[table].facts(facts, summary)
+    except (KeyError, TypeError) as error:
+        raise ResultError(
+            f"{FACTS[table]} of {runs[0]} or of another seed is not what a run writes: {error}."
+        ) from error
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        return rundir.read_json(path, dict) or {}
+    except rundir.RunDirectoryError as error:
+        raise ResultError(str(error)) from error
+
+
 def _canonical(overrides: Mapping[str, Any]) -> str:
     return json.dumps(overrides, sort_keys=True)
 
@@ -277,12 +298,13 @@ def make_row(
     Raises:
       ResultError: runs without a test result, or that differ otherwise.
     """
-    summaries = [rundir.read_json(run / "summary.json") for run in runs]
-    configs = [rundir.read_json(run / "config.json") for run in runs]
-    facts = [rundir.read_json(run / FACTS[table]) or {} for run in runs]
-    for run, summary in zip(runs, summaries, strict=True):
-        if "test" not in summary:
+    for run in runs:
+        if "test" not in results.read_summary(run, ()):
             raise ResultError(f"{run} has no test metrics; its data set needs a test split.")
+    keys = [key for key in results.SUMMARIZED if key not in ("seed", "first_step_seconds")]
+    summaries = [results.read_summary(run, keys) for run in runs]
+    configs = [results.read_config(run) for run in runs]
+    facts = [_read_facts(run / FACTS[table]) for run in runs]
     examples = one("test size", [s["test"]["examples"] for s in summaries])
     top1 = [s["test"]["top1"] for s in summaries]
     mean, low, high = sum(top1) / len(top1), *stats.wilson(round(top1[0] * examples), examples)
@@ -308,7 +330,7 @@ def make_row(
         **(_difference(runs, others) if against else dict.fromkeys(DIFFERENCE, "")),
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "train_examples": str(summaries[0]["examples"]["train"]),
-        **TABLES[table].facts(facts, summaries[0]),
+        **_table_facts(table, runs, facts, summaries[0]),
         "seconds_mean": f"{seconds:.0f}",
         "device": one("device", [s["device"] for s in summaries]),
         "processor": one("processor", [s["processor"] for s in summaries]),
@@ -325,8 +347,8 @@ def _difference(runs: Sequence[Path], others: Sequence[Path]) -> dict[str, str]:
     def by_seed(paths: Sequence[Path]) -> dict[int, float]:
         found = {}
         for path in paths:
-            seed = (rundir.read_json(path / "config.json") or {})["seed"]
-            found[seed] = 100 * (rundir.read_json(path / "summary.json") or {})["test"]["top1"]
+            summary = results.read_summary(path, ["test.top1"])
+            found[results.read_config(path)["seed"]] = 100 * summary["test"]["top1"]
         return found
 
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis import stats
+from mobilenet.analysis import results, stats
 from mobilenet.analysis.results import ResultError, copy_logs
 from mobilenet.analysis.stats import Interval
 
@@ -372,7 +372,7 @@ def measure(arm: Arm) -> Measured:
         if status != "done":
             others.setdefault(status, []).append(str(seed))
             continue
-        summary, config = (rundir.read_json(run / f"{n}.json") for n in ("summary", "config"))
+        summary, config = results.read_summary(run, ()), results.read_config(run)
         if "test" not in summary:
             raise ResultError(f"{run} has no test metrics; its data set needs a test split.")
         if config["seed"] != seed:

@@ -103,8 +103,7 @@ def load(directory: Path) -> Comparison:
         )
     frame = found.frame[found.frame["group"].notna()]
     summaries = {
-        str(run): rundir.read_json(directory / str(run) / "summary.json")
-        for run in found.done.index
+        str(run): results.read_summary(directory / str(run), ()) for run in found.done.index
     }
     members = {
         group: sorted(part.index, key=lambda run: run not in summaries)
@@ -270,7 +269,10 @@ def _check(
 
 
 def _classes(run: Path) -> tuple[str, ...] | None:
-    names = (rundir.read_json(run / "data.json") or {}).get("class_names")
+    try:
+        names = (rundir.read_json(run / "data.json", dict) or {}).get("class_names")
+    except rundir.RunDirectoryError as error:
+        raise ResultError(str(error)) from error
     return None if names is None else tuple(names)
 
 

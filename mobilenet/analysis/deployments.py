@@ -5,13 +5,13 @@ experiments/results/logs/exports/NAME/      the FILE.rows.json of the exports of
 experiments/results/integer_executor.csv    of `python -m mobilenet.benchmark.integer`
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobilenet import rows as table_rows
+from mobilenet import rundir
 from mobilenet.analysis import results
 from mobilenet.analysis.results import ResultError
 from mobilenet.analysis.stats import wilson
@@ -45,9 +45,11 @@ def make_rows(
     made: list[dict[str, str]] = []
     for file in sorted(files):
         try:
-            found: list[dict[str, Any]] = json.loads(file.read_text())
+            found: list[dict[str, Any]] = rundir.read_json(file, list) or []
             made += [_row(row) for row in found]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except rundir.RunDirectoryError as error:
+            raise ResultError(str(error)) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResultError(
                 f"{file} is not what `mobilenet export --verify` writes: {error}."
             ) from error

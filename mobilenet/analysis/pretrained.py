@@ -7,7 +7,6 @@ experiments/results/pretrained.csv   of `mobilenet evaluate` on converted weight
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mobilenet import rows as table_rows
 from mobilenet import rundir
@@ -21,6 +20,12 @@ FIELDS = (
     *("commit", "remarks"),
 )
 Row = Mapping[str, str]
+
+
+# What a row says of `evaluation_*.json`.
+EVALUATED = (
+    *("top1", "examples", "top5", "overrides", "device", "processor", "versions", "commit"),
+)
 
 
 def make_row(
@@ -43,13 +48,13 @@ def make_row(
       ResultError: another file, or a run that was not converted.
     """
     try:
-        found: dict[str, Any] = json.loads(evaluation.read_text())
+        found = rundir.read_object(evaluation, *EVALUATED)
+        summary = rundir.read_json(evaluation.parent / "summary.json", dict) or {}
         correct = round(found["top1"] * found["examples"])
-    except (OSError, ValueError, KeyError) as error:
+    except (rundir.RunDirectoryError, TypeError) as error:
         raise ResultError(
-            f"{evaluation} is not an evaluation of `mobilenet evaluate`: {error}."
+            f"{evaluation} is not an evaluation of `mobilenet evaluate`: {error}"
         ) from error
-    summary = rundir.read_json(evaluation.parent / "summary.json") or {}
     if "source" not in summary:
         raise ResultError(
             f"{evaluation.parent} is not a run that `mobilenet convert` made; results of training "

@@ -97,11 +97,11 @@ def make_row(
     Raises:
       ResultError: a run that is not done, a seed twice, or runs that differ otherwise.
     """
-    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
-    configs = [json.loads((run / "config.json").read_text()) for run in runs]
-    for run, summary in zip(runs, summaries, strict=True):
-        if summary.get("status") != "done":
-            raise ResultError(f"{run} is {summary.get('status')}, not done; finish it first.")
+    for run in runs:
+        if rundir.status(run) != "done":
+            raise ResultError(f"{run} is {rundir.status(run)}, not done; finish it first.")
+    summaries = [read_summary(run) for run in runs]
+    configs = [read_config(run) for run in runs]
     seeds = [summary["seed"] for summary in summaries]
     if len(set(seeds)) < len(seeds):
         raise ResultError(f"The runs repeat a seed: {', '.join(map(str, seeds))}.")
@@ -134,6 +134,39 @@ def make_row(
     }
 
 
+# What every result row says of a run.
+NUMBERS = (
+    *("test.top1", "test.examples", "params", "macs", "examples.train"),
+    *("wall_seconds", "first_step_seconds"),
+)
+SUMMARIZED = (*NUMBERS, "seed", "device", "processor", "versions", "commit")
+
+
+def read_summary(run: Path, keys: Sequence[str] = SUMMARIZED) -> dict[str, Any]:
+    """The summary of a finished run with these keys; ResultError if it is not a whole one."""
+    path = run / "summary.json"
+    try:
+        summary = rundir.read_object(path, *keys)
+    except rundir.RunDirectoryError as error:
+        raise ResultError(str(error)) from error
+    for key in (key for key in keys if key in NUMBERS):
+        value: Any = summary
+        for name in key.split("."):
+            value = value[name]
+        if not isinstance(value, int | float):
+            raise ResultError(f"{path} is damaged: {key} is {value!r}, which is no number.")
+    return summary
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a finished run as it was written; ResultError if it is not whole."""
+    try:
+        keys = ("seed", "data.data_dir", "train.num_epochs")
+        return rundir.read_object(run / "config.json", *keys)
+    except rundir.RunDirectoryError as error:
+        raise ResultError(str(error)) from error
+
+
 def check_name(what: str, name: str) -> None:
     """Refuses, with a ResultError, a name that cannot name a folder of logs."""
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -157,8 +190,8 @@ def copy_logs(run: Path, target: Path, files: Sequence[str]) -> None:
         shutil.copyfile(run / file, target / file)
     # Where the data lay on the machine of the run is nobody's concern.
     path = target / "config.json"
-    config = rundir.read_json(path)
-    if config is not None:
+    if path.exists():
+        config = read_config(target)
         config["data"]["data_dir"] = ""
         rundir.write_json(path, config)
 

@@ -150,14 +150,11 @@ def _find(directory: Path) -> Iterator[Path]:
 def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The JSON object in a file, None if there is none, and what is wrong with it."""
     try:
-        value = rundir.read_json(path)
-    except ValueError as error:
-        return None, f"{path.name} is no JSON: {error}"
-    except OSError as error:
-        return None, f"{path.name} cannot be read: {error.strerror}"
-    if value is not None and not isinstance(value, dict):
-        return None, f"{path.name} holds a {type(value).__name__} where an object belongs"
-    return value, ""
+        return rundir.read_json(path, dict), ""
+    except rundir.FileError as error:
+        return None, f"{path.name} {error.what}"
+    except rundir.RunDirectoryError as error:
+        return None, str(error)
 
 
 def _read_identity(path: Path) -> tuple[dict[str, str], str]:
@@ -181,7 +178,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
     if written is not None:
         try:
             config: Any = rundir.read_config(path)
-        except config_lib.ConfigError as error:
+        except (config_lib.ConfigError, rundir.FileError) as error:
             # Still a run, with keys of its own.
             config = written
             errors.append(str(error))

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
+from mobilenet import rundir, runtime
 from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
 from mobilenet.config import Config, ConfigError
 
@@ -74,7 +74,7 @@ def _expected(error: Exception) -> int | None:
         return DIVERGED
     if isinstance(error, DatasetError | UnreadableImage | EmptySplitError | ResultError):
         return USAGE
-    if isinstance(error, CheckpointError | RunDirectoryError):
+    if isinstance(error, CheckpointError | RunDirectoryError | runtime.BackendError):
         return FAILED
     return None
 
@@ -172,7 +172,6 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
     config_lib.validate(config)
     apply_cpu_devices(values)
 
-    from mobilenet import runtime
     from mobilenet.workflows.train import train
 
     runtime.prepare_compiler()
@@ -206,6 +205,7 @@ def devices(values: flags.FlagValues) -> Iterator[None]:
 
     processes = flag(values, "num_processes") if "num_processes" in values else 1
     if processes == 1:
+        runtime.require_backend()
         yield
         return
     coordinator = require(values, "coordinator", "127.0.0.1:9876")

@@ -101,7 +101,9 @@ def _quantize(
         return 0
     from mobilenet import build
 
-    facts = rundir.read_json(target / build.QUANTIZATION_FILE)
+    facts = rundir.read_object(
+        target / build.QUANTIZATION_FILE, "float_bytes", "weight_bytes", "mean_bits"
+    )
     print(
         f"kernels: {facts['float_bytes'] / 1e6:.2f} MB in float32, "
         f"{facts['weight_bytes'] / 1e6:.2f} MB at {facts['mean_bits']:.3g} bits a weight"

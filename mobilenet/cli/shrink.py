@@ -122,13 +122,14 @@ def _in_rounds(
         "amounts": found,
         **{key: str(value) for key, value in cut.keywords.items()},
     }
-    begun = rundir.read_json(target / "rounds" / "plan.json") or plan
+    begun = rundir.read_json(target / "rounds" / "plan.json", dict) or plan
     if begun != plan:
         differing = ", ".join(
             f"{k} {begun.get(k)}, now {plan[k]}" for k in plan if begun.get(k) != plan[k]
         )
         raise common.UsageError(f"{target} was begun with {differing}; give another --to.")
-    (target / "rounds").mkdir(parents=True, exist_ok=True)
+    with rundir.writing(target):
+        (target / "rounds").mkdir(parents=True, exist_ok=True)
     rundir.write_json(target / "rounds" / "plan.json", plan)
     source, which, summary = workdir, common.flag(values, "checkpoint"), None
     for number, left in enumerate(found, 1):

@@ -140,13 +140,18 @@ def write_plan(points: Sequence[Point], workdir: Path) -> Path:
 
 
 def read_plan(path: Path) -> list[Point]:
-    """The points of `write_plan`, as they were: what they start from may be gone by now."""
-    return [
-        Point(
-            entry["key"],
-            entry["group"],
-            entry["overrides"],
-            config_lib.from_json(json.dumps(entry["config"])),
-        )
-        for entry in json.loads(path.read_text())
-    ]
+    """The points of `write_plan`, as they were: what they start from may be gone by now.
+
+    Raises:
+      FileError: the file is damaged.
+    """
+    points = []
+    for entry in rundir.read_json(path, list) or ():
+        if not isinstance(entry, dict) or not entry.keys() >= set(PLANNED):
+            raise rundir.FileError(path, "does not list the points of a sweep", "delete it")
+        key, group, overrides, config = (entry[name] for name in PLANNED)
+        points.append(Point(key, group, overrides, config_lib.from_json(json.dumps(config))))
+    return points
+
+
+PLANNED = ("key", "group", "overrides", "config")  # of a point in a plan

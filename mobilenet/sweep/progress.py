@@ -98,7 +98,7 @@ class Progress:
             self._statuses[key] = status = rundir.status(directory)
             if status in rundir.FINAL:
                 with contextlib.suppress(ValueError):
-                    self._summaries[key] = rundir.read_json(directory / "summary.json")
+                    self._summaries[key] = rundir.read_json(directory / "summary.json", dict)
 
     def _line(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -141,8 +141,8 @@ class Progress:
             return _last_step(directory) or "starting"
         if status == "failed":
             with contextlib.suppress(ValueError):
-                point = rundir.read_json(directory / "point.json") or {}
-                summary = rundir.read_json(directory / "summary.json") or {}
+                point = rundir.read_json(directory / "point.json", dict) or {}
+                summary = rundir.read_json(directory / "summary.json", dict) or {}
                 return f"failed: {point.get('error') or summary.get('error')}"
         summary = self._summaries.get(key, {})
         if status == "done" and "validation" in summary:
@@ -171,12 +171,12 @@ class Progress:
 
 def _last_step(directory: Path) -> str | None:
     """How far a run is, from the end of its metrics and its summary."""
-    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+    with contextlib.suppress(OSError, ValueError, IndexError, KeyError, TypeError):
         with open(directory / "metrics.jsonl", "rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 4096))
             row = json.loads(file.read().decode().splitlines()[-1])
-        total = (rundir.read_json(directory / "summary.json") or {})["total_steps"]
+        total = (rundir.read_json(directory / "summary.json", dict) or {})["total_steps"]
         return f"step {row['step']}/{total}, {row['split']} loss {row['loss']:.3f}"
     return None
 

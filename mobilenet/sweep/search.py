@@ -301,7 +301,7 @@ def _train(
             with rundir.locked(directory):
                 runner.train([point], workdir, shared, watch=watch)
         status = rundir.status(directory)
-        summary = rundir.read_json(directory / "summary.json") or {}
+        summary = rundir.read_json(directory / "summary.json", dict) or {}
         if status == "failed":
             study.tell(trial, state=TrialState.FAIL)
             return

@@ -171,8 +171,8 @@ def _chunks(points: Sequence[Point], size: int) -> list[list[Point]]:
 def _job_of(point: Point, workdir: Path) -> str | None:
     """The job that was last given the point."""
     with contextlib.suppress(ValueError):
-        found = rundir.read_json(point.directory(workdir) / "slurm.json")
-        return found["job"] if found else None
+        found = rundir.read_json(point.directory(workdir) / "slurm.json", dict)
+        return found.get("job") if found else None
     return None
 
 

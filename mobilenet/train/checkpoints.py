@@ -1,36 +1,32 @@
-"""Checkpoints with Orbax: asynchronous, newest and best kept, every byte verified on restore.
+"""Checkpoints: written while training goes on, newest and best kept, verified on restore.
 
 A checkpoint is a directory of items (`params`, `batch_stats`, `ema`, `opt_state`, `quant`, `meta`;
 empty ones are left out), each a nested dictionary of NumPy arrays, so that a notebook reads what it
 needs without devices, and a run on two devices continues on one.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
-from mobilenet import rundir
+from mobilenet import rundir, runtime
+from mobilenet.train import checkpoint_files
+from mobilenet.train.checkpoint_files import ITEMS, DamageError
+from mobilenet.train.checkpoint_files import CheckpointError as CheckpointError
 from mobilenet.train.state import TrainState, evaluated, to_host
 
-ITEMS = ("params", "batch_stats", "ema", "opt_state", "quant")
-SCHEMA = 1  # of the items above; raised when they change meaning
+DAMAGED = ".damaged"  # at the end of the name of a checkpoint that was set aside
 
 log = logging.getLogger("mobilenet")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or does not fit; says which and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,41 +44,6 @@ class Restored:
         return evaluated(items["params"], items["batch_stats"], items["ema"], items["quant"])
 
 
-def _digest(tree: Any) -> str:
-    """Hash over paths, types, shapes and bytes of a nested dictionary of arrays."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in sorted(
-        (jax.tree_util.keystr(path), np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ):
-        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _explain(directory: Path, step: int | None) -> Iterator[None]:
-    """Turns a failure to write into one sentence; Orbax wraps the system's error several times."""
-    try:
-        yield
-    except Exception as error:
-        text = " ".join(str(e) for e in _chain(error))
-        if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "Errno 28" in text:
-            raise CheckpointError(
-                f"The disk is full: a checkpoint could not be written to {directory}. Free some "
-                "space and start the same command again; it resumes from the newest complete "
-                "checkpoint."
-            ) from error
-        at = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"The checkpoint{at} in {directory} failed: {error}") from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 class Checkpoints:
     """The checkpoints of one run directory.
 
@@ -94,6 +55,10 @@ class Checkpoints:
       keep_newest: number of newest checkpoints to keep, at least 1.
       keep_best: number of best ones to keep besides, by `score`.
       read_only: never write or clean up; what notebooks and `evaluate` use beside a running job.
+
+    Raises:
+      RunDirectoryError: the directory cannot be made.
+      BackendError: JAX does not start.
     """
 
     def __init__(
@@ -105,33 +70,20 @@ class Checkpoints:
         read_only: bool = False,
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._writes = not read_only and jax.process_index() == 0
-        self._manager: ocp.CheckpointManager | None = None
-        if not self._writes:
+        self._keep_newest, self._keep_best = keep_newest, keep_best
+        self._damaged: set[int] = set()
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+        if read_only:  # needs no backend to tell the steps
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        newest: list[policies.PreservationPolicy] = [policies.LatestN(keep_newest)]
-        if keep_best:
-            newest.append(
-                policies.BestN(
-                    get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(newest),
-            create=False,  # made above; Orbax cannot when one of several processes writes
-            best_fn=_score,  # makes Orbax store the metrics that BestN needs after a restart
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="mobilenet"
-            )
-            if jax.process_count() > 1
-            else ocp.options.MultiprocessingOptions(),
-        )
-        # Orbax warns at every save without metrics; only validated steps have any.
-        logging.getLogger("absl").addFilter(_not_about_metrics)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        runtime.require_backend()
+        if jax.process_index() != 0:
+            return
+        rundir.require_usable(self.directory.parent)
+        with rundir.writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            checkpoint_files.remove_leftovers(self.directory)
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -141,27 +93,39 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the write in progress and releases the directory."""
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            with _explain(self.directory, None):
-                manager.wait_until_finished()
-                manager.close()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.shutdown()
+            self.wait()
 
     def steps(self) -> list[int]:
         """Steps of finished checkpoints, rising."""
-        if not self.directory.is_dir():
+        # A directory under its final name is complete: Orbax writes next to it and renames.
+        try:
+            return sorted(
+                int(path.name)
+                for path in self.directory.iterdir()
+                if _is_step(path.name) and path.is_dir()
+            )
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        # A directory under its final name is complete: Orbax writes beside it and renames.
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        except OSError as error:
+            raise CheckpointError(rundir.cannot_read(self.directory, error.errno)) from error
 
     def best_step(self) -> int | None:
         """The finished checkpoint with the best validation; the later one of equals."""
+        best = self._by_score()
+        return best[-1] if best else None
+
+    def _by_score(self) -> list[int]:
+        """Steps of the validated checkpoints, the best one last."""
         scored = []
         for step in self.steps():
-            path = self.directory / str(step) / "metrics" / "metrics"
-            with contextlib.suppress(OSError, ValueError):
-                scored.append((_score(json.loads(path.read_text())), step))
-        return max(scored)[1] if scored else None
+            # A damaged one has no score, nor has one that was not validated.
+            with contextlib.suppress(DamageError, KeyError, TypeError, ValueError):
+                meta = checkpoint_files.read_meta(self.directory / str(step))
+                scored.append((_score(meta["metrics"]), step))
+        return [step for _, step in sorted(scored)]
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint; returns when the state may be changed.
@@ -172,88 +136,61 @@ class Checkpoints:
             if it was not validated.
 
         Raises:
-          CheckpointError: this write could not start, or the one before it failed.
+          CheckpointError: the write before it failed.
         """
-        if self._manager is None:
+        if self._writer is None:
             return
+        self.wait()
         step = int(state.step)
-        saved = flax.serialization.to_state_dict(
+        items = flax.serialization.to_state_dict(
             {name: to_host(getattr(state, name)) for name in ITEMS}
         )
-        meta = {
-            "schema": SCHEMA,
-            "step": step,
-            "digests": {name: _digest(saved[name]) for name in ITEMS},
-            "metrics": dict(metrics or {}),
-        }
-        items = {name: ocp.args.StandardSave(saved[name]) for name in ITEMS if saved[name]}
-        with _explain(self.directory, step):
-            self._manager.wait_until_finished()
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items),
-                metrics=dict(metrics) if metrics else None,
-                force=True,
-            )
+        self._pending = self._writer.submit(self._write, step, items, dict(metrics or {}))
+
+    def _write(self, step: int, items: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Writes a checkpoint, then deletes those that are no longer wanted."""
+        checkpoint_files.write(self.directory, step, items, metrics)
+        kept = set(self.steps()[-self._keep_newest :])
+        if self._keep_best:
+            kept.update(self._by_score()[-self._keep_best :])
+        for other in set(self.steps()) - kept:
+            checkpoint_files.remove(self.directory / str(other))
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk; raises CheckpointError if one failed."""
-        if self._manager is not None:
-            with _explain(self.directory, None):
-                self._manager.wait_until_finished()
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def read(self, step: int) -> Restored:
         """Reads one checkpoint into NumPy and verifies its digests.
 
         Raises:
-          CheckpointError: missing, damaged, or written by an incompatible version.
+          DamageError: bytes are missing or do not match their digest.
+          CheckpointError: it is missing, cannot be read, or was written by an incompatible version.
         """
         path = self.directory / str(step)
-        if not path.is_dir():
+        if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"{self.directory} has no checkpoint of step {step}; it has {known}."
             )
-        try:
-            handler = ocp.StandardCheckpointHandler()
-            meta = json.loads((path / "meta" / "metadata").read_text())
-            items: dict[str, Any] = {}
-            for name in ITEMS:
-                items[name] = {}
-                if (path / name).is_dir():
-                    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-                        items[name] = checkpointer.restore(
-                            path / name, args=ocp.args.StandardRestore(strict=False)
-                        )
-        except Exception as error:
-            reason = str(error).split(" [tensorstore_spec")[0]
-            raise CheckpointError(f"The checkpoint {path} is damaged: {reason}.") from error
-        if meta.get("schema") != SCHEMA:
-            raise CheckpointError(
-                f"The checkpoint {path} has schema {meta.get('schema')}, this version reads "
-                f"{SCHEMA}."
-            )
-        items = jax.tree.map(np.asarray, items)
-        for name in ITEMS:
-            # Checkpoints from before quantisation have no digest of that.
-            if _digest(items[name]) != meta["digests"].get(name, _digest({})):
-                raise CheckpointError(
-                    f"The checkpoint {path} is damaged: the bytes of its {name} do not match their "
-                    "digest."
-                )
-        return Restored(step, items, meta)
+        meta = checkpoint_files.read_meta(path)
+        return Restored(step, checkpoint_files.read_items(path, meta["digests"]), meta)
 
     def read_newest(self) -> Restored | None:
         """The newest checkpoint that is whole; damaged ones are skipped with a warning.
 
         Raises:
-          CheckpointError: there are checkpoints, and every one is damaged.
+          CheckpointError: there are checkpoints, and every one is damaged; or one cannot be read
+            for another reason.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self.read(step)
-            except CheckpointError as error:
+            except DamageError as error:
+                self._damaged.add(step)
                 log.warning("%s Trying the one before it.", error)
         if steps:
             raise CheckpointError(
@@ -263,11 +200,44 @@ class Checkpoints:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Deletes checkpoints behind `step`: damaged ones would block their step's new save."""
-        if self._manager is None:
+        """Clears the way for new checkpoints after `step`, whose steps a run repeats.
+
+        Those that `read_newest` found damaged are set aside under another name, not deleted.
+        """
+        if self._writer is None:
             return
+        self.wait()
         for later in [s for s in self.steps() if s > step]:
-            self._manager.delete(later)
+            path = self.directory / str(later)
+            if later in self._damaged:
+                aside = path.with_name(path.name + DAMAGED)
+                with rundir.writing(aside):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+                log.warning("%s is set aside as %s.", path, aside.name)
+            else:
+                checkpoint_files.remove(path)
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def require_begun(workdir: Path, checkpoints: Checkpoints) -> None:
+    """Refuses to start a run again whose checkpoints have gone.
+
+    Raises:
+      CheckpointError: the summary says that steps were saved, and there is no checkpoint.
+    """
+    summary = rundir.read_json(workdir / "summary.json", dict) or {}
+    step = summary.get("step")
+    saved = summary.get("status") in ("running", "interrupted", "done") and step
+    if saved and not checkpoints.steps():
+        raise CheckpointError(
+            f"{workdir} was trained to step {step}, as its summary.json says, but "
+            f"{checkpoints.directory} holds no checkpoint. Put it back, or delete summary.json to "
+            "start again at step 0."
+        )
 
 
 def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
@@ -282,7 +252,8 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
       CheckpointError: there is none, or it is damaged.
     """
     if which == "result":
-        which = str((rundir.read_json(workdir / "summary.json") or {}).get("result_step", "newest"))
+        summary = rundir.read_json(workdir / "summary.json", dict) or {}
+        which = str(summary.get("result_step", "newest"))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     if which == "newest":
         restored = checkpoints.read_newest()
@@ -292,7 +263,7 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
                 f"--workdir={workdir}`."
             )
         return restored
-    step = checkpoints.best_step() if which == "best" else int(which) if which.isdigit() else None
+    step = checkpoints.best_step() if which == "best" else int(which) if _is_step(which) else None
     if step is None:
         known = ", ".join(map(str, checkpoints.steps())) or "none"
         raise CheckpointError(
@@ -311,21 +282,16 @@ def read_digests(workdir: Path) -> dict[str, str]:
     Raises:
       CheckpointError: there is no checkpoint whose record can be read.
     """
-    summary = rundir.read_json(workdir / "summary.json") or {}
+    summary = rundir.read_json(workdir / "summary.json", dict) or {}
     steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
     for step in [summary["result_step"]] if "result_step" in summary else reversed(steps):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            record = workdir / "checkpoints" / str(step) / "meta" / "metadata"
-            return dict(json.loads(record.read_text())["digests"])
+        with contextlib.suppress(DamageError):
+            return checkpoint_files.read_meta(workdir / "checkpoints" / str(step))["digests"]
     raise CheckpointError(f"{workdir} has no checkpoint whose record can be read.")
 
 
 def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics.get("score", metrics["top1"]))
-
-
-def _not_about_metrics(record: logging.LogRecord) -> bool:
-    return "did not provide metrics" not in record.getMessage()
 
 
 def restore_state(restored: Restored, like: TrainState) -> TrainState:

@@ -7,7 +7,6 @@ leading lane axis, while each keeps its own directory. Read `train_lanes` from t
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import signal
@@ -22,7 +21,12 @@ from jax.experimental import multihost_utils
 
 from mobilenet import rundir
 from mobilenet.train import metrics, records, steps
-from mobilenet.train.checkpoints import CheckpointError, Checkpoints, restore_state
+from mobilenet.train.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    require_begun,
+    restore_state,
+)
 from mobilenet.train.metrics import Evaluation
 from mobilenet.train.state import TrainState, to_host
 
@@ -356,6 +360,8 @@ def train_lanes(
             _Lane(index if parts.lanes else None, workdir, parts, facts, began, stack)
             for index, (workdir, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
         ]
+        for lane in lanes:
+            require_begun(lane.workdir, lane.checkpoints)
         state, start = _restore(parts, lanes)
         state = steps.place(state)
         finished = [_finished(lane.workdir, start) for lane in lanes]
@@ -581,19 +587,16 @@ def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int
 
 def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
     """The summary of a run that ended at `step`, if it did."""
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((workdir / "summary.json").read_text())
-        if summary.get("status") == "done" and summary.get("step") == step:
-            return summary
+    summary = records.read_summary(workdir)
+    if summary.get("status") == "done" and summary.get("step") == step:
+        return summary
     return None
 
 
 def _seconds_before(workdir: Path, start: int) -> float:
     """Wall seconds that earlier, interrupted parts of this run have recorded."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if start:
-            return float(json.loads((workdir / "summary.json").read_text())["wall_seconds"])
-    return 0.0
+    seconds = records.read_summary(workdir).get("wall_seconds", 0.0) if start else 0.0
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:

@@ -9,6 +9,7 @@ summary.json    final metrics, counts, versions, device, commit, wall time, stat
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -21,7 +22,10 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
-from mobilenet.rundir import full_disk_is_clear, write_atomically
+from mobilenet import rundir
+from mobilenet.rundir import writing
+
+log = logging.getLogger("mobilenet")
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
@@ -65,29 +69,66 @@ def commit() -> str:
         return "unknown"
 
 
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The summary of a run, {} if there is none; a damaged one is named and counts as none.
+
+    It is written anew by whoever continues the run.
+    """
+    try:
+        return rundir.read_json(workdir / "summary.json", dict) or {}
+    except rundir.FileError as error:
+        log.warning("%s The run continues without it.", error)
+        return {}
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a metrics file, and how many lines are none.
+
+    A last line without its end is what a kill left of it, and does not count.
+    """
+    *lines, last = (rundir.read_bytes(path) or b"").split(b"\n")
+    found = [_read_row(line) for line in lines]
+    rows = [row for row in (*found, _read_row(last)) if row is not None]
+    return rows, found.count(None)
+
+
+def _read_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode())
+        needed = ["step", *(("top1", "loss") if row["split"] == "validation" else ())]
+        return row if all(isinstance(row[key], int | float) for key in needed) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def drop_after(path: Path, step: int) -> None:
-    """Removes rows behind `step`, and a line that a kill left unfinished, from a metrics file."""
+    """Removes rows after `step`, and lines that are no rows, from a metrics file.
+
+    Raises:
+      RunDirectoryError: the file cannot be read or written.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError, KeyError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+    rows, damaged = _read_rows(path)
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        log.warning("%d lines of %s are no metrics; %s keeps them.", damaged, path, aside.name)
+        rundir.write_bytes_atomically(aside, path.read_bytes())
+    rundir.write_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
 
 
 def read_validations(workdir: Path, step: int) -> dict[int, dict[str, Any]]:
     """Validation metrics of a run up to `step`: step -> metrics."""
-    path = workdir / "metrics.jsonl"
-    found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, KeyError):
-            row = json.loads(line)
-            if row["split"] == "validation" and row["step"] <= step:
-                at = row["step"]
-                found[at] = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
-    return found
+    rows, _ = _read_rows(workdir / "metrics.jsonl")
+    return {
+        row["step"]: {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
+        for row in rows
+        if row["split"] == "validation" and row["step"] <= step
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(dict(row)) + "\n"
 
 
 class MetricsWriter:
@@ -102,15 +143,17 @@ class MetricsWriter:
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
         self._path = workdir / "metrics.jsonl"
         drop_after(self._path, resume_step)
-        with full_disk_is_clear(self._path):
+        with writing(self._path):
             self._file: TextIO = open(self._path, "a")  # noqa: SIM115
         self._events = _Events(workdir / "events", resume_step) if tensorboard else None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
-        with full_disk_is_clear(self._path):
-            self._file.write(json.dumps(dict(row)) + "\n")
+        with writing(self._path):
+            self._file.write(_line(row))
             self._file.flush()
+            if row["split"] != "train":  # a checkpoint follows, whose run looks for this row
+                os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.write(row)
 
@@ -137,7 +180,7 @@ class _Events:
 
         self._proto: Any = event_pb2  # generated code, opaque to type checkers
         self._directory = directory
-        with full_disk_is_clear(directory):
+        with writing(directory):
             directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(directory / "events"))
         # Hides the events that a killed run wrote behind its last checkpoint.
@@ -151,12 +194,12 @@ class _Events:
             if name not in ("step", "split", "epoch"):
                 scalar = summary.scalar(f"{row['split']}/{name}", value)
                 self._put(row["step"], summary=scalar)
-        with full_disk_is_clear(self._directory):
+        with writing(self._directory):
             self._writer.flush()
 
     def _put(self, step: int, **content: Any) -> None:
         event = self._proto.Event(wall_time=time.time(), step=step, **content)
-        with full_disk_is_clear(self._directory):
+        with writing(self._directory):
             self._writer.write_event(event)
 
     def close(self) -> None:

@@ -3,32 +3,13 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_states import assert_same, largest_file, make_state
 
-from mobilenet.train import optim, state
+from mobilenet.train import state
 from mobilenet.train.checkpoints import CheckpointError, Checkpoints, restore_state
-
-
-def make_state(
-    step: int = 0, *, width: int = 3, optimizer: str = "rmsprop", ema: bool = True
-) -> Any:
-    kernel = jnp.arange(4 * width, dtype=jnp.float32).reshape(4, width) / 7 + step
-    variables = {
-        "params": {"stem": {"conv": {"kernel": kernel}}},
-        "batch_stats": {"stem": {"bn": {"mean": jnp.ones(width) * step}}},
-    }
-    chosen = optim.make_optimizer(optimizer)
-    return state.create(variables, chosen, ema=ema).replace(step=jnp.int32(step))
-
-
-def assert_same(a: Any, b: Any) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_round_trip_to_numpy_and_to_state(tmp_path: Path):
@@ -54,10 +35,6 @@ def test_newest_and_best_are_kept_across_restarts(tmp_path: Path):
         checkpoints.wait()
         assert checkpoints.steps() == [2, 5, 6]
         assert checkpoints.best_step() == 2
-
-
-def largest_file(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "meta"])

@@ -100,17 +100,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of finished checkpoints, rising."""
-        # A directory under its final name is complete: Orbax writes next to it and renames.
-        try:
-            return sorted(
-                int(path.name)
-                for path in self.directory.iterdir()
-                if _is_step(path.name) and path.is_dir()
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise CheckpointError(rundir.cannot_read(self.directory, error.errno)) from error
+        return _finished_steps(self.directory)
 
     def best_step(self) -> int | None:
         """The finished checkpoint with the best validation; the later one of equals."""
@@ -219,6 +209,18 @@ class Checkpoints:
                 checkpoint_files.remove(path)
 
 
+def _finished_steps(directory: Path) -> list[int]:
+    # A directory under its final name is complete: Orbax writes next to it and renames.
+    try:
+        return sorted(
+            int(path.name) for path in directory.iterdir() if _is_step(path.name) and path.is_dir()
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(rundir.cannot_read(directory, error.errno)) from error
+
+
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal() and str(int(name)) == name
 
@@ -276,6 +278,8 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
 def read_digests(workdir: Path) -> dict[str, str]:
     """Digests of the items of a run's result, from its record alone: item -> hash of its bytes.
 
+    JAX's backend is not started: the parent of a sweep's workers must not take their memory.
+
     Args:
       workdir: the run directory.
 
@@ -283,7 +287,7 @@ def read_digests(workdir: Path) -> dict[str, str]:
       CheckpointError: there is no checkpoint whose record can be read.
     """
     summary = rundir.read_json(workdir / "summary.json", dict) or {}
-    steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+    steps = _finished_steps(workdir / "checkpoints")
     for step in [summary["result_step"]] if "result_step" in summary else reversed(steps):
         with contextlib.suppress(DamageError):
             return checkpoint_files.read_meta(workdir / "checkpoints" / str(step))["digests"]

@@ -49,6 +49,7 @@ __all__ = [
     "TfdsSource",
     "cache_dir",
     "default_data_dir",
+    "empty",
     "evenly_spaced",
     "labels_of",
     "names_of",
@@ -56,6 +57,7 @@ __all__ = [
     "open_images",
     "prepare",
     "read_many",
+    "require_trainable",
 ]
 
 log = logging.getLogger(__name__)
@@ -344,6 +346,34 @@ def open_dataset(
     if name == "folder":
         _warn_of_absent_classes(class_names, splits)
     return Dataset(name, class_names, image_shape, splits, left_out)
+
+
+def empty(name: str, class_names: Sequence[str]) -> Dataset:
+    """A data set without examples, in place of one that is not at hand."""
+    nothing = FolderSource("", (), ())
+    splits = {role: nothing for role in ("train", "validation", "test")}
+    return Dataset(name, tuple(class_names), None, splits)
+
+
+def require_trainable(dataset: Dataset, data_dir: str = "") -> None:
+    """Refuses to train on a data set without training examples, or of fewer than two classes.
+
+    Raises:
+      DatasetError: one sentence that says what to do.
+    """
+    where = f"dataset {dataset.name!r}" + (f" in {data_dir}" if data_dir else "")
+    train = dataset.splits["train"]
+    if not len(train):
+        raise DatasetError(
+            f"{where} has no examples to train on; name its train part with data.train_split, or, "
+            "in a single folder of classes, lower data.test_fraction."
+        )
+    if dataset.num_classes < 2:
+        raise DatasetError(
+            f"{where} has one class, {dataset.class_names[0]!r}, with examples such as "
+            f"{train.describe(0)}; training needs two or more. Let data.data_dir name the folder "
+            "whose sub-folders are the classes."
+        )
 
 
 def _warn_of_absent_classes(class_names: Sequence[str], splits: Mapping[str, Source]) -> None:

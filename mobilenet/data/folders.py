@@ -143,7 +143,17 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DatasetError(
             f"folder {folder} cannot be read ({error.strerror}); repair or remove it."
         ) from error
-    return [e for e in found if e.name not in _SYSTEM and not (_hidden(e.name) and e.is_dir())]
+    return [e for e in found if e.name not in _SYSTEM and not (_hidden(e.name) and _is_folder(e))]
+
+
+# An entry asks nothing of the system unless it is a link, and then does not bear one that leads to
+# itself.
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def _hidden(name: str) -> bool:
@@ -188,7 +198,7 @@ class _Walk:
         """Name -> path of the folders in a folder; images next to them are counted as left out."""
         found = {}
         for entry in _entries(folder):
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if _ending(entry.name) in EXTENSIONS and not _hidden(entry.name):
                     self.left_out["outside of the class folders"] += 1
             elif _is_run(entry.path):
@@ -243,7 +253,7 @@ class _Walk:
                     "of one class and in one part, so remove one of the two."
                 )
             for entry in _entries(path):
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     self._add_file(entry, below, found)
                 elif _is_run(entry.path):
                     self.runs.append(entry.path)
@@ -259,7 +269,7 @@ class _Walk:
                 self.left_out["hidden"] += 1
         elif ending not in EXTENSIONS:
             self.left_out[f".{ending}" if ending else "without an ending"] += 1
-        elif not os.path.isfile(entry.path) if entry.is_symlink() else not entry.is_file():
+        elif not _is_file(entry):
             self.left_out["no files, or links to nothing"] += 1
         else:
             self.linked = self.linked or entry.is_symlink()
@@ -355,7 +365,7 @@ def _find_parts(
 
 
 def _holds_folders(folder: str) -> bool:
-    return any(entry.is_dir() for entry in _entries(folder))
+    return any(_is_folder(entry) for entry in _entries(folder))
 
 
 def _no_part(root: str, role: str, split: str, folders: Mapping[str, str]) -> DatasetError:

@@ -1008,11 +1008,6 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         optional=untrained and bool(config.quantize.calibration_dir),
     )
     num_classes = resolve_classes(config, len(data.class_names))
-    if num_classes == 1:
-        raise ConfigError(
-            "The classifier has one output, whose probability is always 1; give model.num_classes "
-            "2 or more, or leave it out (None) for the data set's classes."
-        )
     if num_classes == 0:
         raise ConfigError(
             "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "

@@ -179,8 +179,8 @@ def channel_statistics(
         pixels += len(flat)
     if not pixels:
         raise UnreadableExample(
-            "channel statistics need at least 1 readable image, 0 were given; repair the images, or "
-            "set data.normalization."
+            "channel statistics need at least 1 readable image, 0 were given; repair the images, "
+            "or set data.normalization."
         )
     mean = total / pixels
     variance = squares / pixels - mean**2

@@ -118,6 +118,6 @@ def names_of(source: Source) -> Sequence[str]:
     """
     if isinstance(source, SubsetSource):
         names = names_of(source.source)
-        return [names[index] for index in source.indices.tolist()]
+        return [names[int(index)] for index in source.indices]
     known = getattr(source, "names", None)
     return known if known is not None else [source.describe(i) for i in range(len(source))]

@@ -27,6 +27,7 @@ from mobilenet.data.preparation import (
     parse_name,
     prepare,
     prepare_digits,
+    stored_format,
 )
 from mobilenet.data.sources import (
     Dataset,
@@ -129,7 +130,7 @@ def _find_prepared(name: str, data_dir: Path) -> Path:
         try:
             default = json.loads((root / ".config" / "metadata.json").read_text())
             configs = [p for p in configs if p.name == default["default_config_name"]] or configs
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # written by TFDS only for data sets whose code knows configs
         if len(configs) > 1:
             raise DatasetError(
@@ -229,7 +230,7 @@ def _open_prepared(
     name: str, folder: Path, data_dir: Path, wanted: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[int, int, int] | None, dict[str, Source]]:
     """(class names, shape, sources by role) of the version directory `folder`."""
-    stored = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+    stored = stored_format(folder)
     if stored == "tfrecord":
         raise DatasetError(
             f"dataset {name!r} in {folder} is stored as TFRecord, which has no random access; "

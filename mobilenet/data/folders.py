@@ -7,30 +7,21 @@ in it, or the class folders alone. All images below a class folder are examples 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-import unicodedata
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenet.data.sources import DatasetError, Source, evenly_spaced
-
-log = logging.getLogger(__name__)
-
-# Endings of the files that Pillow decodes by itself. Written down, so that a folder has the same
-# examples whatever Pillow is installed. Left out are EPS, which is a program that Ghostscript would
-# run, and formats that Pillow only recognises or writes (MPEG, PDF, HDF5, GRIB, BUFR, WMF).
-EXTENSIONS = frozenset(
-    "apng avif avifs blp bmp bw cur dcx dds dib fit fits flc fli ftc ftu gbr gif icb icns ico im "
-    "j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcd pcx pfm pgm png pnm ppm psd pxr qoi "
-    "ras rgb rgba sgi tga tif tiff vda vst webp xbm xpm".split()
+from mobilenet.data.listing import (
+    Walk,
+    describe_counts,
+    few,
+    holds_folders,
+    holds_images,
+    is_run,
 )
-# What operating systems and storage devices leave in folders of images.
-_SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+from mobilenet.data.sources import DatasetError, Source, evenly_spaced
 
 # Names that folders of the parts have, in lower case and without "-", "_" and spaces.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -79,7 +70,7 @@ def open_folder(
     if not data_dir:
         raise DatasetError("dataset 'folder' was given without data_dir; name the folder there.")
     root = _require_folder("data_dir", data_dir)
-    walk = _Walk()
+    walk = Walk()
     folders = walk.folders(root)
     parts = _find_parts(root, folders, wanted)
     if parts is None:
@@ -111,10 +102,10 @@ def open_images(folder: str, key: str) -> FolderSource:
       DatasetError: it is no folder, or holds no images.
     """
     root = _require_folder(key, folder)
-    walk = _Walk()
+    walk = Walk()
     paths = walk.images(root)
     if not paths:
-        raise DatasetError(f"{key}={folder} holds no images{_described(walk.left_out)}.")
+        raise DatasetError(f"{key}={folder} holds no images{describe_counts(walk.left_out)}.")
     walk.tell(root)
     return FolderSource(root, tuple(paths), (0,) * len(paths))
 
@@ -123,191 +114,12 @@ def _require_folder(key: str, folder: str) -> str:
     root = os.fspath(Path(folder).expanduser())
     if not os.path.isdir(root):
         raise DatasetError(f"{key}={folder} is no folder; name one that exists.")
-    if _is_run(root):
+    if is_run(root):
         raise DatasetError(
             f"{key}={folder} is the directory of a run or a sweep; give the run a --workdir of its "
             "own, or name the folder of the images."
         )
     return root
-
-
-# ----------------------------------------------------------------------------------------- listing
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted by name, but for hidden and system folders."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DatasetError(
-            f"folder {folder} cannot be read ({error.strerror}); repair or remove it."
-        ) from error
-    return [e for e in found if e.name not in _SYSTEM and not (_hidden(e.name) and _is_folder(e))]
-
-
-# An entry asks nothing of the system unless it is a link, and then does not bear one that leads to
-# itself.
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _ending(name: str) -> str:
-    return name.rpartition(".")[2].lower() if "." in name else ""
-
-
-def _is_run(folder: str) -> bool:
-    """Whether a run or a sweep of this program keeps its files there; some of them are plots."""
-    points = os.path.join(folder, "points")
-    if os.path.isdir(points):
-        return any(os.path.isfile(os.path.join(e.path, "point.json")) for e in _entries(points))
-    try:
-        with open(os.path.join(folder, "config.json"), "rb") as file:
-            config = json.load(file)
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and {"model", "data", "train", "checkpoint"} <= set(config)
-
-
-class _Walk:
-    """Lists the images of a data set, and remembers what is passed over.
-
-    Attributes:
-      left_out: why files are no examples -> how many.
-      runs: directories of runs, which are passed over with all that they hold.
-      unused: folders next to the parts that are none of them.
-      linked: whether an image is a symbolic link.
-    """
-
-    def __init__(self) -> None:
-        self.left_out: Counter[str] = Counter()
-        self.runs: list[str] = []
-        self.unused: list[str] = []
-        self.linked = False
-        self._owners: dict[str, str] = {}  # real path of a folder -> the class folder that has it
-
-    def folders(self, folder: str) -> dict[str, str]:
-        """Name -> path of the folders in a folder; images next to them are counted as left out."""
-        found = {}
-        for entry in _entries(folder):
-            if not _is_folder(entry):
-                if _ending(entry.name) in EXTENSIONS and not _hidden(entry.name):
-                    self.left_out["outside of the class folders"] += 1
-            elif _is_run(entry.path):
-                self.runs.append(entry.path)
-            else:
-                found[entry.name] = entry.path
-        return found
-
-    def classes(self, part: str, folders: Mapping[str, str]) -> dict[str, list[str]]:
-        """Class name -> sorted image files, relative to `part`, whose class folders are given."""
-        classes: dict[str, list[str]] = {}
-        for folder, path in folders.items():
-            before, runs = self.left_out.copy(), len(self.runs)
-            images = self.images(path)
-            if not images and len(self.runs) > runs:
-                continue
-            if not images:
-                raise DatasetError(
-                    f"class folder {path} holds no images{_described(self.left_out - before)}; add "
-                    "some (.jpg, .png or another format that Pillow reads) or remove the folder."
-                )
-            name = _class_name(folder, path)
-            if name in classes:
-                raise DatasetError(
-                    f"{part} has two class folders called {name!r}, written in different Unicode "
-                    "forms; move the images into one of them."
-                )
-            classes[name] = [f"{folder}/{image}" for image in images]
-        if not classes:
-            raise DatasetError(
-                f"{part} holds no class folders; put the images of each class into a folder of "
-                "its own, as DIR/train/cat/1.jpg or DIR/cat/1.jpg."
-            )
-        return classes
-
-    def images(self, folder: str) -> list[str]:
-        """The images below a folder as sorted paths relative to it; links are followed once."""
-        found: list[str] = []
-        visited: set[str] = set()
-        pending = [""]
-        while pending:
-            below = pending.pop()
-            path = os.path.join(folder, below)
-            real = os.path.realpath(path)
-            if real in visited:
-                continue
-            visited.add(real)
-            owner = self._owners.setdefault(real, folder)
-            if owner != folder:
-                raise DatasetError(
-                    f"{folder} and {owner} both contain the images of {real}; each image must be "
-                    "of one class and in one part, so remove one of the two."
-                )
-            for entry in _entries(path):
-                if not _is_folder(entry):
-                    self._add_file(entry, below, found)
-                elif _is_run(entry.path):
-                    self.runs.append(entry.path)
-                else:
-                    pending.append(f"{below}{entry.name}/")
-        return sorted(found)
-
-    def _add_file(self, entry: os.DirEntry[str], below: str, found: list[str]) -> None:
-        ending = _ending(entry.name)
-        if _hidden(entry.name) or entry.name.lower() in _SYSTEM_FILES:
-            # "._1.jpg" is where macOS keeps the attributes of 1.jpg.
-            if ending in EXTENSIONS and not entry.name.startswith("._"):
-                self.left_out["hidden"] += 1
-        elif ending not in EXTENSIONS:
-            self.left_out[f".{ending}" if ending else "without an ending"] += 1
-        elif not _is_file(entry):
-            self.left_out["no files, or links to nothing"] += 1
-        else:
-            self.linked = self.linked or entry.is_symlink()
-            found.append(below + entry.name)
-
-    def tell(self, root: str) -> None:
-        """Logs what was passed over, if anything."""
-        if self.left_out:
-            count = sum(self.left_out.values())
-            log.warning("%s: files left out: %d%s.", root, count, _described(self.left_out))
-        if self.unused:
-            log.warning("%s: %s: no part of the data set.", root, _few(self.unused))
-        if self.runs:
-            log.warning("%s: passed over the run directories %s.", root, _few(self.runs))
-
-
-def _described(left_out: Mapping[str, int]) -> str:
-    counts = [f"{count} {reason}" for reason, count in sorted(left_out.items())]
-    return f" ({', '.join(counts)})" if counts else ""
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
-
-
-def _class_name(folder: str, path: str) -> str:
-    """The class that a folder's name says; macOS and Linux write one name in different forms."""
-    try:
-        folder.encode()
-    except UnicodeEncodeError:
-        raise DatasetError(
-            f"class folder {os.fsencode(path)!r} has a name that is not UTF-8; rename it."
-        ) from None
-    return unicodedata.normalize("NFC", folder)
-
-
-# ------------------------------------------------------------------------------------------- parts
 
 
 def _usual(name: str) -> str | None:
@@ -341,7 +153,7 @@ def _find_parts(
     named = matched | {name for name in folders if _usual(name)}
     others = folders.keys() - named
     # Folders called "train" and "test" are classes where they hold images next to other classes.
-    has_parts = any(_holds_folders(folders[name]) for name in named)
+    has_parts = any(holds_folders(folders[name]) for name in named)
     if not (has_parts and (matched or not others)):
         if named and not others:
             raise DatasetError(
@@ -349,6 +161,7 @@ def _find_parts(
                 "hold no class folders; put the images of each class into a folder of its own, as "
                 "DIR/train/cat/1.jpg."
             )
+        _refuse_unnamed_parts(root, folders)
         return None
     for role, name in names.items():
         if name is None and (role != "train" or wanted[role] != "train"):
@@ -364,8 +177,23 @@ def _find_parts(
     return parts
 
 
-def _holds_folders(folder: str) -> bool:
-    return any(_is_folder(entry) for entry in _entries(folder))
+def _refuse_unnamed_parts(root: str, folders: Mapping[str, str]) -> None:
+    """Folders such as seg_train/ and seg_test/, with folders in them, are hardly two classes."""
+    roles = {name: _word_of_a_part(name) for name in folders}
+    alike = [
+        name
+        for name, path in folders.items()
+        if roles[name] and holds_folders(path) and not holds_images(path)
+    ]
+    if len({roles[name] for name in alike}) > 1:
+        raise DatasetError(
+            f"{root} has {', '.join(alike)}, which look like parts of a data set; name them with "
+            "data.train_split and data.test_split, and put the class folders right below them."
+        )
+
+
+def _word_of_a_part(name: str) -> str | None:
+    return next(filter(None, map(_usual, re.split("[^a-z]+", name.casefold()))), None)
 
 
 def _no_part(root: str, role: str, split: str, folders: Mapping[str, str]) -> DatasetError:
@@ -419,7 +247,7 @@ def _split_classes(
         if split not in ("train", "test"):
             raise DatasetError(
                 f"{root} has no split {split!r} for data.{role}_split, its folders are "
-                f"{_few(classes)}; as a single folder of classes it has train and test."
+                f"{few(classes)}; as a single folder of classes it has train and test."
             )
     parts: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     for name, files in classes.items():

@@ -133,9 +133,22 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
     return folder
 
 
+def stored_format(folder: Path) -> str:
+    """The file format of the data set in a version directory.
+
+    Raises:
+      DatasetError: its dataset_info.json is damaged.
+    """
+    path = folder / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text())
+        return info.get("fileFormat") or "tfrecord"
+    except (OSError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is damaged ({error}); copy or prepare it again.") from error
+
+
 def _check_format(name: str, folder: Path) -> None:
-    info = json.loads((folder / "dataset_info.json").read_text())
-    if (info.get("fileFormat") or "tfrecord") != "array_record":
+    if stored_format(folder) != "array_record":
         raise DatasetError(
             f"{folder} already holds {name!r} in another format; convert it with "
             f"`mobilenet prepare --from_tfrecord={folder} --data_dir=NEW_DIR`, or name "

@@ -333,6 +333,10 @@ def test_missing_shards_and_other_formats(tmp_path, digits_dir):
         (target / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": file_format}))
         with pytest.raises(DatasetError, match=message):
             open_dataset("digits", data_dir=tmp_path)
+    for damage in ("", "[]", '{"name": '):
+        (target / "dataset_info.json").write_text(damage)
+        with pytest.raises(DatasetError, match="dataset_info.json is damaged .*; copy or prepare"):
+            open_dataset("digits", data_dir=tmp_path)
 
 
 def test_prepare_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mobilenet import config as config_lib
-from mobilenet.data import datasets, folders, images
+from mobilenet.data import datasets, images, listing
 from mobilenet.data.datasets import DatasetError, labels_of, names_of, open_dataset, open_images
 
 
@@ -215,6 +215,18 @@ def test_parts_without_class_folders(picture_folder):
         open_dataset("folder", data_dir=root)
 
 
+def test_parts_under_other_names_are_no_classes(picture_folder):
+    root = picture_folder("data/seg_train/inner", {"a": 5, "b": 5}).parents[1]
+    picture_folder("data/seg_test/inner", {"a": 5, "b": 5})
+    picture_folder("data", {"seg_pred": 5})
+    with pytest.raises(
+        DatasetError, match="seg_test, seg_train, which look like parts.*train_spli"
+    ):
+        open_dataset("folder", data_dir=root)
+    root = picture_folder("stations", {"train station": 5, "test site": 5})
+    assert open_dataset("folder", data_dir=root).num_classes == 2
+
+
 # ------------------------------------------------------------------------------------------- files
 
 
@@ -222,8 +234,8 @@ def test_every_format_that_pillow_decodes_is_read(encode):
     known = Image.registered_extensions()
     decoded = {ending[1:] for ending, kind in known.items() if kind in Image.OPEN} | {"mpo"}
     unfit = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-    assert folders.EXTENSIONS == decoded - {e[1:] for e, kind in known.items() if kind in unfit}
-    written = {known[f".{ending}"] for ending in folders.EXTENSIONS} & set(Image.SAVE)
+    assert listing.EXTENSIONS == decoded - {e[1:] for e, kind in known.items() if kind in unfit}
+    written = {known[f".{ending}"] for ending in listing.EXTENSIONS} & set(Image.SAVE)
     written -= {"IM"}  # Pillow warns that it will be dropped
     pixels = np.full((16, 16, 3), 200, np.uint8)
     for kind in sorted(written):

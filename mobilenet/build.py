@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,15 +205,14 @@ class Data:
     def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
         """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
 
-        They are of the data set's train part, or of `quantize.calibration_dir`.
+        They are of the data set's train part, or of all images below `quantize.calibration_dir`.
 
         Args:
           examples: how many, drawn by the run's seed; all when there are fewer.
         """
         config, folder = self.config, self.config.quantize.calibration_dir
         if folder:
-            dataset = datasets.open_dataset("folder", data_dir=folder, validation_fraction=0.0)
-            source = loaded = dataset.splits["train"]
+            source = loaded = datasets.open_images(folder, "quantize.calibration_dir")
         else:
             source, loaded = self.dataset.splits["train"], self.load("train")
         order = np.random.default_rng([config.seed, CALIBRATION_STREAM]).permutation(len(source))
@@ -335,6 +336,7 @@ def build_data(
     shared: Shared | None = None,
     *,
     match_classes: bool = False,
+    optional: bool = False,
 ) -> Data:
     """Opens the data set and settles how pictures are normalised.
 
@@ -347,16 +349,27 @@ def build_data(
       shared: of the runs in this process; None shares nothing.
       match_classes: the run is evaluated on a data set that may be another: its classes are found
         by name among the run's (`transfer.match_classes`).
+      optional: a data set that cannot be opened is taken for an empty one of the run's classes.
 
     Raises:
       DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
     """
-    dataset, load = (shared or Shared()).open(config)
     data = config.data
     stored = read_stored(workdir) if workdir is not None else None
+    try:
+        dataset, load = (shared or Shared()).open(config)
+    except datasets.DatasetError as error:
+        if not optional or stored is None:
+            raise
+        logging.getLogger(__name__).warning("%s Nothing is evaluated without it.", error)
+        dataset = datasets.empty(data.name, stored["class_names"])
+        load = dataset.splits.__getitem__
+    if config.train.num_epochs and not match_classes:
+        datasets.require_trainable(dataset, data.data_dir)
     class_names, classes = dataset.class_names, None
     if stored is not None:
-        class_names = tuple(stored["class_names"])
+        # Of a run from before names had one Unicode form.
+        class_names = tuple(unicodedata.normalize("NFC", name) for name in stored["class_names"])
         if not class_names:
             raise no_classifier(workdir)
         if match_classes and class_names != dataset.class_names:
@@ -812,7 +825,8 @@ def build_steps(
     A teacher's variables are an argument of the compiled step, bound here: they are neither
     constants of its program nor a part of the state.
     """
-    streamed = not isinstance(data.load("train"), memory.Arrays)
+    # Without training nothing is augmented, and the train part need not be decoded.
+    streamed = config.train.num_epochs > 0 and not isinstance(data.load("train"), memory.Arrays)
     train_step, eval_step = shared.steps(
         _step_config(config),
         num_classes,
@@ -1069,7 +1083,14 @@ def _past(workdir: Path) -> _Past:
 def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
     if not config.train.num_epochs and jax.process_index() == 0:
         _keep_classes(workdir, Path(config.pretrained))
-    data = build_data(config, workdir, shared, match_classes=not config.train.num_epochs)
+    untrained = not config.train.num_epochs
+    data = build_data(
+        config,
+        workdir,
+        shared,
+        match_classes=untrained,
+        optional=untrained and bool(config.quantize.calibration_dir),
+    )
     num_classes = resolve_classes(config, len(data.class_names))
     _check_sizes(config, data, num_classes)
     if config_lib.is_quantized(config):
@@ -1130,6 +1151,7 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
                 "params": costs.params,
                 "macs": costs.macs,
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},
+                **({"left_out": left_out} if (left_out := dict(data.dataset.left_out)) else {}),
                 "seed": config.seed,
                 **past.facts,
                 **({"pretrained": pretrained.facts} if pretrained else {}),

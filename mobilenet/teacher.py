@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def read(
             "run that `mobilenet train` or `mobilenet convert` made."
         )
     own = rundir.read_config(directory)
-    names = tuple(stored["class_names"])
+    names = tuple(unicodedata.normalize("NFC", name) for name in stored["class_names"])
     outputs = own.model.num_classes if own.model.num_classes is not None else len(names)
     if names != class_names or outputs != num_classes:
         raise ConfigError(

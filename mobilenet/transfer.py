@@ -6,6 +6,7 @@ with them; here their tensors become the first state of the new run.
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Pretrained:
 def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | str:
     """Finds classes by name among others.
 
-    A name is looked for as it is, then by the WordNet id that it begins with, as ImageNet's class
+    Names are compared in one Unicode form: macOS and Linux write the same letter differently. A
+    name is looked for as it is, then by the WordNet id that it begins with, as ImageNet's class
     folders do (`n01440764_tench`).
 
     Args:
@@ -58,16 +60,18 @@ def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | st
       The index in `known` of each of `wanted`; or the first name that has none, or that has the
       same one as another. The same names are found in their order, even those that stand twice.
     """
-    if list(wanted) == list(known):
+    same = [unicodedata.normalize("NFC", name) for name in wanted]
+    known = [unicodedata.normalize("NFC", name) for name in known]
+    if same == known:
         return list(range(len(known)))
     index = {name: i for i, name in reversed(list(enumerate(known)))}
     ids = {m[0]: i for i, name in enumerate(known) if (m := _WORDNET_ID.match(name))}
     found: list[int] = []
-    for name in wanted:
+    for given, name in zip(wanted, same, strict=True):
         match = _WORDNET_ID.match(name)
         at = index.get(name, ids.get(match[0]) if match else None)
         if at is None or at in found:
-            return name
+            return given
         found.append(at)
     return found
 

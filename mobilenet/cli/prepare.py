@@ -35,7 +35,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet.data import datasets, tfrecord
 
     if dataset:
-        path = datasets.prepare(dataset, common.flag(values, "data_dir"))
+        try:
+            path = datasets.prepare(dataset, common.flag(values, "data_dir"))
+        except datasets.DownloadError as error:
+            raise common.Failure(str(error)) from error
         print(f"{dataset} is ready in {path}")
         return 0
     origin = Path(source).expanduser()

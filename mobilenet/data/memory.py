@@ -35,6 +35,13 @@ def unreadable_error(index: int, description: str) -> UnreadableExample:
     )
 
 
+def nothing_readable(description: str) -> UnreadableExample:
+    """The error of a split in which every example was skipped; `description` is of the first."""
+    return UnreadableExample(
+        f"no example can be read; the first is {description} Repair or replace the images."
+    )
+
+
 def check_on_error(on_error: str) -> None:
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error={on_error!r} was given; use 'raise' or 'skip'.")
@@ -157,7 +164,7 @@ def channel_statistics(
       mean and std (population), float64 [C].
 
     Raises:
-      ValueError: no readable example.
+      UnreadableExample: no readable example.
     """
     # Whole numbers: uint8 sums are exact in int64, whatever the order or the number of pixels.
     total: np.ndarray = np.zeros(1, np.int64)
@@ -171,7 +178,10 @@ def channel_statistics(
         squares = squares + np.einsum("pc,pc->c", wide, wide).astype(np.int64)
         pixels += len(flat)
     if not pixels:
-        raise ValueError("channel statistics need at least 1 readable picture, 0 were given.")
+        raise UnreadableExample(
+            "channel statistics need at least 1 readable image, 0 were given; repair the images, "
+            "or set data.normalization."
+        )
     mean = total / pixels
     variance = squares / pixels - mean**2
     return mean / 255.0, np.sqrt(np.maximum(variance, 0.0)) / 255.0

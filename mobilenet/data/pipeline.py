@@ -14,7 +14,13 @@ from jaxtyping import Int64
 
 from mobilenet.data.batches import Batch, Batches
 from mobilenet.data.datasets import Source
-from mobilenet.data.memory import Arrays, check_on_error, readable_mask, unreadable_error
+from mobilenet.data.memory import (
+    Arrays,
+    check_on_error,
+    nothing_readable,
+    readable_mask,
+    unreadable_error,
+)
 from mobilenet.data.order import sample
 from mobilenet.data.stream import EvalLoader, TrainLoader, stream
 
@@ -42,7 +48,7 @@ def _substitutes(arrays: Arrays) -> Int64[np.ndarray, " N"]:
         return own
     good = np.flatnonzero(readable_mask(arrays))
     if not len(good):
-        raise unreadable_error(*next(iter(arrays.unreadable.items())))
+        raise nothing_readable(next(iter(arrays.unreadable.values())))
     return good[np.searchsorted(good, own) % len(good)]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from mobilenet.data import images as pictures
 from mobilenet.data.batches import Batch, Batches
 from mobilenet.data.datasets import Source
-from mobilenet.data.memory import describe_failure, unreadable_error
+from mobilenet.data.memory import describe_failure, nothing_readable, unreadable_error
 from mobilenet.data.order import example_rng, sample
 
 # Loaders run in Grain's threads or worker processes: they are pickled, hold the source and plain
@@ -203,8 +203,10 @@ def stream(
             batch = {name: np.array(values) for name, values in batch.items()}
             for index, description in failed.items():
                 unreadable.setdefault(index, description)
-            if failed and (fatal or on_error == "raise"):
+            if failed and on_error == "raise":
                 raise unreadable_error(*next(iter(failed.items())))
+            if failed and fatal:
+                raise nothing_readable(next(iter(failed.values())))
             yield batch
 
     def close() -> None:

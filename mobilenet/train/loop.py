@@ -210,7 +210,11 @@ def _evaluation_rows(
     require_examples(split, splits)
     with contextlib.closing(eval_batches(split)) as batches:
         rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
-        return rows, dict(batches.unreadable)
+        unreadable = dict(batches.unreadable)
+    if not any(np.any(row["mask"] > 0) for row in rows):
+        first = f"; the first is {next(iter(unreadable.values()))}" if unreadable else "."
+        raise EmptySplitError(f"No image of the split {split!r} can be read{first}")
+    return rows, unreadable
 
 
 class _Lane:

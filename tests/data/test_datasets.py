@@ -131,7 +131,10 @@ def test_parts_of_splits(digits_dir):
         ({"train_examples": -1}, r"train_examples=-1 was given; use 0 \(all\) or more"),
         ({"train_examples": 5000}, "train_examples=5000 was given but the train part .* has 1294"),
         ({"test_split": "train"}, "train_split='train', test_split='train' name one split twice"),
-        ({"validation_split": "val"}, "dataset 'digits' has no split 'val'; it has t"),
+        (
+            {"validation_split": "val"},
+            "dataset 'digits' has no split 'val'; it has .* with data.validation_split",
+        ),
         (
             {"train_split": "train[:x]"},
             r"split 'train\[:x\]' of dataset 'digits' is not understood",
@@ -145,6 +148,52 @@ def test_parts_of_splits(digits_dir):
 def test_bad_settings(digits_dir, settings, message):
     with pytest.raises(DatasetError, match=message):
         open_dataset("digits", data_dir=digits_dir, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation_split": "train[90%:]"}, "train_split='train', validation_split='train.90%:]"),
+        ({"test_split": "train[:20%]"}, "train_split='train', test_split='train.:20%]' .* share"),
+        (
+            {"train_split": "train[:60%]", "validation_split": "train[1430:]+train[500:510]"},
+            "validation_split='train.1430:]+train.500:510]' of dataset 'digits' share records",
+        ),
+        ({"train_split": "train+test"}, "train_split='train.test', test_split='test' .* share"),
+        (
+            {"train_split": "train[:50%]", "test_split": "test+test[5:6]"},
+            "^test_split='test.test.5:6]' of dataset 'digits' names records twice",
+        ),
+    ],
+)
+def test_splits_that_share_records(digits_dir, settings, message):
+    with pytest.raises(DatasetError, match=message.replace("[", "\\[").replace("+", "\\+")):
+        open_dataset("digits", data_dir=digits_dir, **settings)
+
+
+def test_splits_that_meet_without_sharing_records(digits_dir):
+    parts = open_dataset(
+        "digits",
+        data_dir=digits_dir,
+        train_split="train[100:200]+train[300:]",
+        validation_split="train[:100]+train[200:300]",
+        test_split="test[5:]",
+    ).splits
+    assert {role: len(part) for role, part in parts.items()} == {
+        "train": 1237,
+        "validation": 200,
+        "test": 355,
+    }
+
+
+def test_names_of_records(digits_dir):
+    parts = open_dataset("digits", data_dir=digits_dir).splits
+    assert datasets.names_of(parts["test"])[:2] == [
+        "digits/1.0.0/test record 0",
+        "digits/1.0.0/test record 1",
+    ]
+    assert datasets.names_of(parts["validation"])[0] == "digits/1.0.0/train record 9"
+    assert len(datasets.names_of(parts["train"])) == len(parts["train"])
 
 
 # -------------------------------------------------------------------------------------------- TFDS
@@ -284,6 +333,10 @@ def test_missing_shards_and_other_formats(tmp_path, digits_dir):
         (target / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": file_format}))
         with pytest.raises(DatasetError, match=message):
             open_dataset("digits", data_dir=tmp_path)
+    for damage in ("", "[]", '{"name": '):
+        (target / "dataset_info.json").write_text(damage)
+        with pytest.raises(DatasetError, match="dataset_info.json is damaged .*; copy or prepare"):
+            open_dataset("digits", data_dir=tmp_path)
 
 
 def test_prepare_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
@@ -298,90 +351,3 @@ def test_prepare_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", lambda *a, **k: NeedsTensorFlow())
     with pytest.raises(DatasetError, match=r"extra with `pip install 'mobilenet\[prepare\]'`"):
         datasets.prepare("x", tmp_path)
-
-
-# ------------------------------------------------------------------------------------------ folder
-
-
-def test_folder_with_train_and_test(picture_folder):
-    root = picture_folder("data/train", {"b": 4, "a": 3}).parent
-    picture_folder("data/test", {"b": 2}, suffix="PNG")
-    (root / "train" / "a" / ".hidden.png").write_bytes(b"")
-    (root / "train" / "a" / "notes.txt").write_text("no picture")
-    (root / "train" / ".cache").mkdir()
-    dataset = open_dataset("folder", data_dir=root, validation_fraction=0.0)
-    assert dataset.class_names == ("a", "b") and dataset.image_shape is None
-    train = dataset.splits["train"]
-    assert sorted(labels_of(train).tolist()) == [0, 0, 0, 1, 1, 1, 1]
-    for i in range(len(train)):
-        data, label = train.read(i)
-        path = Path(train.describe(i))
-        assert path.read_bytes() == data and path.parent.name == "ab"[label]
-    # Class b is label 1 in test as well, although test has no class a.
-    assert labels_of(dataset.splits["test"]).tolist() == [1, 1]
-    # The order mixes the classes, and another look gives the same.
-    assert labels_of(train).tolist() != sorted(labels_of(train).tolist())
-    again = open_dataset("folder", data_dir=root, validation_fraction=0.0).splits["train"]
-    assert [again.describe(i) for i in range(7)] == [train.describe(i) for i in range(7)]
-
-
-@pytest.mark.parametrize("name", ["validation", "val"])
-def test_folder_with_validation(picture_folder, name):
-    root = picture_folder("data/train", {"a": 5}).parent
-    picture_folder("data/test", {"a": 1})
-    picture_folder(f"data/{name}", {"a": 2})
-    splits = open_dataset("folder", data_dir=root).splits
-    assert {k: len(v) for k, v in splits.items()} == {"train": 5, "validation": 2, "test": 1}
-    # Used as the test part, it cannot validate as well: that part is carved from train.
-    splits = open_dataset(
-        "folder", data_dir=root, test_split="validation", validation_fraction=0.2
-    ).splits
-    assert {k: len(v) for k, v in splits.items()} == {"train": 4, "validation": 1, "test": 2}
-
-
-def test_single_folder_is_split_per_class(picture_folder):
-    root = picture_folder("data", {"a": 10, "b": 5})
-    splits = open_dataset("folder", data_dir=root, validation_fraction=0.0).splits
-    test = sorted(Path(splits["test"].describe(i)) for i in range(len(splits["test"])))
-    names = [f"{p.parent.name}/{p.name}" for p in test]
-    assert names == ["a/004.png", "a/009.png", "b/004.png"]
-    assert len(splits["train"]) == 12
-
-
-def test_real_flowers(flowers_dir):
-    dataset = open_dataset("folder", data_dir=flowers_dir)
-    assert dataset.class_names == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
-    assert {k: len(v) for k, v in dataset.splits.items()} == {
-        "train": 810,
-        "validation": 90,
-        "test": 225,
-    }
-    assert np.bincount(labels_of(dataset.splits["validation"])).min() >= 10
-
-
-def test_bad_folders(picture_folder, tmp_path):
-    with pytest.raises(DatasetError, match="'folder' was given without data_dir"):
-        open_dataset("folder")
-    with pytest.raises(DatasetError, match="is no folder; name one that exists"):
-        open_dataset("folder", data_dir=tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no class folders"):
-        open_dataset("folder", data_dir=tmp_path / "empty")
-
-    root = picture_folder("data/train", {"a": 3}).parent
-    with pytest.raises(DatasetError, match="has no split 'test'; it has train"):
-        open_dataset("folder", data_dir=root)
-    picture_folder("data/test", {"a": 1, "zebra": 1})
-    with pytest.raises(
-        DatasetError, match="class 'zebra' in its test part that the train part lac"
-    ):
-        open_dataset("folder", data_dir=root)
-    (root / "train" / "nothing").mkdir()
-    with pytest.raises(DatasetError, match="class folder .*nothing holds no pictures"):
-        open_dataset("folder", data_dir=root)
-
-    flat = picture_folder("flat", {"a": 3})
-    with pytest.raises(DatasetError, match="test_fraction=0.1 leaves no test picture"):
-        open_dataset("folder", data_dir=flat, test_fraction=0.1)
-    with pytest.raises(DatasetError, match="as a single folder of classes it has train and test"):
-        open_dataset("folder", data_dir=flat, test_split="validation")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from support import Command, summary
 
 from mobilenet import architecture, build, inference, quantization, rundir
@@ -39,6 +40,26 @@ def test_a_run_is_quantised_by_one_command(finished: Path, quantised: Path):
     assert abs(after["test"]["top1"] - before["test"]["top1"]) <= 0.03
     facts = rundir.read_json(quantised / "quantization.json")
     assert facts["float_bytes"] == 4 * facts["weight_bytes"]
+
+
+def test_a_folder_of_images_calibrates_a_run_whose_data_is_gone(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "photos" / "day").mkdir(parents=True)
+    for index in range(5):
+        pixels = np.full((8, 8), 40 * index, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "day" / f"{index}.png")
+    (tmp_path / "gone").write_text("")  # so that digits cannot be prepared there
+    target = tmp_path / "quantised"
+    command = ["quantize", f"--workdir={finished}", f"--to={target}"]
+    command += [f"--config.data.data_dir={tmp_path / 'gone'}"]
+    assert main(command) == 2  # without the folder, the run's own images are needed
+    command += [f"--config.quantize.calibration_dir={tmp_path / 'photos'}"]
+    assert main(command) == 0
+    assert "Nothing is evaluated without it." in caplog.text
+    after = summary(target)
+    assert after["status"] == "done" and "test" not in after
+    assert rundir.read_json(target / "data.json") == rundir.read_json(finished / "data.json")
 
 
 def test_layers_lose_what_rounding_them_alone_loses(finished: Path, quantised: Path):

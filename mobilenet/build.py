@@ -243,12 +243,20 @@ class Data:
         }
 
     def stored(self) -> dict[str, Any]:
-        """What `evaluate` and `predict` need to treat pictures as training did."""
+        """What `evaluate` and `predict` need to treat images as training did, and which they were.
+
+        `mean`, `std`, `class_names`, and `examples`: split -> `datasets.identify`.
+        """
         return {
             "mean": list(self.mean),
             "std": list(self.std),
             "class_names": list(self.class_names),
+            "examples": self.examples(),
         }
+
+    def examples(self) -> dict[str, dict[str, Any]]:
+        """What the examples of each split are known by (`datasets.identify`)."""
+        return {name: datasets.identify(source) for name, source in self.dataset.splits.items()}
 
 
 def _reduced(
@@ -397,6 +405,33 @@ def build_data(
     if workdir is not None and stored is None and jax.process_index() == 0:
         rundir.write_json(workdir / DATA_FILE, built.stored())
     return built
+
+
+def check_examples(data: Data, workdir: Path) -> None:
+    """Refuses other examples than the run in a directory began with.
+
+    Raises:
+      ConfigError: says what changed.
+    """
+    stored = read_stored(workdir) or {}
+    began = stored.get("examples") or {
+        # Runs from before examples were known by their names say how many there were.
+        name: {"count": count}
+        for name, count in (records.read_summary(workdir).get("examples") or {}).items()
+    }
+    changed = []
+    for name, now in data.examples().items() if began else ():
+        was = began.get(name, {"count": 0})
+        if was["count"] != now["count"]:
+            changed.append(f"{was['count']} examples of {name} then, {now['count']} now")
+        elif was.get("digest", now["digest"]) != now["digest"]:
+            changed.append(f"{now['count']} examples of {name} under other names")
+    if changed:
+        where = data.config.data.data_dir or "the data set"
+        raise ConfigError(
+            f"{where} is not what the run in {workdir} began with: {', '.join(changed)}. Put the "
+            "data back as it was, or give another --workdir."
+        )
 
 
 def no_classifier(workdir: Path | None) -> ConfigError:
@@ -1091,6 +1126,8 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         match_classes=untrained,
         optional=untrained and bool(config.quantize.calibration_dir),
     )
+    if config.train.num_epochs:
+        check_examples(data, workdir)
     num_classes = resolve_classes(config, len(data.class_names))
     _check_sizes(config, data, num_classes)
     if config_lib.is_quantized(config):
@@ -1185,6 +1222,7 @@ def _keep_classes(workdir: Path, pretrained: Path) -> None:
     """Without training a classifier keeps its classes, whatever pictures it is measured on."""
     stored = read_stored(pretrained)
     if stored is not None and read_stored(workdir) is None:
+        stored.pop("examples", None)  # of the images that the weights have learnt from
         rundir.write_json(workdir / DATA_FILE, stored)
 
 

@@ -104,10 +104,14 @@ def read(workdir: Path) -> dict[str, str]:
 def computed(workdir: Path) -> dict[str, Any]:
     """What the run in a directory computes: dotted key -> value, and of a path what lay there.
 
+    The key "examples" has what the images were known by, if the run says it.
+
     Raises:
       ConfigError: as `rundir.read_config`.
     """
     values = dict(config_lib.flatten(rundir.read_config(workdir))) | read(workdir)
+    stored = rundir.read_json(workdir / "data.json", dict) or {}
+    values["examples"] = stored.get("examples")
     return {k: v for k, v in values.items() if not k.startswith(config_lib.RUNTIME_KEYS)}
 
 

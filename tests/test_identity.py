@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support import tiny
 
 from mobilenet import build, identity, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
+from mobilenet.data import datasets
 from mobilenet.sweep import points
 from mobilenet.train import loop
 from mobilenet.train.checkpoints import Checkpoints
@@ -295,3 +297,72 @@ def test_lanes_and_single_runs_know_each_other(sources: Path, tmp_path: Path):
     loop.train_lanes(build.build_lanes(configs, workdirs, shared=SHARED), workdirs)
     for workdir in workdirs:
         assert identity.read(workdir) == {"pretrained": identity.of_run(sources / "a")}
+
+
+# ---- the examples
+
+
+def folder(root: Path, *names: str) -> Path:
+    """Images of two classes, ten each, with the same names in both."""
+    for label, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for each in names or tuple(map(str, range(10))):
+            pixels = np.full((8, 8), 60 + 100 * label, np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{each}.png")
+    return root
+
+
+def on_folder(root: Path) -> Any:
+    return short(
+        data__name="folder", data__data_dir=str(root), data__train_examples=0,
+        data__validation_fraction=0.0, train__global_batch_size=8,
+    )  # fmt: skip
+
+
+def test_a_run_does_not_continue_with_other_images(tmp_path: Path):
+    root = folder(tmp_path / "images")
+    build.build(on_folder(root), tmp_path / "run", shared=SHARED)
+    root = root.rename(tmp_path / "moved")
+    build.build(on_folder(root), tmp_path / "run", shared=build.Shared())  # moved, the same
+    (root / "dog" / "3.png").rename(root / "dog" / "33.png")
+    with pytest.raises(ConfigError, match="is not what the run in .* began with: .*other names"):
+        build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
+    (root / "dog" / "33.png").unlink()
+    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+        build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
+
+
+def test_an_older_run_is_compared_by_the_number_of_its_examples(tmp_path: Path):
+    root = folder(tmp_path / "images")
+    parts = build.build(on_folder(root), tmp_path / "run", shared=SHARED)
+    stored = rundir.read_json(tmp_path / "run" / "data.json")
+    del stored["examples"]
+    rundir.write_json(tmp_path / "run" / "data.json", stored)
+    rundir.write_json(tmp_path / "run" / "summary.json", {"examples": parts.facts[0]["examples"]})
+    build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
+    (root / "dog" / "3.png").unlink()
+    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+        build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
+
+
+def test_the_digest_is_of_names_in_order():
+    first, again, other = (
+        datasets.identify(datasets.SubsetSource(Names(), np.array(indices)))
+        for indices in ([0, 1], [0, 1], [1, 0])
+    )
+    assert first == again != other and first["count"] == other["count"] == 2
+
+
+class Names:
+    """A source of two examples, one of whose names is not UTF-8."""
+
+    names = ("cat/1.png", "cat/\udcff.png")
+
+    def __len__(self) -> int:
+        return 2
+
+    def read(self, index: int) -> Any:
+        raise AssertionError("names are enough")
+
+    def describe(self, index: int) -> str:
+        return self.names[index]

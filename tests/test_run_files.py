@@ -48,7 +48,8 @@ def run(tmp_path: Path) -> Path:
 
 def assert_one_sentence(error: BaseException, path: Path) -> None:
     text = str(error)
-    assert path.name in text and "\n" not in text and text.endswith((".", "?")) and len(text) < 400, text
+    assert path.name in text and "\n" not in text and len(text) < 400, text
+    assert text.endswith((".", "?")), text
 
 
 def test_a_configuration(run: Path, fault: str):

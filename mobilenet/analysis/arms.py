@@ -229,6 +229,8 @@ def _check_one_experiment(
     first: dict[str, tuple[Any, Path]] = {}
     for name, runs in found.items():
         own = {"seed", *arms[name]}
+        if any(key.startswith("data.") for key in own):
+            own.add("examples")
         if "pretrained" in own:  # and what comes with the weights
             own |= {*config_lib.INHERITED, *config_lib.INHERITED_STRIDES, "data.normalization"}
         for run in runs:

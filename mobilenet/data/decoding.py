@@ -73,7 +73,7 @@ def _check_channels(channels: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        return int(orientation) if orientation in _UPRIGHT else 1
+        return 1 if isinstance(orientation, str | bytes) else int(orientation)
     except Exception:  # damaged EXIF is common and says nothing about the pixels
         return 1
 
@@ -198,7 +198,7 @@ def _decode_upright(
         (width, height), factor, orientation, picture = image.size, 1, 1, None
         if image.format == "JPEG":
             orientation = _orientation(image)
-            if orientation >= 5:
+            if 5 <= orientation <= 8:
                 width, height = height, width
             if wanted_scale is not None:
                 factor = _reduce_jpeg(image, orientation, wanted_scale(width, height))

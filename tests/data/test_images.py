@@ -477,7 +477,12 @@ def test_an_orientation_that_is_none_changes_nothing(encode, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(NOISE[:20], kind, exif=exif.tobytes())
-    np.testing.assert_array_equal(images.decode_image(data), _pillow(data))
+    full = images.decode_image(data)
+    np.testing.assert_array_equal(full, _pillow(data))
+    np.testing.assert_array_equal(
+        images.load_train_view(data, size=16, rng=np.random.default_rng(0)),
+        images.random_resized_crop(full, 16, np.random.default_rng(0)),
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "I;16", "YCbCr"])

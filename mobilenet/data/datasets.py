@@ -341,7 +341,9 @@ def _open_prepared(
     name: str, folder: Path, data_dir: Path, wanted: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[int, int, int] | None, dict[str, Source]]:
     """(class names, shape, sources by role) of the version directory `folder`."""
-    stored = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+    from mobilenet.data import metadata
+
+    stored = metadata.read(folder).get("fileFormat") or "tfrecord"
     if stored == "tfrecord":
         raise DatasetError(
             f"dataset {name!r} in {folder} is stored as TFRecord, which has no random access; "
@@ -597,6 +599,9 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
     import tensorflow_datasets as tfds
 
+    from mobilenet.data import metadata
+
+    metadata.check_feature_classes_below(root / _parse_name(name)[0])
     try:
         builder = tfds.builder(name, data_dir=os.fspath(root), try_gcs=False)
         folder = Path(builder.data_dir)

@@ -216,8 +216,7 @@ def channel_statistics(
       mean and std (population), float64 [C].
 
     Raises:
-      UnreadableExample: with on_error="raise", for the first one.
-      UnreadableImage: no readable example.
+      UnreadableExample: no readable example, or with on_error="raise" the first unreadable one.
     """
     check_on_error(on_error)
     # Whole numbers: uint8 sums are exact in int64, whatever the order or the number of pixels.
@@ -237,9 +236,10 @@ def channel_statistics(
             total, squares = total + part.total, squares + part.squares
             pixels += part.pixels
     if not pixels:
-        why = next((f"; {reason}" for reason in failures.values()), ".")
-        raise pictures.UnreadableImage(
-            f"channel statistics need at least 1 readable picture, 0 were given{why}"
+        first = next((f"; the first is {reason}" for reason in failures.values()), ".")
+        raise UnreadableExample(
+            f"channel statistics need at least 1 readable image, 0 were given{first} Repair the "
+            "images, or set data.normalization."
         )
     mean = total / pixels
     variance = squares / pixels - mean**2

@@ -407,7 +407,7 @@ def test_channel_statistics_literals():
     )
     broken = load_in_memory(ArraySource(_pixels(3), broken=(1,)), image_size=6, on_error="skip")
     np.testing.assert_allclose(memory.channel_statistics(broken)[0] * 255, [1.0] * 3)
-    with pytest.raises(ValueError, match="need at least 1 readable picture"):
+    with pytest.raises(ValueError, match="need at least 1 readable image"):
         memory.channel_statistics(_arrays(0))
 
 

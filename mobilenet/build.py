@@ -391,7 +391,11 @@ def build_data(
         mean, std = tuple(stored["mean"]), tuple(stored["std"])
     elif data.normalization == "dataset":
         means, stds = memory.channel_statistics(
-            load("train"), channels=data.channels, image_size=data.image_size
+            load("train"),
+            channels=data.channels,
+            image_size=data.image_size,
+            crop_fraction=data.crop_fraction,
+            on_error=data.on_error,
         )
         # A channel without variation has nothing to scale.
         mean = tuple(float(m) for m in means)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mobilenet.data import metadata
 from mobilenet.data.sources import DatasetError
 
 
@@ -120,6 +120,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
     import tensorflow_datasets as tfds
 
+    metadata.check_feature_classes_below(root / parse_name(name)[0])
     with _explained(name, root):
         builder = tfds.builder(name, data_dir=os.fspath(root), try_gcs=False)
         folder = Path(builder.data_dir)
@@ -137,14 +138,9 @@ def stored_format(folder: Path) -> str:
     """The file format of the data set in a version directory.
 
     Raises:
-      DatasetError: its dataset_info.json is damaged.
+      DatasetError: as `metadata.read`.
     """
-    path = folder / "dataset_info.json"
-    try:
-        info = json.loads(path.read_text())
-        return info.get("fileFormat") or "tfrecord"
-    except (OSError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); copy or prepare it again.") from error
+    return metadata.read(folder).get("fileFormat") or "tfrecord"
 
 
 def _check_format(name: str, folder: Path) -> None:

@@ -16,7 +16,12 @@ import numpy as np
 from mobilenet.data import images as pictures
 from mobilenet.data.batches import Batch, Batches
 from mobilenet.data.datasets import Source
-from mobilenet.data.memory import describe_failure, nothing_readable, unreadable_error
+from mobilenet.data.memory import (
+    READ_ERRORS,
+    describe_failure,
+    nothing_readable,
+    unreadable_error,
+)
 from mobilenet.data.order import example_rng, sample
 
 # Loaders run in Grain's threads or worker processes: they are pickled, hold the source and plain
@@ -59,7 +64,7 @@ class TrainLoader:
                 result.update(image=self._view(data, epoch, candidate), label=label)
                 result.update(index=candidate, failed=json.dumps(failed))
                 return result
-            except (pictures.UnreadableImage, OSError) as error:
+            except READ_ERRORS as error:
                 failed[candidate] = describe_failure(self.source, candidate, error)
         return {**result, "failed": json.dumps(failed), "fatal": True}
 
@@ -107,7 +112,7 @@ class EvalLoader:
                 crop_fraction=self.crop_fraction,
             )
             return {**result, "image": image, "mask": 1.0, "failed": "{}"}
-        except (pictures.UnreadableImage, OSError) as error:
+        except READ_ERRORS as error:
             failed = {position: describe_failure(self.source, position, error)}
             return {**result, "failed": json.dumps(failed)}
 

@@ -15,11 +15,11 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mobilenet.data import metadata
 from mobilenet.data.datasets import DatasetError
 
-_DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _MASK_DELTA = 0xA282EAD8  # tensorflow/tsl/lib/hash/crc32c.h
 
 
@@ -84,13 +84,7 @@ def _shard_names(template: str, dataset: str, split: str, suffix: str, shards: i
 
 
 def _read_info(source: Path) -> dict[str, Any]:
-    path = source / "dataset_info.json"
-    if not path.is_file() or not (source / "features.json").is_file():
-        raise DatasetError(
-            f"{source} holds no dataset_info.json and features.json; "
-            "name the version directory of a prepared TFDS data set, as DIR/cifar10/3.0.2."
-        )
-    info = json.loads(path.read_text())
+    info = metadata.read(source)
     found = info.get("fileFormat") or "tfrecord"
     if found != "tfrecord":
         raise DatasetError(
@@ -101,10 +95,60 @@ def _read_info(source: Path) -> dict[str, Any]:
 
 
 def dataset_subdirectory(source_dir: str | os.PathLike[str]) -> str:
-    """Where the data set of `source_dir` belongs below a data_dir: name[/config]/version."""
-    info = _read_info(Path(source_dir))
-    parts = [info["name"], info.get("configName", ""), info["version"]]
-    return "/".join(part for part in parts if part)
+    """Where the data set of `source_dir` belongs below a data_dir: name[/config]/version.
+
+    Raises:
+      DatasetError: as `metadata.read`; the names never lead out of the data_dir.
+    """
+    source = Path(source_dir)
+    return metadata.subdirectory(_read_info(source), source)
+
+
+class _Shard(NamedTuple):
+    old: str  # file names
+    new: str
+    records: int
+
+
+def _shards(source: Path, dataset: str, split: dict[str, Any]) -> list[_Shard]:
+    """The files of a split; its filepathTemplate is written out, as the copy needs it."""
+    lengths = metadata.shard_lengths(split)
+    template = split.get("filepathTemplate") or metadata.DEFAULT_TEMPLATE
+    old = _shard_names(template, dataset, split["name"], "tfrecord", len(lengths))
+    new = _shard_names(template, dataset, split["name"], "array_record", len(lengths))
+    if old == new:  # a template that spells the format out
+        template = metadata.DEFAULT_TEMPLATE
+        new = _shard_names(template, dataset, split["name"], "array_record", len(lengths))
+    for name in old:
+        if not (source / name).is_file():
+            raise DatasetError(
+                f"{source} lacks the shard {name} that its dataset_info.json lists; "
+                "copy or prepare the data set again."
+            )
+    split["filepathTemplate"] = template
+    return [_Shard(*shard) for shard in zip(old, new, lengths, strict=True)]
+
+
+def _copy_shard(source: Path, target: Path, expected: int) -> int:
+    """Writes a TFRecord file as ArrayRecord; returns the bytes of its records."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # One record a group is what random access wants, and what TFDS writes.
+    writer = ArrayRecordWriter(str(target), "group_size:1")
+    count = num_bytes = 0
+    try:
+        for record in read_tfrecord(source):
+            writer.write(record)
+            count += 1
+            num_bytes += len(record)
+    finally:
+        writer.close()
+    if count != expected:
+        raise DatasetError(
+            f"{source} holds {count} records where dataset_info.json says {expected}; "
+            "copy or prepare the data set again."
+        )
+    return num_bytes
 
 
 def convert_tfrecord(
@@ -126,58 +170,36 @@ def convert_tfrecord(
     Raises:
       CorruptRecord: a damaged or shortened shard.
       DatasetError: not a TFRecord data set, missing shards, record counts that differ from
-        dataset_info.json, or a target that exists.
+        dataset_info.json, metadata that `metadata.read` refuses, or a target that exists or cannot
+        be written.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     source, target = Path(source_dir), Path(target_dir)
     info = _read_info(source)
-    if target.exists():
+    metadata.subdirectory(info, source)  # which says whether there is a name and a version
+    if os.path.lexists(target):
         raise DatasetError(f"{target} exists and is never overwritten; remove it or name another.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    counts: dict[str, int] = {}
-    num_bytes = 0
+    listed = info.get("splits", [])
+    splits = {split["name"]: _shards(source, info["name"], split) for split in listed}
+    shards = [shard for shards in splits.values() for shard in shards]
+    written = {shard.new for shard in shards}
+    if len(written) < len(shards) or len(splits) < len(listed):
+        raise DatasetError(
+            f"{source} gives two shards the same name, by the filepathTemplate or the splits of "
+            "its dataset_info.json; copy or prepare the data set again."
+        )
     try:
-        shard_files = set()
-        for split in info.get("splits", []):
-            lengths = [int(length) for length in split.get("shardLengths", [])]
-            template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
-            names = [
-                _shard_names(template, info["name"], split["name"], suffix, len(lengths))
-                for suffix in ("tfrecord", "array_record")
-            ]
-            if names[0] == names[1]:  # a template that spells the format out
-                template = _DEFAULT_TEMPLATE
-                names[1] = _shard_names(
-                    template, info["name"], split["name"], "array_record", len(lengths)
-                )
-            for old, new, expected in zip(*names, lengths, strict=True):
-                shard_files.add(old)
-                if not (source / old).is_file():
-                    raise DatasetError(
-                        f"{source} lacks the shard {old} that its dataset_info.json lists; "
-                        "copy or prepare the data set again."
-                    )
-                # One record a group is what random access wants, and what TFDS writes.
-                writer = ArrayRecordWriter(str(temporary / new), "group_size:1")
-                count = 0
-                try:
-                    for record in read_tfrecord(source / old):
-                        writer.write(record)
-                        count += 1
-                        num_bytes += len(record)
-                finally:
-                    writer.close()
-                if count != expected:
-                    raise DatasetError(
-                        f"{source / old} holds {count} records where dataset_info.json says "
-                        f"{expected}; copy or prepare the data set again."
-                    )
-            counts[split["name"]] = sum(lengths)
-            split["filepathTemplate"] = template
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise DatasetError(f"{target} cannot be written ({error}); name another place.") from error
+    try:
+        num_bytes = sum(
+            _copy_shard(source / shard.old, temporary / shard.new, shard.records)
+            for shard in shards
+        )
+        kept = written | {shard.old for shard in shards}
         for path in source.iterdir():
-            if path.is_file() and path.name not in shard_files:
+            if path.is_file() and path.name not in kept:
                 shutil.copyfile(path, temporary / path.name)
         info["fileFormat"] = "array_record"
         info.pop("alternativeFileFormats", None)
@@ -195,6 +217,6 @@ def convert_tfrecord(
         "name": info["name"],
         "version": info["version"],
         "target": str(target),
-        "splits": counts,
+        "splits": {name: sum(s.records for s in shards) for name, shards in splits.items()},
         "num_bytes": num_bytes,
     }

@@ -1,15 +1,18 @@
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
-from mobilenet.data import images
+from mobilenet.data import decoding, images
 
 LADDER = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
@@ -158,9 +161,6 @@ def test_warnings_of_pillow_do_not_stop_a_good_picture(encode):
 
 
 def test_decoding_does_not_warn_in_a_plain_process(encode, tmp_path):
-    import subprocess
-    import sys
-
     path = tmp_path / "bomb.png"
     path.write_bytes(_bomb())
     code = (
@@ -310,18 +310,18 @@ def test_plain_jpegs_have_pillows_pixels(encode, kind):
     for channels in (1, 3):
         np.testing.assert_array_equal(images.decode_image(data, channels), _pillow(data, channels))
         for scale in (2, 4, 8):
-            reduced = images._decode(data, channels, lambda width, height, by=scale: by)
+            reduced = decoding.decode(data, channels, lambda width, height, by=scale: by)
             assert (reduced.full_width, reduced.full_height, reduced.factor) == (307, 201, scale)
             np.testing.assert_array_equal(reduced.picture, _pillow(data, channels, scale))
     with Image.open(io.BytesIO(data)) as opened:
-        assert images._decode_plain_jpeg(data, opened, 3) is not None
+        assert decoding._decode_plain_jpeg(data, opened, 3) is not None
 
 
 def test_other_jpegs_are_left_to_pillow(encode):
     cmyk = encode(Image.fromarray(_photograph()).convert("CMYK"), "JPEG")
     for data, channels in ((cmyk, 3), (cmyk, 1), (encode(_photograph(), "JPEG"), 1)):
         with Image.open(io.BytesIO(data)) as opened:
-            assert images._decode_plain_jpeg(data, opened, channels) is None
+            assert decoding._decode_plain_jpeg(data, opened, channels) is None
         np.testing.assert_array_equal(images.decode_image(data, channels), _pillow(data, channels))
 
 
@@ -431,3 +431,187 @@ def test_real_photographs(flowers_dir):
         fast = images.load_eval_view(data, size=32).astype(int)
         differences.append(np.abs(fast - images.evaluation_view(full, 32)).mean())
     assert max(differences) < 2.0
+
+
+def _exif_transposed(data: bytes, channels: int) -> np.ndarray:
+    """Pillow's own idea of the upright image."""
+    with Image.open(io.BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+    return np.asarray(upright).reshape(upright.height, upright.width, channels)
+
+
+_CARRIERS = {
+    "TIFF": {},
+    "TIFF lzw": {"compression": "tiff_lzw"},
+    "TIFF deflate": {"compression": "tiff_adobe_deflate"},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "JPEG": {"quality": 95},
+    "MPO": {"quality": 95},
+    "AVIF": {"quality": 95},
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("carrier", _CARRIERS)
+def test_orientation_is_applied_once_in_every_format(encode, carrier, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    kind = carrier.split()[0]
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    for shape in ((24, 40, 3), (24, 40)):
+        noise = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+        data = encode(noise, kind, exif=exif.tobytes(), **_CARRIERS[carrier])
+        for channels in (1, 3):
+            want = _exif_transposed(data, channels)
+            np.testing.assert_array_equal(images.decode_image(data, channels), want)
+            view = images.load_eval_view(data, size=16, channels=channels)
+            np.testing.assert_array_equal(view, images.evaluation_view(want, 16))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 200])
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "JPEG"])
+def test_an_orientation_that_is_none_changes_nothing(encode, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(NOISE[:20], kind, exif=exif.tobytes())
+    full = images.decode_image(data)
+    np.testing.assert_array_equal(full, _pillow(data))
+    np.testing.assert_array_equal(
+        images.load_train_view(data, size=16, rng=np.random.default_rng(0)),
+        images.random_resized_crop(full, 16, np.random.default_rng(0)),
+    )
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "I;16", "YCbCr"])
+def test_orientation_of_every_pixel_mode_of_tiff(encode, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    if mode == "I;16":
+        image = Image.fromarray(ramp.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(ramp).convert("RGB").convert(mode)
+    turned, plain = encode(image, "TIFF", exif=exif), encode(image, "TIFF")
+    want = np.rot90(images.decode_image(plain, 1), -1)
+    np.testing.assert_array_equal(images.decode_image(turned, 1), want)
+
+
+@pytest.mark.parametrize("xmp", ['tiff:Orientation="6"', "<tiff:Orientation>6</tiff:Orientation>"])
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "JPEG"])
+def test_orientation_that_only_xmp_tells(encode, kind, xmp):
+    packet = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf {xmp}/></x:xmpmeta>'.encode()
+    options: dict = {"xmp": packet}
+    if kind == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet.decode())
+    if kind == "TIFF":
+        options = {"tiffinfo": {700: packet}}
+    data = encode(NOISE[:20], kind, **options)
+    assert images.decode_image(data).shape == (48, 20, 3)
+    np.testing.assert_array_equal(images.decode_image(data), _exif_transposed(data, 3))
+
+
+_STRIPS = [(3, 400), (400, 3), (1, 4000), (4000, 1), (7, 20_011), (500, 30_000)]
+
+
+@pytest.mark.parametrize("shape", _STRIPS)
+@pytest.mark.parametrize("crop_fraction", [0.875, 1.0])
+def test_the_centre_of_a_long_image_is_that_of_the_whole_strip(shape, crop_fraction):
+    size = 8
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    got = images.evaluation_view(image, size, crop_fraction)
+    width, height = images._evaluation_shape(shape[1], shape[0], size, crop_fraction)
+    whole = images.center_crop(images.resize(image, height, width), size)
+    # Positions within the whole strip are coarser than those from its centre: one grey level.
+    assert np.abs(got.astype(int) - whole).max() <= 1
+
+
+def test_a_small_part_of_an_image_is_cropped_before_it_is_resized():
+    image = _photo(60, 80)
+    got = images.evaluation_view(image, 8, 0.02)  # 400 x 533, of which 8 x 8 are kept
+    whole = images.center_crop(images.resize(image, 400, 533), 8)
+    assert np.abs(got.astype(int) - whole).max() <= 1
+
+
+def test_ordinary_shapes_are_resized_whole():
+    for shape in ((60, 60), (60, 90), (90, 60), (20, 400), (400, 20)):
+        image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+        for size, crop_fraction in ((32, 0.875), (24, 1.0), (48, 0.5)):
+            width, height = images._evaluation_shape(shape[1], shape[0], size, crop_fraction)
+            whole = images.center_crop(images.resize(image, height, width), size)
+            got = images.evaluation_view(image, size, crop_fraction)
+            np.testing.assert_array_equal(got, whole)
+
+
+_MEMORY_SCRIPT = """
+import resource, sys
+import numpy as np
+from mobilenet.data import images
+data = sys.stdin.buffer.read()
+for view in (
+    lambda: images.load_eval_view(data, size=224, crop_fraction=0.875),
+    lambda: images.load_eval_view_or_same(data, size=224, channels=1, crop_fraction=1.0),
+    lambda: images.evaluation_view(images.decode_image(data), 224),
+    lambda: images.load_train_view(data, size=224, rng=np.random.default_rng(0)),
+    lambda: images.load_train_view(
+        data, size=224, rng=np.random.default_rng(0), ratio=(0.001, 1000.0)
+    ),
+):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert view().shape[:2] == (224, 224)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "size"),
+    [("PNG", "1", (4000, 1)), ("PNG", "L", (1, 60_000)), ("JPEG", "RGB", (65_000, 8))],
+)
+def test_views_of_long_images_take_little_memory(encode, kind, mode, size):
+    data = encode(Image.new(mode, size), kind)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY_SCRIPT], input=data, capture_output=True, check=True
+    )
+    kilobytes = [int(line) for line in done.stdout.split()]
+    assert len(kilobytes) == 5 and max(kilobytes) < 50_000, kilobytes
+
+
+def test_large_images_are_converted_in_tiles(encode, monkeypatch):
+    rng = np.random.default_rng(3)
+    rgba = Image.fromarray(rng.integers(0, 256, (37, 61, 4), np.uint8))
+    palette = Image.fromarray(rng.integers(0, 256, (37, 61, 3), np.uint8)).quantize(32)
+    wide = Image.fromarray(rng.integers(0, 65536, (37, 61), np.uint16))
+    for image, options in ((rgba, {}), (palette, {"transparency": 3}), (wide, {})):
+        data = encode(image, **options)
+        whole = [images.decode_image(data, channels) for channels in (1, 3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "_TILE", 16)
+            for channels, want in zip((1, 3), whole, strict=True):
+                np.testing.assert_array_equal(images.decode_image(data, channels), want)
+
+
+def test_an_image_that_memory_cannot_hold_is_unreadable(encode, monkeypatch):
+    data = encode(NOISE)
+
+    def none_left(*args, **kwargs):
+        raise MemoryError
+
+    def none_left_for_opencv(*args, **kwargs):
+        error = cv2.error("Insufficient memory")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    rng = np.random.default_rng(0)
+    for owner, name, call in (
+        (Image.Image, "load", lambda: images.decode_image(data)),
+        (Image.Image, "resize", lambda: images.load_eval_view(data, size=16)),
+        (Image.Image, "resize", lambda: images.load_eval_view_or_same(data, size=16)),
+        (cv2, "resize", lambda: images.load_train_view(data, size=16, rng=rng)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, none_left_for_opencv if owner is cv2 else none_left)
+            with pytest.raises(images.UnreadableImage, match="more memory than there is"):
+                call()

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mobilenet import build
+from mobilenet.config import get_config
 from mobilenet.data import images, memory, order, pipeline
 from mobilenet.data.batches import Prefetcher
-from mobilenet.data.datasets import Dataset, FolderSource, open_dataset
+from mobilenet.data.datasets import Dataset, DatasetError, FolderSource, open_dataset
 from mobilenet.data.memory import Arrays, load_in_memory
 from mobilenet.data.order import sample
 from mobilenet.data.pipeline import eval_batches, train_batches
@@ -251,12 +254,81 @@ def test_nothing_readable_is_an_error_even_when_skipping():
     source = ArraySource(_pixels(3), broken=(0, 1, 2))
     loaded = load_in_memory(source, image_size=6, on_error="skip")
     for data in (source, loaded):
-        with pytest.raises(memory.UnreadableExample, match="example [012] cannot be read"):
+        with pytest.raises(memory.UnreadableExample, match="no example can be read; the first is picture 0"):
             list(
                 train_batches(
                     data, global_batch_size=2, seed=0, num_steps=1, image_size=6, on_error="skip"
                 )
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class GreedySource(ArraySource):
+    """Whose example 1 is a file that memory cannot hold. At module level, for worker processes."""
+
+    def read(self, index: int) -> tuple[np.ndarray | bytes, int]:
+        if index == 1:
+            raise MemoryError
+        return super().read(index)
+
+
+def test_a_file_that_memory_cannot_hold_is_skipped_with_a_reason():
+    source = GreedySource(_pixels(4))
+    reason = {1: "picture 1: it needs more memory than there is."}
+    settings: dict[str, Any] = {"global_batch_size": 4, "image_size": 6, "on_error": "skip"}
+    evaluated = eval_batches(source, **settings)
+    assert [batch["mask"].tolist() for batch in evaluated] == [[1, 0, 1, 1]]
+    trained = train_batches(source, **settings, seed=0, num_steps=1)
+    assert 1 not in next(trained)["index"]
+    arrays = load_in_memory(source, image_size=6, on_error="skip")
+    assert evaluated.unreadable == trained.unreadable == arrays.unreadable == reason
+    mean, _ = memory.channel_statistics(source, image_size=6)
+    np.testing.assert_allclose(mean * 255, [5 / 3] * 3)
+    for read in (
+        lambda: next(eval_batches(source, global_batch_size=4, image_size=6)),
+        lambda: load_in_memory(source, image_size=6),
+    ):
+        with pytest.raises(memory.UnreadableExample, match="more memory than there is"):
+            read()
+
+
+_SMALL_MEMORY = """
+import resource, sys
+import numpy as np
+from mobilenet.data import memory
+from mobilenet.data.datasets import FolderSource
+from mobilenet.data.pipeline import eval_batches, train_batches
+source = FolderSource(sys.argv[1], ("large.png", "small.png"), (0, 1))
+settings = {"global_batch_size": 2, "image_size": 8, "on_error": "skip", "num_threads": 1}
+list(eval_batches(FolderSource(sys.argv[1], ("small.png",), (1,)), **settings))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, -1))
+evaluated = eval_batches(source, **settings)
+print([batch["mask"].tolist() for batch in evaluated], evaluated.unreadable[0])
+trained = train_batches(source, seed=0, num_steps=1, **settings)
+print(next(trained)["index"].tolist(), trained.unreadable[0])
+arrays = memory.load_in_memory(source, image_size=8, on_error="skip", num_threads=1)
+print(arrays.unreadable[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_an_image_too_large_for_the_memory_is_skipped_with_a_reason(tmp_path, encode):
+    (tmp_path / "large.png").write_bytes(encode(Image.new("RGB", (8000, 8000))))
+    (tmp_path / "small.png").write_bytes(encode(_pixels(1)[0]))
+    done = subprocess.run(
+        [sys.executable, "-c", _SMALL_MEMORY, tmp_path], capture_output=True, text=True
+    )
+    reason = f"{tmp_path / 'large.png'}: it needs more memory than there is."
+    assert done.stdout.splitlines() == [f"[[0.0, 1.0]] {reason}", f"[1, 1] {reason}", reason], (
+        done.stderr
+    )
+
+
+def test_more_images_than_memory_holds():
+    source = ArraySource(np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (2**31 - 1, 1, 1, 3)))
+    with pytest.raises(DatasetError, match="need .* GB, more memory than there is; .*'never'"):
+        load_in_memory(source, image_size=30_000)
 
 
 def test_a_file_that_vanished(tmp_path, encode):
@@ -337,6 +409,66 @@ def test_channel_statistics_literals():
     np.testing.assert_allclose(memory.channel_statistics(broken)[0] * 255, [1.0] * 3)
     with pytest.raises(ValueError, match="need at least 1 readable image"):
         memory.channel_statistics(_arrays(0))
+
+
+def _framed(count: int, size: int = 24) -> np.ndarray:
+    """Noise within a white frame, of which a centre crop sees less."""
+    pixels = np.full((count, size, size + 6, 3), 255, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 120, (count, size - 4, size + 2, 3), np.uint8)
+    pixels[:, 2:-2, 2:-2] = noise
+    return pixels
+
+
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.5])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_are_of_the_views_that_the_network_sees(crop_fraction, channels):
+    source = ArraySource(_framed(300), broken=(7, 299))
+    settings: dict[str, Any] = {"image_size": 10, "channels": channels}
+    settings["crop_fraction"] = crop_fraction
+    arrays = load_in_memory(source, on_error="skip", **settings)
+    streamed = memory.channel_statistics(source, **settings)
+    np.testing.assert_array_equal(streamed, memory.channel_statistics(arrays))
+    views = [batch["image"][batch["mask"] > 0] for batch in
+             eval_batches(source, global_batch_size=64, on_error="skip", **settings)]  # fmt: skip
+    seen = np.concatenate(views) / 255
+    np.testing.assert_allclose(streamed[0], seen.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(streamed[1], seen.std((0, 1, 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.7])
+def test_a_data_set_has_the_same_statistics_in_memory_and_streamed(
+    picture_folder, encode, crop_fraction
+):
+    folder = picture_folder("framed", {"a": 5, "b": 5})
+    for path, pixels in zip(sorted(folder.rglob("*.png")), _framed(10), strict=True):
+        path.write_bytes(encode(pixels))
+    found = []
+    for in_memory in ("always", "never"):
+        config = get_config()
+        config.data.name, config.data.data_dir = "folder", str(folder)
+        config.data.image_size, config.data.crop_fraction = 16, crop_fraction
+        config.data.in_memory, config.data.normalization = in_memory, "dataset"
+        data = build.build_data(config)
+        found.append((data.mean, data.std))
+    assert found[0] == found[1]
+
+
+def test_statistics_count_every_example():
+    source = ArraySource(np.random.default_rng(0).integers(0, 256, (12_345, 1, 1, 3), np.uint8))
+    arrays = load_in_memory(source, image_size=1)
+    streamed = memory.channel_statistics(source, image_size=1)
+    np.testing.assert_array_equal(streamed, memory.channel_statistics(arrays))
+    np.testing.assert_allclose(streamed[0] * 255, source.pixels.mean((0, 1, 2)), rtol=1e-12)
+
+
+def test_unreadable_examples_in_statistics():
+    source = ArraySource(_pixels(9), broken=(4,))
+    with pytest.raises(memory.UnreadableExample, match="example 4 cannot be read, picture 4"):
+        memory.channel_statistics(source, image_size=6, on_error="raise")
+    mean, _ = memory.channel_statistics(source, image_size=6, on_error="skip")
+    np.testing.assert_allclose(mean * 255, [32 / 8] * 3)
+    with pytest.raises(images.UnreadableImage, match="at least 1 readable.*picture 0: no known"):
+        memory.channel_statistics(ArraySource(_pixels(2), broken=(0, 1)), on_error="skip")
 
 
 def test_real_cifar10_statistics(cifar_dir):

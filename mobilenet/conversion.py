@@ -6,7 +6,6 @@ notebooks use converted weights without knowing it, and with the preprocessing t
 """
 
 import collections
-import importlib.resources
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import architecture, build, inference, rundir
+from mobilenet import architecture, build, imagenet, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import Config
 from mobilenet.models import cost
@@ -42,12 +41,6 @@ _DATA_SET = (
     "data.validation_split",
     "data.validation_fraction",
 )
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The 1,000 classes of ILSVRC 2012 as WordNet ids, in TFDS's order, which is the usual one."""
-    file = importlib.resources.files("tensorflow_datasets") / "datasets/imagenet2012/labels.txt"
-    return tuple(file.read_text().split())
 
 
 def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -79,9 +72,9 @@ def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple
     if weights.class_names is not None:
         return weights.class_names
     if outputs == 1000:
-        return imagenet_names()
+        return imagenet.wordnet_ids()
     if outputs == 1001:
-        return ("background", *imagenet_names())
+        return ("background", *imagenet.wordnet_ids())
     return tuple(map(str, range(outputs)))
 
 
@@ -97,7 +90,7 @@ def make_config(
       PretrainedError: the weights are not those of this configuration; names the tensors.
     """
     config = config_lib.get_config()
-    if tuple(class_names)[-1000:] == imagenet_names() and len(class_names) in (1000, 1001):
+    if imagenet.is_usual_order(class_names):
         config_lib.update(config, {"data.name": "imagenet2012", "data.test_split": "validation"})
     config_lib.update(config, weights.settings)
     config_lib.update(config, dict(overrides or {}))

@@ -1,5 +1,6 @@
 """A MobileNetV2 with variables drawn at random, and the arrays of its files elsewhere."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,18 @@ def random_weights(width: float = 0.35, num_classes: int = 7, **settings: Any) -
         None,
         "random",
     )
+
+
+def small_weights(num_classes: int = 3, **settings: Any) -> Weights:
+    """A network of two blocks for images of 16 pixels; its settings say what no public name can."""
+    small = {
+        "blocks": ((1, 8, 1, 1), (3, 8, 1, 2)),
+        "stem_features": 8,
+        "head_features": 16,
+        "bn_epsilon": 1e-3,
+    }
+    weights = random_weights(1.0, num_classes, **{**small, **settings})
+    return dataclasses.replace(weights, settings={**weights.settings, "data.image_size": 16})
 
 
 def file_arrays(weights: Weights, scheme: Callable[..., list[Slot]]) -> dict[str, np.ndarray]:

@@ -88,6 +88,39 @@ def test_overrides_win_and_must_fit_the_weights():
         conversion.make_config(weights, ("a", "b", "c"), {"model.pading": "SAME"})
 
 
+def test_a_normalisation_that_the_user_sets_is_the_one_that_is_used(tmp_path: Path):
+    run, key = tmp_path / "run", "data.normalization"
+    conversion.write_run(small_weights(), run, overrides={key: "imagenet"})
+    stored = json.loads((run / "data.json").read_text())
+    assert (stored["mean"], stored["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with pytest.raises(PretrainedError, match="'dataset', whose numbers are in no file; allowed"):
+        conversion.write_run(small_weights(), tmp_path / "other", overrides={key: "dataset"})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "normalization"),
+    [
+        ((0.5,) * 3, (0.5,) * 3, "symmetric"),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "imagenet"),
+        ((0.1,) * 3, (0.5,) * 3, "dataset"),
+    ],
+)
+def test_a_run_that_started_from_another_can_be_carried(
+    mean: Any, std: Any, normalization: str, tmp_path: Path
+):
+    first, path = tmp_path / "first", tmp_path / "w.safetensors"
+    conversion.write_run(dataclasses.replace(small_weights(), mean=mean, std=std), first)
+    config = rundir.read_config(first)
+    # As a fine-tuned run has it; its own pretrained is a path of this machine.
+    config.data.normalization, config.pretrained = "pretrained", "runs/gone"
+    (first / "config.json").write_text(config_lib.to_json(config))
+    conversion.write_file(conversion.read_run(first), path, "mobilenet")
+    back = pretrained.read("safetensors", path)
+    config = conversion.write_run(back, tmp_path / "second")
+    assert config.data.normalization == normalization
+    assert json.loads((tmp_path / "second" / "data.json").read_text())["mean"] == list(mean)
+
+
 @pytest.mark.parametrize("settings", [{}, {"padding": "SAME", "shortcut": "none"}])
 @pytest.mark.parametrize("num_classes", [3, 0])
 def test_this_projects_files_carry_a_run_to_the_last_bit(

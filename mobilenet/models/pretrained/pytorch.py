@@ -178,9 +178,9 @@ def read(path: Path, names: str, source: str) -> Weights:
     fitted = _fit(arrays, names, path.name, networks)
     # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides alike.
     settings = {"model.padding": "SYMMETRIC", "model.bn_epsilon": 1e-5, "data.image_size": 224}
-    preprocessing, class_names = IMAGENET, None
+    preprocessing, class_names, assumed = IMAGENET, None, ("model.padding", "model.bn_epsilon")
     if names == "huggingface":
-        settings, class_names = _huggingface_config(path, fitted.num_classes)
+        settings, class_names, assumed = _huggingface_config(path, fitted.num_classes)
         preprocessing = TENSORFLOW
     return Weights(
         fitted.params,
@@ -190,6 +190,7 @@ def read(path: Path, names: str, source: str) -> Weights:
         preprocessing.std,
         class_names,
         source,
+        assumed=(*assumed, *preprocessing.settings),
     )
 
 
@@ -226,31 +227,43 @@ _HUGGINGFACE_NETWORK = {
 }
 
 
-def _huggingface_config(path: Path, outputs: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """Settings and class names from `config.json` beside a file; the library's defaults without."""
+def _huggingface_config(
+    path: Path, outputs: int
+) -> tuple[dict[str, Any], tuple[str, ...] | None, tuple[str, ...]]:
+    """Settings and class names from `config.json` beside a file; the library's defaults without.
+
+    The last value names the settings that are such defaults.
+    """
+    file = path.parent / "config.json"
     try:
-        config = json.loads((path.parent / "config.json").read_text())
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         config = {}
-    except ValueError as error:
-        raise PretrainedError(f"{path.parent / 'config.json'} is not JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PretrainedError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise PretrainedError(f"{file} is not a configuration of Hugging Face's: it has no keys.")
     for key, value in _HUGGINGFACE_NETWORK.items():
         if config.get(key, value) != value:
             raise PretrainedError(
                 f"config.json beside {path.name} has {key} {config[key]!r}; this project's network "
                 f"has {value!r}."
             )
-    settings = {
-        "model.padding": "SAME" if config.get("tf_padding", True) else "SYMMETRIC",
-        "model.bn_epsilon": float(config.get("layer_norm_eps", 1e-3)),
-        "data.image_size": int(config.get("image_size", 224)),
-    }
-    labels = {int(index): name for index, name in config.get("id2label", {}).items()}
+    try:
+        settings = {
+            "model.padding": "SAME" if config.get("tf_padding", True) else "SYMMETRIC",
+            "model.bn_epsilon": float(config.get("layer_norm_eps", 1e-3)),
+            "data.image_size": int(config.get("image_size", 224)),
+        }
+        labels = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise PretrainedError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
+    assumed = () if config else ("model.padding", "model.bn_epsilon")
     # Of ImageNet, WordNet's ids are kept instead: data sets have them. LABEL_0 ... is no name.
     named = sorted(labels) == list(range(outputs)) and outputs not in (0, 1000, 1001)
     if not named or all(name == f"LABEL_{index}" for index, name in labels.items()):
-        return settings, None
-    return settings, tuple(labels[index] for index in range(outputs))
+        return settings, None, assumed
+    return settings, tuple(labels[index] for index in range(outputs)), assumed
 
 
 # torchvision.models.MobileNetV2 but for width_mult, inverted_residual_setting and round_nearest.

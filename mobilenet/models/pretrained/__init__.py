@@ -54,7 +54,7 @@ def read(file_format: str, path: Path) -> Weights:
 
 def _read(file_format: str, path: Path, source: str) -> Weights:
     if file_format == "keras":
-        return keras.read_h5(path, source)
+        return keras.read_file(path, source)
     if file_format == "tfjs":
         return keras.read_tfjs(path, source)
     if file_format == "tflite":

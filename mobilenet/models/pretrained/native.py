@@ -116,7 +116,7 @@ def read(path: Path, source: str) -> Weights:
             raise PretrainedError(f"{path.name}: {name} is of type {array.dtype}, not float32.")
         try:
             put(variables, name.split("/"), array)
-        except AttributeError as error:  # below another tensor
+        except (AttributeError, IndexError) as error:  # below another tensor
             raise PretrainedError(f"{path.name} is damaged: {name} has no place.") from error
     found = undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
     if "model.blocks" in found.settings:

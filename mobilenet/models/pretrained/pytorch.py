@@ -194,7 +194,7 @@ def read(path: Path, names: str, source: str) -> Weights:
     fitted = _fit(arrays, names, path.name, networks)
     # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides alike.
     settings = {"model.padding": "SYMMETRIC", "model.bn_epsilon": 1e-5, "data.image_size": 224}
-    preprocessing, class_names, assumed = IMAGENET, None, ("model.padding", "model.bn_epsilon")
+    preprocessing, class_names, assumed = IMAGENET, None, tuple(settings)
     if names == "huggingface":
         settings, class_names, assumed = _huggingface_config(path, fitted.num_classes)
         preprocessing = TENSORFLOW
@@ -339,7 +339,7 @@ def _huggingface_config(
         labels = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PretrainedError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
-    assumed = () if config else ("model.padding", "model.bn_epsilon")
+    assumed = () if config else tuple(settings)
     # Of ImageNet, WordNet's ids are kept instead: data sets have them. LABEL_0 ... is no name.
     named = sorted(labels) == list(range(outputs)) and outputs not in (0, 1000, 1001)
     if not named or all(name == f"LABEL_{index}" for index, name in labels.items()):

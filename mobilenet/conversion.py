@@ -6,9 +6,11 @@ notebooks use converted weights without knowing it, and with the preprocessing t
 """
 
 import collections
+import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def make_config(
     return config
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of which path it is that it cannot be written; a full disk has a sentence of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunDirectoryError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
@@ -171,13 +184,14 @@ def write_run(
       The configuration, as in `config.json`.
 
     Raises:
-      RunDirectoryError: the directory holds something.
+      RunDirectoryError: the directory holds something, or cannot be written.
       PretrainedError, ConfigError: labels, weights and configuration that do not fit together.
     """
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise RunDirectoryError(
-            f"{workdir} holds a run or other files already; give --to a new directory."
-        )
+    with _named(workdir):
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise RunDirectoryError(
+                f"{workdir} holds a run or other files already; give --to a new directory."
+            )
     class_names = settle_names(weights, labels)
     config = make_config(weights, class_names, overrides)
     mean, std = _normalization(weights, config, overrides or {})
@@ -200,7 +214,7 @@ def write_run(
     }
     partial = workdir.with_name(f".{workdir.name}.{os.getpid()}")
     try:
-        with rundir.full_disk_is_clear(workdir):
+        with rundir.full_disk_is_clear(workdir), _named(workdir):
             partial.mkdir(parents=True)
         rundir.write_json(partial / build.DATA_FILE, stored)
         with Checkpoints(partial / "checkpoints") as checkpoints:
@@ -270,6 +284,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
     Raises:
       PretrainedError: another kind of file or names, a file that exists, or a network that
         torchvision's names cannot express.
+      RunDirectoryError: the file cannot be written.
     """
     if names not in NAMES:
         raise PretrainedError(f"The names {names!r} are not known; allowed are {', '.join(NAMES)}.")
@@ -279,8 +294,9 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
         raise PretrainedError(
             "A .pth file has torchvision's names: give --names=torchvision, or write .safetensors."
         )
-    if path.exists():
-        raise PretrainedError(f"{path} exists already; give --to a new file.")
+    with _named(path):
+        if path.exists():
+            raise PretrainedError(f"{path} exists already; give --to a new file.")
     notes: tuple[str, ...] = ()
     if names == "mobilenet":
         data = native.dumps(weights)
@@ -293,7 +309,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
             metadata = {"format": "pt", native.KEY: native.describe(weights)}
             data = safetensors_file.dumps(arrays, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with rundir.full_disk_is_clear(path):
+    with rundir.full_disk_is_clear(path), _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)

@@ -39,15 +39,18 @@ def read(file_format: str, path: Path) -> Weights:
         raise PretrainedError(
             f"The format {file_format!r} is not known; allowed are {', '.join(FORMATS)}."
         )
-    if not path.is_file():
-        hint = " is a directory; give the file in it" if path.is_dir() else " does not exist"
-        raise PretrainedError(f"{path}{hint}.")
-    if path.stat().st_size > MOST_BYTES:
-        raise PretrainedError(
-            f"{path.name} has {path.stat().st_size:,} bytes, more than any MobileNetV2's file."
-        )
-    source = f"{file_format} {path.name}, sha256 {_digest(file_format, path)}"
-    weights = _read(file_format, path, source)
+    try:
+        if not path.is_file():
+            hint = " is a directory; give the file in it" if path.is_dir() else " does not exist"
+            raise PretrainedError(f"{path}{hint}.")
+        if path.stat().st_size > MOST_BYTES:
+            raise PretrainedError(
+                f"{path.name} has {path.stat().st_size:,} bytes, more than any MobileNetV2's file."
+            )
+        source = f"{file_format} {path.name}, sha256 {_digest(file_format, path)}"
+        weights = _read(file_format, path, source)
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be read: {error.strerror or error}.") from error
     check_told(weights)
     return weights
 

@@ -5,10 +5,10 @@
     mobilenet convert --workdir=runs/c10 --to=c10.safetensors
     mobilenet convert --workdir=runs/c10 --to=c10.pth              # torchvision's names
 
---from is keras (.weights.h5, .h5), tfjs (model.json), torchvision, timm, huggingface (.pth, .bin,
-.safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon, classes
-and preprocessing come with the weights; what a file does not say, or says wrong, is set by
---config.KEY=VALUE. No code of a file is run.
+--from is keras (.weights.h5, .h5, .keras), tfjs (model.json), torchvision, timm, huggingface (.pth,
+.bin, .safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon,
+classes and preprocessing come with the weights. What a file does not say is assumed, and printed;
+--labels and --config.KEY=VALUE say it, or what the file says wrong. No code of a file is run.
 """
 
 from pathlib import Path

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quantize import small
 from random_weights import random_weights, small_weights
 
+from mobilenet import config as config_lib
 from mobilenet import conversion, deployment, inference, rundir
-from mobilenet.export import tflite_writer
+from mobilenet.export import litert, tflite_writer
 from mobilenet.models import pretrained
 from mobilenet.models.pretrained.weights import PretrainedError, Weights
+from mobilenet.quantize import lowering
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ai_edge_litert") is None, reason="LiteRT is not installed"
@@ -74,6 +77,28 @@ def test_a_file_of_ours_brings_its_images_and_its_names(
     np.testing.assert_allclose(
         probabilities(tmp_path / "back"), probabilities(tmp_path / "run"), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("integer_io", [False, True])
+def test_an_integer_file_of_ours_brings_them_too(integer_io: bool, tmp_path: Path):
+    config = config_lib.get_config()
+    config.model.update(
+        blocks=((1, 8, 1, 1), (4, 8, 2, 2)), stem_features=8, stem_strides=1, head_features=24
+    )
+    config.data.update(name="digits", image_size=8, channels=1)
+    config.quantize.weights.bits = config.quantize.activations.bits = 8
+    stored = {"mean": [0.25], "std": [0.5], "class_names": [f"digit {n}" for n in range(10)]}
+    graph = lowering.lower(*small.quantized(*small.trained()), small.SHAPE)
+    path = tmp_path / "m.tflite"
+    metadata = deployment._metadata(config, stored, 10, 3)
+    litert.write_integer(path, graph, metadata, integer_io=integer_io)
+    found = pretrained.read("tflite", path)
+    assert (found.mean, found.std) == ((0.25,), (0.5,))
+    assert found.class_names == tuple(stored["class_names"])
+    assert found.assumed == () and "dequantised" in found.notes[0]
+    config = conversion.write_run(found, tmp_path / "run")
+    assert not config_lib.is_quantized(config) and config.data.name == "digits"
+    assert config.data.channels == 1 and config.data.normalization == "dataset"
 
 
 def test_a_strangers_file_says_what_was_assumed(tmp_path: Path):

@@ -6,7 +6,6 @@ notebooks use converted weights without knowing it, and with the preprocessing t
 """
 
 import collections
-import importlib.resources
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,38 +15,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import architecture, build, inference, rundir
+from mobilenet import architecture, build, imagenet, inference, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import Config
+from mobilenet.data import transforms
 from mobilenet.models import cost
 from mobilenet.models.pretrained import native, pytorch, safetensors_file, state_dict
-from mobilenet.models.pretrained.weights import PretrainedError, Weights, shape_problems
+from mobilenet.models.pretrained.weights import (
+    DATA_SET_KEYS,
+    IMAGE_KEYS,
+    PretrainedError,
+    Weights,
+    preset,
+    shape_problems,
+)
 from mobilenet.rundir import RunDirectoryError
 from mobilenet.train import records, state
 from mobilenet.train.checkpoints import Checkpoints
 
 NAMES = ("mobilenet", "torchvision")
-# What of `data.*` says how pictures are shown to the network, and which data set it is of; the rest
-# says where the files are and how they are read.
-_DATA = (
-    "data.image_size",
-    "data.channels",
-    "data.crop_fraction",
-    "data.normalization",
-)
-_DATA_SET = (
-    "data.name",
-    "data.train_split",
-    "data.test_split",
-    "data.validation_split",
-    "data.validation_fraction",
-)
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The 1,000 classes of ILSVRC 2012 as WordNet ids, in TFDS's order, which is the usual one."""
-    file = importlib.resources.files("tensorflow_datasets") / "datasets/imagenet2012/labels.txt"
-    return tuple(file.read_text().split())
 
 
 def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -79,9 +65,9 @@ def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple
     if weights.class_names is not None:
         return weights.class_names
     if outputs == 1000:
-        return imagenet_names()
+        return imagenet.wordnet_ids()
     if outputs == 1001:
-        return ("background", *imagenet_names())
+        return ("background", *imagenet.wordnet_ids())
     return tuple(map(str, range(outputs)))
 
 
@@ -97,7 +83,7 @@ def make_config(
       PretrainedError: the weights are not those of this configuration; names the tensors.
     """
     config = config_lib.get_config()
-    if tuple(class_names)[-1000:] == imagenet_names() and len(class_names) in (1000, 1001):
+    if imagenet.is_usual_order(class_names):
         config_lib.update(config, {"data.name": "imagenet2012", "data.test_split": "validation"})
     config_lib.update(config, weights.settings)
     config_lib.update(config, dict(overrides or {}))
@@ -121,6 +107,51 @@ def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def assumptions(
+    weights: Weights,
+    labels: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """What is assumed because neither the file nor the user says it, a sentence each.
+
+    Args:
+      weights, labels, overrides: as `write_run`.
+    """
+    found = []
+    keys = [key for key in weights.assumed if key not in (overrides or {})]
+    if keys:
+        values = ", ".join(f"{key}={weights.settings[key]}" for key in keys)
+        found.append(
+            f"The file does not say how images are shown to the network; assumed is {values}, and "
+            "--config.KEY=VALUE sets another."
+        )
+    outputs = weights.settings["model.num_classes"]
+    if outputs and labels is None and weights.class_names is None:
+        names = f"0 to {outputs - 1}"
+        if outputs in (1000, 1001):
+            names = "ImageNet's, in the usual order"
+        found.append(
+            f"The file has no class names; assumed are {names}, and --labels=FILE gives others."
+        )
+    return tuple(found)
+
+
+def _normalization(
+    weights: Weights, config: Config, overrides: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation: the weights', or those of the preset that the user set."""
+    key = "data.normalization"
+    chosen = overrides.get(key, weights.settings.get(key))
+    if chosen == weights.settings.get(key):
+        return weights.mean, weights.std
+    if chosen not in transforms.NORMALIZATIONS:
+        raise PretrainedError(
+            f"{key} is {chosen!r}, whose numbers are in no file; allowed are "
+            f"{', '.join(sorted(transforms.NORMALIZATIONS))}."
+        )
+    return transforms.normalization(chosen, config.data.channels)
+
+
 def write_run(
     weights: Weights,
     workdir: Path,
@@ -140,15 +171,17 @@ def write_run(
       The configuration, as in `config.json`.
 
     Raises:
-      RunDirectoryError: the directory holds something.
+      RunDirectoryError: the directory holds something, or cannot be written.
       PretrainedError, ConfigError: labels, weights and configuration that do not fit together.
     """
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise RunDirectoryError(
-            f"{workdir} holds a run or other files already; give --to a new directory."
-        )
+    with rundir.writing(workdir):
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise RunDirectoryError(
+                f"{workdir} holds a run or other files already; give --to a new directory."
+            )
     class_names = settle_names(weights, labels)
     config = make_config(weights, class_names, overrides)
+    mean, std = _normalization(weights, config, overrides or {})
     costs = cost.totals(architecture.layer_costs(config, config.model.num_classes))
     variables = {"params": weights.params, "batch_stats": weights.batch_stats}
     start = state.create(variables, build.build_optimizer(config), ema=False)
@@ -156,14 +189,14 @@ def write_run(
         "status": "done",
         "step": 0,
         "source": weights.source,
-        "notes": list(weights.notes),
+        "notes": [*weights.notes, *assumptions(weights, labels, overrides)],
         "params": costs.params,
         "macs": costs.macs,
         **records.environment(),
     }
     stored = {
-        "mean": list(weights.mean),
-        "std": list(weights.std),
+        "mean": list(mean),
+        "std": list(std),
         "class_names": list(class_names),
     }
     partial = workdir.with_name(f".{workdir.name}.{os.getpid()}")
@@ -203,18 +236,21 @@ def read_run(workdir: Path, which: str = "newest") -> Weights:
     variables = restored.eval_variables
     outputs = build.resolve_classes(config, len(stored["class_names"]))
     # A folder's path is of one machine.
-    kept = (*_DATA, *(() if config.data.name == "folder" else _DATA_SET))
+    kept = (*IMAGE_KEYS, *(() if config.data.name == "folder" else DATA_SET_KEYS))
     settings = {
         key: value
         for key, value in config_lib.flatten(config)
         if key.startswith("model.") or key in kept
     }
+    mean, std = tuple(stored["mean"]), tuple(stored["std"])
+    if config.data.normalization == "pretrained":
+        settings["data.normalization"] = preset(mean, std)
     return Weights(
         variables["params"],
         variables["batch_stats"],
         {**settings, "model.num_classes": outputs},
-        tuple(stored["mean"]),
-        tuple(stored["std"]),
+        mean,
+        std,
         tuple(stored["class_names"]),
         f"{workdir.name}, step {restored.step}",
     )
@@ -235,6 +271,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
     Raises:
       PretrainedError: another kind of file or names, a file that exists, or a network that
         torchvision's names cannot express.
+      RunDirectoryError: the file cannot be written.
     """
     if names not in NAMES:
         raise PretrainedError(f"The names {names!r} are not known; allowed are {', '.join(NAMES)}.")
@@ -244,8 +281,9 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
         raise PretrainedError(
             "A .pth file has torchvision's names: give --names=torchvision, or write .safetensors."
         )
-    if path.exists():
-        raise PretrainedError(f"{path} exists already; give --to a new file.")
+    with rundir.writing(path):
+        if path.exists():
+            raise PretrainedError(f"{path} exists already; give --to a new file.")
     notes: tuple[str, ...] = ()
     if names == "mobilenet":
         data = native.dumps(weights)

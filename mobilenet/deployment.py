@@ -4,8 +4,10 @@ Float runs give float files; runs with `quantize` give the integer network that 
 ONNX) or its simulation in float (StableHLO).
 """
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,10 +80,25 @@ class Deployment:
           integer_io: TFLite files of quantised runs take and give int8 codes.
 
         Raises:
-          ExportError: an extra that is missing, or a network that the format cannot hold.
+          ExportError: an extra that is missing, a network that the format cannot hold, or integer
+            codes of one that has none.
+          RunDirectoryError: the path cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if integer_io and (self.graph is None or to != "litert"):
+            raise ExportError("Integer input and output need a quantised run and a TFLite file.")
         metadata = {**self.metadata, "format": to}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with rundir.writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._write(to, temporary, metadata, integer_io)
+                os.replace(temporary, path)
+                rundir.write_json(path.with_name(f"{path.name}.json"), metadata)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _write(self, to: str, path: Path, metadata: dict[str, Any], integer_io: bool) -> None:
         if to == "stablehlo":
             stablehlo.write(path, self._apply, self._shape)
         elif self.graph is None:
@@ -91,7 +108,6 @@ class Deployment:
             litert.write_integer(path, self.graph, metadata, integer_io=integer_io)
         else:
             onnx.write_integer(path, self.graph, metadata)
-        rundir.write_json(path.with_name(f"{path.name}.json"), metadata)
 
     def check(self, to: str, path: Path, split: str, examples: int) -> list[dict[str, Any]]:
         """Runs a file and compares it with the network.
@@ -114,7 +130,7 @@ class Deployment:
         rows = []
         for name, run, prepare in self._runners(to, path):
             given = prepare(images)
-            theirs = verify.answers(run, given)
+            theirs = self._real(verify.answers(run, given))
             rows.append(
                 {
                     **self.facts(to, path),
@@ -124,6 +140,7 @@ class Deployment:
                     "top1": float((theirs.argmax(1) == labels).mean()),
                     "top1_jax": float((ours.argmax(1) == labels).mean()),
                     "agreement": float((theirs.argmax(1) == ours.argmax(1)).mean()),
+                    **verify.differences(theirs, ours),
                     **verify.latency(run, given[0]),
                     "latency_note": LATENCY_NOTE,
                     **records.environment(),
@@ -134,7 +151,15 @@ class Deployment:
             if self.graph is not None:
                 rows[0]["float_operations"] = verify.float_operations(path)
                 rows[0]["executor"] = verify.compare_operations(path, self.graph, images[:8])
+        for row in rows:
+            row["cause"], row["warning"] = verify.explain(row, integer=self.graph is not None)
         return rows
+
+    def _real(self, answers: np.ndarray) -> np.ndarray:
+        """Logits of a file that may answer with codes."""
+        if answers.dtype.kind not in "iu" or self.graph is None:
+            return answers
+        return litert.signed(self.graph).dequantize_output(answers)
 
     def _answers(self, images: np.ndarray) -> np.ndarray:
         """Logits of the network in JAX, [B, K]; the last chunk is filled up, to compile once."""

@@ -5,7 +5,6 @@ with them; here their tensors become the first state of the new run.
 """
 
 import dataclasses
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mobilenet import imagenet
 from mobilenet.config import ConfigError
 from mobilenet.train.checkpoints import read_checkpoint
 from mobilenet.train.optim import CLASSIFIER, QUANTIZER
-
-# ImageNet's class folders begin with a WordNet id: n01440764 or n01440764_tench.
-_WORDNET_ID = re.compile(r"n\d{8}(?=_|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,8 @@ def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | st
 
     Names are compared in one Unicode form: macOS and Linux write the same letter differently. A
     name is looked for as it is, then by the WordNet id that it begins with, as ImageNet's class
-    folders do (`n01440764_tench`).
+    folders do (`n01440764_tench`). `known` may have the ids too, or ImageNet's words ("tench, Tinca
+    tinca").
 
     Args:
       wanted: names of a data set's classes.
@@ -65,11 +63,11 @@ def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | st
     if same == known:
         return list(range(len(known)))
     index = {name: i for i, name in reversed(list(enumerate(known)))}
-    ids = {m[0]: i for i, name in enumerate(known) if (m := _WORDNET_ID.match(name))}
+    by_id = any(imagenet.leading_id(name) for name in wanted)
+    ids = imagenet.class_indices(known) if by_id else {}
     found: list[int] = []
     for given, name in zip(wanted, same, strict=True):
-        match = _WORDNET_ID.match(name)
-        at = index.get(name, ids.get(match[0]) if match else None)
+        at = index.get(name, ids.get(imagenet.leading_id(name) or ""))
         if at is None or at in found:
             return given
         found.append(at)

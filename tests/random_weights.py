@@ -1,5 +1,6 @@
 """A MobileNetV2 with variables drawn at random, and the arrays of its files elsewhere."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,28 +11,44 @@ from mobilenet.models.pretrained.fit import Slot, layers, leaf, planned_network,
 from mobilenet.models.pretrained.weights import TENSORFLOW, Weights
 
 
-def random_weights(width: float = 0.35, num_classes: int = 7, **settings: Any) -> Weights:
+def random_weights(
+    width: float = 0.35, num_classes: int = 7, *, channels: int = 3, **settings: Any
+) -> Weights:
     """Weights of the paper's network; `settings` are of `model.*`."""
     model = {"width_multiplier": width, "num_classes": num_classes, "padding": "SYMMETRIC"}
     model |= {"bn_epsilon": 1e-5, **settings}
     told = {f"model.{key}": value for key, value in model.items()} | {"data.image_size": 224}
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     _, plan = planned_network(told)
-    for layer in layers(plan, num_classes):
+    for layer in layers(plan, num_classes, channels):
         for name, path in variable_paths(layer).items():
             rng = np.random.default_rng(zlib.crc32("/".join(path).encode()))
             shape = layer.shape if name == "kernel" else layer.shape[-1:]
             values = rng.uniform(0.5, 2, shape) if name == "var" else rng.normal(0.4, 0.2, shape)
             put(variables, path, values.astype(np.float32))
+    if channels != 3:
+        told["data.channels"] = channels
     return Weights(
         variables["params"],
         variables["batch_stats"],
         {**told, **TENSORFLOW.settings},
-        TENSORFLOW.mean,
-        TENSORFLOW.std,
+        TENSORFLOW.mean[:channels],
+        TENSORFLOW.std[:channels],
         None,
         "random",
     )
+
+
+def small_weights(num_classes: int = 3, **settings: Any) -> Weights:
+    """A network of two blocks for images of 16 pixels; its settings say what no public name can."""
+    small = {
+        "blocks": ((1, 8, 1, 1), (3, 8, 1, 2)),
+        "stem_features": 8,
+        "head_features": 16,
+        "bn_epsilon": 1e-3,
+    }
+    weights = random_weights(1.0, num_classes, **{**small, **settings})
+    return dataclasses.replace(weights, settings={**weights.settings, "data.image_size": 16})
 
 
 def file_arrays(weights: Weights, scheme: Callable[..., list[Slot]]) -> dict[str, np.ndarray]:

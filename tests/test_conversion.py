@@ -8,31 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from random_weights import assert_same, random_weights
+from random_weights import assert_same, random_weights, small_weights
 
 from mobilenet import config as config_lib
 from mobilenet import conversion, inference, rundir
 from mobilenet.config import ConfigError
 from mobilenet.models import pretrained
-from mobilenet.models.pretrained.weights import PretrainedError, Weights
+from mobilenet.models.pretrained.weights import PretrainedError
 from mobilenet.rundir import RunDirectoryError
-
-# A network of two blocks: what the public names cannot say, this project's can.
-SMALL: dict[str, Any] = {
-    "blocks": ((1, 8, 1, 1), (3, 8, 1, 2)),
-    "stem_features": 8,
-    "head_features": 16,
-    "bn_epsilon": 1e-3,
-}
-
-
-def small(num_classes: int = 3, **settings: Any) -> Weights:
-    weights = random_weights(1.0, num_classes, **{**SMALL, **settings})
-    return dataclasses.replace(weights, settings={**weights.settings, "data.image_size": 16})
 
 
 def test_a_converted_run_is_used_like_any_other(tmp_path: Path):
-    weights = small()
+    weights = small_weights()
     workdir = tmp_path / "runs" / "small"
     config = conversion.write_run(weights, workdir, labels=["a", "b", "c"])
     assert rundir.read_config(workdir) == config and rundir.status(workdir) == "done"
@@ -59,7 +46,7 @@ def test_a_converted_run_is_used_like_any_other(tmp_path: Path):
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunDirectoryError, match="holds a run or other files already"):
-        conversion.write_run(small(), tmp_path)
+        conversion.write_run(small_weights(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -68,7 +55,7 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path):
     [(1000, "n01440764", "n15075141"), (1001, "background", "n15075141")],
 )
 def test_imagenets_classes_are_named_by_wordnet(outputs: int, first: str, last: str):
-    weights = small(outputs)
+    weights = small_weights(outputs)
     names = conversion.settle_names(weights)
     assert (len(names), names[0], names[-1]) == (outputs, first, last)
     config = conversion.make_config(weights, names)
@@ -76,7 +63,7 @@ def test_imagenets_classes_are_named_by_wordnet(outputs: int, first: str, last: 
 
 
 def test_other_classes_take_labels_or_numbers():
-    weights = small()
+    weights = small_weights()
     assert conversion.settle_names(weights) == ("0", "1", "2")
     assert conversion.settle_names(weights, ["crane", "cat", "crane"]) == (
         "crane (0)", "cat", "crane (2)",
@@ -86,11 +73,11 @@ def test_other_classes_take_labels_or_numbers():
     assert conversion.settle_names(dataclasses.replace(weights, class_names=("x", "y", "z"))) == (
         "x", "y", "z",
     )  # fmt: skip
-    assert conversion.settle_names(small(0)) == ()
+    assert conversion.settle_names(small_weights(0)) == ()
 
 
 def test_overrides_win_and_must_fit_the_weights():
-    weights = small()
+    weights = small_weights()
     config = conversion.make_config(weights, ("a", "b", "c"), {"model.padding": "SAME"})
     assert config.model.padding == "SAME"
     with pytest.raises(
@@ -101,12 +88,45 @@ def test_overrides_win_and_must_fit_the_weights():
         conversion.make_config(weights, ("a", "b", "c"), {"model.pading": "SAME"})
 
 
+def test_a_normalisation_that_the_user_sets_is_the_one_that_is_used(tmp_path: Path):
+    run, key = tmp_path / "run", "data.normalization"
+    conversion.write_run(small_weights(), run, overrides={key: "imagenet"})
+    stored = json.loads((run / "data.json").read_text())
+    assert (stored["mean"], stored["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with pytest.raises(PretrainedError, match="'dataset', whose numbers are in no file; allowed"):
+        conversion.write_run(small_weights(), tmp_path / "other", overrides={key: "dataset"})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "normalization"),
+    [
+        ((0.5,) * 3, (0.5,) * 3, "symmetric"),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "imagenet"),
+        ((0.1,) * 3, (0.5,) * 3, "dataset"),
+    ],
+)
+def test_a_run_that_started_from_another_can_be_carried(
+    mean: Any, std: Any, normalization: str, tmp_path: Path
+):
+    first, path = tmp_path / "first", tmp_path / "w.safetensors"
+    conversion.write_run(dataclasses.replace(small_weights(), mean=mean, std=std), first)
+    config = rundir.read_config(first)
+    # As a fine-tuned run has it; its own pretrained is a path of this machine.
+    config.data.normalization, config.pretrained = "pretrained", "runs/gone"
+    (first / "config.json").write_text(config_lib.to_json(config))
+    conversion.write_file(conversion.read_run(first), path, "mobilenet")
+    back = pretrained.read("safetensors", path)
+    config = conversion.write_run(back, tmp_path / "second")
+    assert config.data.normalization == normalization
+    assert json.loads((tmp_path / "second" / "data.json").read_text())["mean"] == list(mean)
+
+
 @pytest.mark.parametrize("settings", [{}, {"padding": "SAME", "shortcut": "none"}])
 @pytest.mark.parametrize("num_classes", [3, 0])
 def test_this_projects_files_carry_a_run_to_the_last_bit(
     settings: dict[str, Any], num_classes: int, tmp_path: Path
 ):
-    weights = dataclasses.replace(small(num_classes, **settings), mean=(0.1, 0.2, 1 / 3))
+    weights = dataclasses.replace(small_weights(num_classes, **settings), mean=(0.1, 0.2, 1 / 3))
     first, second, path = tmp_path / "first", tmp_path / "second", tmp_path / "w.safetensors"
     conversion.write_run(weights, first)
     out = conversion.read_run(first)
@@ -174,10 +194,22 @@ def test_what_cannot_be_written_says_so(
 def test_files_are_not_overwritten(tmp_path: Path):
     (tmp_path / "w.safetensors").write_text("mine")
     with pytest.raises(PretrainedError, match="exists already; give --to a new file"):
-        conversion.write_file(small(), tmp_path / "w.safetensors", "mobilenet")
+        conversion.write_file(small_weights(), tmp_path / "w.safetensors", "mobilenet")
     assert (tmp_path / "w.safetensors").read_text() == "mine"
 
 
 def test_settings_are_configuration_keys():
     known = dict(config_lib.flatten(config_lib.get_config()))
-    assert set(small().settings) <= set(known)
+    assert set(small_weights().settings) <= set(known)
+
+
+def test_paths_that_cannot_be_used_are_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(RunDirectoryError, match="could not be written: "):
+            conversion.write_run(small_weights(), path)
+        path = path.with_name(f"{path.name}.pth")
+        with pytest.raises(RunDirectoryError, match="could not be written: "):
+            conversion.write_file(random_weights(0.1), path, "torchvision")
+    with pytest.raises(PretrainedError, match="cannot be read: File name too long"):
+        pretrained.read("keras", tmp_path / ("x" * 300))

@@ -37,7 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",
         "mobilenet.compress", "mobilenet.train",
     ),
-    "mobilenet/transfer.py": ("mobilenet.config", "mobilenet.train"),
+    "mobilenet/imagenet.py": (),
+    "mobilenet/transfer.py": ("mobilenet.config", "mobilenet.imagenet", "mobilenet.train"),
     "mobilenet/build.py": (
         "mobilenet.architecture", "mobilenet.transfer", "mobilenet.teacher", "mobilenet.config",
         "mobilenet.rundir", "mobilenet.identity",
@@ -56,8 +57,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.rundir", "mobilenet.train",
     ),
     "mobilenet/conversion.py": (
-        "mobilenet.architecture", "mobilenet.build", "mobilenet.config", "mobilenet.inference",
-        "mobilenet.models", "mobilenet.rundir", "mobilenet.train",
+        "mobilenet.architecture", "mobilenet.build", "mobilenet.config", "mobilenet.data",
+        "mobilenet.imagenet", "mobilenet.inference", "mobilenet.models", "mobilenet.rundir",
+        "mobilenet.train",
     ),
     "mobilenet/quantization.py": (
         "mobilenet.architecture", "mobilenet.build", "mobilenet.config", "mobilenet.quantize",

@@ -5,10 +5,10 @@
     mobilenet convert --workdir=runs/c10 --to=c10.safetensors
     mobilenet convert --workdir=runs/c10 --to=c10.pth              # torchvision's names
 
---from is keras (.weights.h5, .h5), tfjs (model.json), torchvision, timm, huggingface (.pth, .bin,
-.safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon, classes
-and preprocessing come with the weights; what a file does not say, or says wrong, is set by
---config.KEY=VALUE. No code of a file is run.
+--from is keras (.weights.h5, .h5, .keras), tfjs (model.json), torchvision, timm, huggingface (.pth,
+.bin, .safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon,
+classes and preprocessing come with the weights. What a file does not say is assumed, and printed;
+--labels and --config.KEY=VALUE say it, or what the file says wrong. No code of a file is run.
 """
 
 from pathlib import Path
@@ -87,7 +87,7 @@ def _read(
         f"{target}: MobileNetV2 {model.width_multiplier:g}, {outputs}, {data.image_size} pixels, "
         f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, pictures {data.normalization}"
     )
-    for note in weights.notes:
+    for note in (*weights.notes, *conversion.assumptions(weights, labels, changes)):
         print(note)
     return 0
 
@@ -96,10 +96,15 @@ def _read_labels(path: str) -> list[str] | None:
     if not path:
         return None
     try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise common.UsageError(f"--labels={path} cannot be read: {error}.") from error
-    return [line.strip() for line in lines if line.strip()]
+        # Editors of Windows write a mark before the first name.
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise common.UsageError(f"--labels={path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise common.UsageError(
+            f"--labels={path} is not text in UTF-8; save it as UTF-8, one name a line."
+        ) from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _write(

@@ -6,9 +6,9 @@
         --config.data.data_dir=photos --config.data.test_fraction=1
 
 The full result is written to evaluation_SPLIT.json in the run directory, and one row an example
-(index, label, five best classes, loss) to evaluation_SPLIT.npz. Other pictures than the run's are
-named by overrides of data.*; their classes are found by name among the run's, and the files' names
-end in a hash of the overrides.
+(index, label, five best classes, loss) to evaluation_SPLIT.npz. Other images than the run's are
+named by overrides of data.*; their classes are found among the run's by name or by WordNet id
+(n01440764_tench), and the files' names end in a hash of the overrides.
 """
 
 from pathlib import Path
@@ -28,6 +28,11 @@ PICTURES = (
     *(f"data.{key}" for key in ("validation_fraction", "test_fraction", "train_examples")),
     *(f"data.{key}" for key in ("image_size", "crop_fraction", "in_memory", "on_error")),
 )
+# Of these, what belongs to one data set and says nothing of another.
+PARTS = (
+    *(f"data.{key}" for key in ("train_split", "validation_split", "test_split")),
+    "data.train_examples",
+)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -45,6 +50,10 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = rundir.read_config(workdir)
+    if overrides.get("data.name", config.data.name) != config.data.name:
+        # The names of its parts are another data set's.
+        default = dict(config_lib.flatten(config_lib.get_config()))
+        config_lib.update(config, {key: default[key] for key in PARTS})
     experiment.override(config, overrides)
     changed = config_lib.differences(rundir.read_config(workdir), config)
     refused = [key for key in changed if key not in PICTURES]

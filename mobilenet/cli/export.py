@@ -4,16 +4,19 @@
     mobilenet export --workdir=runs/c10_w8a8 --to=onnx --out=c10.onnx --verify --split=test
 
 A run with `quantize` becomes an integer file, with the codes and scales that were trained. Labels
-and preprocessing are inside the file and in FILE.json beside it. --verify runs the file on pictures
-of a split: accuracy, agreement with the run, bytes and latency are printed, and written as rows to
-FILE.rows.json. What an integer .tflite computes is compared with the integer executor as well.
+and preprocessing are inside the file and in FILE.json next to it. --verify runs the file on images
+of a split: accuracy, agreement with the run, differences of logits and probabilities, bytes and
+latency are printed, and written as rows to FILE.rows.json. What an integer .tflite computes is
+compared with the integer executor as well, operation by operation.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.cli import common
 
@@ -25,13 +28,18 @@ def define(values: flags.FlagValues) -> None:
     common.define_checkpoint(values)
     flags.DEFINE_string("to", "", f"the format: {', '.join(FORMATS)}", flag_values=values)
     flags.DEFINE_string(
-        "out", "", "the file to write; by default model.* in the run directory", flag_values=values
+        "out",
+        "",
+        "the file to write, or an existing directory for model.*; by default the run directory",
+        flag_values=values,
     )
-    flags.DEFINE_boolean("integer_io", False, "int8 in and out (.tflite)", flag_values=values)
+    flags.DEFINE_boolean(
+        "integer_io", False, "int8 in and out (.tflite of a quantised run)", flag_values=values
+    )
     flags.DEFINE_boolean("verify", False, "run the file and compare it", flag_values=values)
-    flags.DEFINE_string("split", "test", "whose pictures --verify classifies", flag_values=values)
+    flags.DEFINE_string("split", "test", "whose images --verify classifies", flag_values=values)
     flags.DEFINE_integer(
-        "examples", 1000, "at most so many pictures for --verify; 0: all", flag_values=values
+        "examples", 1000, "at most so many images for --verify; 0: all", flag_values=values
     )
 
 
@@ -45,13 +53,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if to not in FORMATS:
         raise common.UsageError(f"--to is {to!r}; allowed are {', '.join(FORMATS)}.")
     common.require_at_least(values, examples=0)
-    rundir.read_config(workdir)
+    config = rundir.read_config(workdir)
+    _refuse_without_effect(values, to, config)
 
     from mobilenet import deployment, runtime
     from mobilenet.export.operations import ExportError
 
+    path = _target(common.flag(values, "out"), workdir, deployment.ENDINGS[to])
     runtime.prepare_compiler()
-    path = Path(common.flag(values, "out") or workdir / f"model{deployment.ENDINGS[to]}")
     try:
         run = deployment.Deployment(workdir, common.flag(values, "checkpoint"))
         run.write(to, path, integer_io=common.flag(values, "integer_io"))
@@ -65,6 +74,32 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     rundir.write_json(path.with_name(f"{path.name}.rows.json"), rows)
     print(table(rows))
     return int(not faithful(rows))
+
+
+def _refuse_without_effect(values: flags.FlagValues, to: str, config: config_lib.Config) -> None:
+    """Refuses flags that would do nothing for this run, format, or without --verify."""
+    quantized = config_lib.is_quantized(config)
+    if common.flag(values, "integer_io") and not (quantized and to == "litert"):
+        given = f"--to={to}" if quantized else "a float run"
+        raise common.UsageError(
+            f"--integer_io needs a quantised run and --to=litert; {given} was given. `mobilenet "
+            "quantize` makes a quantised run."
+        )
+    for name in ("split", "examples"):
+        if values[name].present and not common.flag(values, "verify"):
+            raise common.UsageError(f"--{name} goes with --verify; add it, or drop --{name}.")
+
+
+def _target(out: str, workdir: Path, ending: str) -> Path:
+    """The file to write: what --out names, or model.* in the directory that it names."""
+    path = Path(out or workdir)
+    if os.path.isdir(path) or out.endswith("/"):
+        return path / f"model{ending}"
+    if path.suffix not in ("", ending):
+        raise common.UsageError(
+            f"--out={out} ends in {path.suffix}, and the file is {ending[1:]}; end it in {ending}."
+        )
+    return path
 
 
 def faithful(rows: list[dict[str, Any]]) -> bool:
@@ -88,9 +123,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{100 * row['top1_jax']:>6.2f}  {100 * row['agreement']:>11.2f}  "
             f"{row['latency_ms_median']:>10.3f}"
         )
+    for row in rows:
+        lines += _differences(row)
     first = rows[0]
     lines.append(
-        f"{first['examples']} pictures of {first['split']}; latency: {first['latency_note']}: "
+        f"{first['examples']} images of {first['split']}; latency: {first['latency_note']}: "
         f"{first['processor']}"
     )
     if "operations" in first:
@@ -103,3 +140,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     if first.get("float_operations"):
         lines.append(f"computed in float: {', '.join(first['float_operations'])}")
     return "\n".join(lines)
+
+
+def _differences(row: dict[str, Any]) -> list[str]:
+    """What a row's file answers otherwise than the run, why, and a warning."""
+    logits, chances = row["logits"], row["probabilities"]
+    lines = [
+        f"{row['runtime']}, the class of an image that differs most: logits by "
+        f"{logits['mean']:.2g} on average, {logits['p99']:.2g} at 99 %, {logits['largest']:.2g} at "
+        f"most; probabilities by {100 * chances['mean']:.2g} %, {100 * chances['p99']:.2g} %, "
+        f"{100 * chances['largest']:.2g} %; cause: {row['cause']}"
+    ]
+    if row["warning"]:
+        lines.append(f"WARNING: {row['runtime']}: {row['warning']}.")
+    return lines

@@ -12,9 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from mobilenet.export import operations
 from mobilenet.export.operations import ExportError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def require() -> None:
+    """Raises ExportError unless what JAX serialises archives with is installed."""
+    operations.require("StableHLO archives", flatbuffers="FlatBuffers")
 
 
 def write(path: Path, apply: Callable[[Any], Any], image_shape: tuple[int, int, int]) -> None:
@@ -24,8 +30,12 @@ def write(path: Path, apply: Callable[[Any], Any], image_shape: tuple[int, int, 
       path: of the .stablehlo file.
       apply: of a float or a quantised network with its variables, in the form "grouped": the form
         is not chosen again where the archive is loaded.
-      image_shape: of a picture.
+      image_shape: of an image.
+
+    Raises:
+      ExportError: FlatBuffers is not installed.
     """
+    require()
     (batch,) = export.symbolic_shape("b")
     image = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     exported = export.export(jax.jit(apply), platforms=PLATFORMS)(image)
@@ -36,8 +46,10 @@ def read(path: Path) -> Callable[[Any], jax.Array]:
     """The function of an archive: float32 [b, H, W, C] to [b, K], on any of PLATFORMS.
 
     Raises:
-      ExportError: the file is none, or of a version of JAX too far from this one.
+      ExportError: the file is none, or of a version of JAX too far from this one; or FlatBuffers is
+        not installed.
     """
+    require()
     try:
         return export.deserialize(bytearray(path.read_bytes())).call
     except Exception as error:  # flatbuffers raises whatever a broken file leads to

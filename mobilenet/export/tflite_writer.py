@@ -19,8 +19,8 @@ SIGNATURE = "serving_default"  # TensorFlow's name for the only one
 
 
 def require() -> None:
-    """Raises ExportError unless LiteRT is installed."""
-    operations.require("TFLite files", ai_edge_litert="LiteRT")
+    """Raises ExportError unless LiteRT, and what files are packed with, are installed."""
+    operations.require("TFLite files", ai_edge_litert="LiteRT", flatbuffers="FlatBuffers")
 
 
 class Writer:

@@ -17,6 +17,12 @@ from mobilenet.export.operations import ExportError
 from mobilenet.export.runtimes import LiteRT
 from mobilenet.quantize import integer
 
+# Float files compute the same sums in another order: what their logits may differ by, of the
+# largest logit.
+FLOAT_BOUND = 1e-3
+# Integer files round where the run simulates it, layer after layer: what a probability may differ
+# by on average over images, and in one image.
+MEAN_BOUND, LARGEST_BOUND = 0.05, 0.25
 # What may read or make float numbers in an integer file: its two ends.
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
 
@@ -120,6 +126,74 @@ def compare_operations(
 def answers(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
     """What a runtime says of pictures [B, H, W, C], one after another: [B, K]."""
     return np.concatenate([run(image).reshape(1, -1) for image in images])
+
+
+def differences(theirs: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
+    """How far two networks' answers to the same images are apart.
+
+    Args:
+      theirs, ours: logits [B, K].
+
+    Returns:
+      For "logits" and "probabilities" (their softmax) the mean, the 99 % quantile and the largest
+      over images of the difference of the class that differs most; "largest_logit" of ours.
+    """
+    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
+    found: dict[str, Any] = {"largest_logit": float(np.abs(ours).max())}
+    for name, apart in (
+        ("logits", theirs - ours),
+        ("probabilities", _softmax(theirs) - _softmax(ours)),
+    ):
+        most = np.abs(apart).max(1)
+        found[name] = {
+            "mean": float(most.mean()),
+            "p99": float(np.quantile(most, 0.99)),
+            "largest": float(most.max()),
+        }
+    return found
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
+    """Where a row's differences come from, and a warning if they are above their bound, else "".
+
+    Args:
+      row: with `differences`, "format", and for an integer TFLite file "executor".
+      integer: whether the file computes with integers.
+    """
+    if not integer or row["format"] == "stablehlo":
+        cause = "sums in another order"
+        bound = FLOAT_BOUND * max(1.0, row["largest_logit"])
+        if row["logits"]["largest"] <= bound:
+            return cause, ""
+        return "not rounding alone: a fault", (
+            f"a logit differs by {row['logits']['largest']:.2g}, and the order of sums explains "
+            f"{bound:.2g}: the file is not the run's network"
+        )
+    if "executor" in row:
+        equal = all(part["largest"] <= 1 for part in row["executor"].values())
+        cause = "an operation that is not the executor's: a fault"
+        if equal:
+            cause = (
+                "rounding that grows over the layers: each operation alone is within one code of "
+                "the integer executor"
+            )
+    elif row["format"] == "litert":
+        cause = "rounding that grows over the layers, with kernels that round in their own way"
+    else:
+        cause = "rounding, or a fault: operations are compared one by one in .tflite files alone"
+    mean, largest = (row["probabilities"][name] for name in ("mean", "largest"))
+    if mean <= MEAN_BOUND and largest <= LARGEST_BOUND:
+        return cause, ""
+    return cause, (
+        f"probabilities differ by {100 * mean:.1f} % on average and {100 * largest:.1f} % in one "
+        f"image, more than {100 * MEAN_BOUND:.0f} and {100 * LARGEST_BOUND:.0f} %: measure the "
+        "file's own accuracy, and train with quantisation if it is too low"
+    )
 
 
 def latency(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenet.models.pretrained import tflite
+from mobilenet.models.pretrained import tflite_graph
 from mobilenet.models.pretrained.weights import PretrainedError
 from mobilenet.quantize import integer
 
@@ -21,7 +21,7 @@ def read(path: Path) -> integer.Graph:
     """Reads a quantised TFLite classifier.
 
     Args:
-      path: of a file of the operations that `mobilenet.models.pretrained.tflite` knows.
+      path: of a file of the operations that `mobilenet.models.pretrained.tflite_graph` knows.
 
     Returns:
       The network from the codes of pictures [B, H, W, 3] to the codes of logits [B, classes]. Its
@@ -31,7 +31,7 @@ def read(path: Path) -> integer.Graph:
       PretrainedError: no TFLite file, truncated, not quantised throughout, or an operation or a
         form of one that there is no integer operation for.
     """
-    graph = tflite.load_graph(path)
+    graph = tflite_graph.load_graph(path)
     try:
         return _Translation(graph, path.name).graph()
     except integer.IntegerError as error:
@@ -39,7 +39,7 @@ def read(path: Path) -> integer.Graph:
 
 
 class _Translation:
-    def __init__(self, graph: tflite.Graph, file: str) -> None:
+    def __init__(self, graph: tflite_graph.Graph, file: str) -> None:
         self._tensors = graph.tensors
         self._steps = graph.steps
         self._convolutions = {found.target: found for found in graph.convolutions}
@@ -71,7 +71,7 @@ class _Translation:
             tuple(operations), str(self._input), str(output), self._grids, self._shape
         )
 
-    def _operation(self, step: tflite.Step) -> integer.Operation:
+    def _operation(self, step: tflite_graph.Step) -> integer.Operation:
         names = {
             "inputs": tuple(self._name(n) for n in step.inputs[: 2 if step.kind == "ADD" else 1]),
             "output": self._name(step.output),
@@ -94,7 +94,7 @@ class _Translation:
             return integer.Mean(rule="pool" if step.kind == "AVERAGE_POOL_2D" else rule, **names)
         raise self._error(f"has the operation {step.kind} on its own")
 
-    def _linear(self, step: tflite.Step, names: dict) -> integer.Operation:
+    def _linear(self, step: tflite_graph.Step, names: dict) -> integer.Operation:
         found = self._convolutions.get(step.output)
         if found is None:
             raise self._error("has a RELU6 that is no part of a convolution")

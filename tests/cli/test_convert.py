@@ -22,12 +22,15 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_in_and_out_again(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run, out = tmp_path / "run", tmp_path / "out.safetensors"
     labels = tmp_path / "labels.txt"
-    labels.write_text("a\nb\nc\n\nd\ne\n")
+    labels.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n\r\nd\r\ne\r\n")
     argv = ["convert", "--from=torchvision", str(checkpoint), f"--to={run}"]
     assert main([*argv, f"--labels={labels}", "--config.data.image_size=96"]) == 0
     assert capsys.readouterr().out == (
         f"{run}: MobileNetV2 0.35, 5 outputs, 96 pixels, padding SYMMETRIC, BN epsilon 1e-05, "
         "pictures imagenet\n"
+        "The file does not say how images are shown to the network; assumed is "
+        "model.padding=SYMMETRIC, model.bn_epsilon=1e-05, data.normalization=imagenet, "
+        "data.crop_fraction=0.875, and --config.KEY=VALUE sets another.\n"
     )
     assert rundir.read_config(run).data.image_size == 96
     assert json.loads((run / "data.json").read_text())["class_names"] == list("abcde")
@@ -67,6 +70,21 @@ def test_commands_that_cannot_run(
 ):
     assert main(["convert", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_labels_are_text_in_utf_8(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    labels, run = tmp_path / "labels.txt", tmp_path / "run"
+    argv = ["convert", "--from=torchvision", str(checkpoint), f"--to={run}", f"--labels={labels}"]
+    labels.write_text("a\nb\nc\nd\ne\n", encoding="utf-16")
+    assert main(argv) == 2
+    assert "labels.txt is not text in UTF-8; save it as UTF-8" in capsys.readouterr().err
+    # What some call line ends may be part of a name.
+    labels.write_text("a\u2028a\nb\x85\nc\n\u00e4\ne\n", encoding="utf-8")
+    assert main(argv) == 0
+    names = json.loads((run / "data.json").read_text())["class_names"]
+    assert names == ["a\u2028a", "b", "c", "\u00e4", "e"]
 
 
 def test_broken_files_end_with_a_sentence(

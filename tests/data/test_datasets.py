@@ -335,7 +335,7 @@ def test_missing_shards_and_other_formats(tmp_path, digits_dir):
             open_dataset("digits", data_dir=tmp_path)
     for damage in ("", "[]", '{"name": '):
         (target / "dataset_info.json").write_text(damage)
-        with pytest.raises(DatasetError, match="dataset_info.json cannot be used, .*; copy or prepare"):
+        with pytest.raises(DatasetError, match="info.json cannot be used, .*; copy or prepare"):
             open_dataset("digits", data_dir=tmp_path)
 
 

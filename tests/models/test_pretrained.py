@@ -500,3 +500,79 @@ def test_dequantised_networks_classify_as_the_int8_files(int8: Path):
     assert abs(top1 - 92.5) <= 1.5 and abs(top5 - 99.5) <= 1.5
     top1, top5 = score("mobilenet_v2_1.0_224_quant.tflite")
     assert abs(top1 - 89.5) <= 3 and abs(top5 - 98.5) <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"model.num_classes": 10**9}}, "says 1000000000 classes, .* has 7"),
+        ({"settings": {"model.blocks": [[1, 8, 10**9, 1]]}}, "model.blocks is no table of"),
+        ({"settings": {"model.blocks": 3}}, "model.blocks is no table of"),
+        ({"settings": {"data.image_size": 10**6}}, "images are 1000000 pixels large"),
+        ({"settings": {"data.data_dir": "/"}}, "it sets 'data.data_dir', which does not come"),
+        ({"settings": {"pretrained": "x"}}, "it sets 'pretrained', which does not come"),
+        ({"class_names": ["a"]}, "has 1 names for 7 classes"),
+        ({"mean": [float("nan")] * 3}, "its mean is .* for images of 3 channels"),
+        ({"std": [1, 1]}, "its std is .* for images of 3 channels"),
+        ({"std": [1, 0, 1]}, "its std is .* must be above 0"),
+    ],
+)
+@pytest.mark.parametrize("names", ["safetensors", "torchvision"])
+def test_what_a_file_says_of_itself_is_checked(
+    names: str, changes: dict[str, Any], message: str, tmp_path: Path
+):
+    weights, path = random_weights(0.1), tmp_path / "w.safetensors"
+    told = json.loads(native.describe(weights))
+    settings = {**told["settings"], **changes.get("settings", {})}
+    text = json.dumps({**told, **changes, "settings": settings})
+    arrays = native.flatten({"params": weights.params, "batch_stats": weights.batch_stats})
+    if names == "torchvision":
+        arrays = torch_arrays(weights, names)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(arrays, path, {native.KEY: text})
+    with pytest.raises(PretrainedError, match=message):
+        pretrained.read(names, path)
+
+
+def test_metadata_is_no_bottomless_pit(tmp_path: Path):
+    path = tmp_path / "w.safetensors"
+    arrays = {"params/a": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(arrays, path, {native.KEY: "[" * 100_000})
+    with pytest.raises(PretrainedError, match="metadata of .* is damaged: RecursionError"):
+        pretrained.read("safetensors", path)
+    arrays["params/a/b"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(arrays, path, {native.KEY: "{}"})
+    with pytest.raises(PretrainedError, match="damaged: params/a/b has no place"):
+        pretrained.read("safetensors", path)
+
+
+def test_one_output_is_no_classifier(tmp_path: Path):
+    path = write_state_dict(tmp_path / "m.pth", torch_arrays(random_weights(0.1, 1), "torchvision"))
+    with pytest.raises(PretrainedError, match="has one output, such as a sigmoid of two classes"):
+        pretrained.read("torchvision", path)
+
+
+def test_files_larger_than_any_network_are_not_read(tmp_path: Path):
+    path = tmp_path / "m.pth"
+    with open(path, "wb") as file:
+        file.truncate(5 << 30)  # takes no place on the disk
+    with pytest.raises(PretrainedError, match="has 5,368,709,120 bytes, more than any MobileNetV2"):
+        pretrained.read("torchvision", path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "not a configuration of Hugging Face's"),
+        ({"layer_norm_eps": "x"}, "config.json is damaged: ValueError"),
+        ({"id2label": [1]}, "config.json is damaged: AttributeError"),
+        ({"image_size": [224]}, "config.json is damaged: TypeError"),
+        ({"image_size": 10**6}, "its images are 1000000 pixels large"),
+    ],
+)
+def test_a_damaged_configuration_next_to_a_file_is_said(config: Any, message: str, tmp_path: Path):
+    arrays = torch_arrays(random_weights(0.1), "huggingface")
+    path = write_state_dict(tmp_path / "m.bin", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PretrainedError, match=message):
+        pretrained.read("huggingface", path)

@@ -198,3 +198,54 @@ def test_files_of_pytorch_itself_are_read_and_ours_are_read_by_it(path: Path):
     path.write_bytes(state_dict.dumps(ARRAYS))
     loaded = torch.load(path, weights_only=True)
     assert_equal({name: tensor.numpy() for name, tensor in loaded.items()})
+
+
+def test_sizes_are_checked_before_anything_is_made_of_them(path: Path):
+    files = contents(state_dict.dumps(ARRAYS))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        archive.writestr("archive/data/9", bytes(100 << 20))  # 100 kB as stored
+    path.write_bytes(file.getvalue())
+    with pytest.raises(PretrainedError, match=r"declares 104,\d+,\d+ bytes of numbers and holds"):
+        state_dict.read(path)
+    # A table of what the pickle remembers, of 2**31 places.
+    path.write_bytes(with_pickle(b"\x80\x02}r" + (1 << 31).to_bytes(4, "little") + b"."))
+    with pytest.raises(PretrainedError, match="its pickle remembers 2,147,483,648 values"):
+        state_dict.read(path)
+    # Text of 2**40 bytes.
+    path.write_bytes(with_pickle(b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b"a."))
+    with pytest.raises(PretrainedError, match="damaged: ValueError: expected 1099511627776 bytes"):
+        state_dict.read(path)
+
+
+def test_a_tensor_is_no_larger_than_what_it_is_stored_in(path: Path):
+    files = contents(state_dict.dumps({"a": np.zeros(6, np.float32)}))
+
+    def integer(value: int) -> bytes:
+        return pickle.BININT + value.to_bytes(4, "little", signed=True)
+
+    old = integer(6) + b"t(" + integer(1) + b"t"
+    # 10**9 times the first number.
+    new = integer(10**9) + b"t(" + integer(0) + b"t"
+    stream = files["archive/data.pkl"].replace(old, new)
+    path.write_bytes(packed({**files, "archive/data.pkl": stream}))
+    with pytest.raises(PretrainedError, match="damaged: ValueError: a tensor outside its storage"):
+        state_dict.read(path)
+
+
+def test_dictionaries_that_hold_themselves_come_to_an_end(path: Path):
+    # d = {}; d["d"] = d, and a list under "e".
+    path.write_bytes(with_pickle(b"\x80\x02}q\x00(X\x01\x00\x00\x00dh\x00X\x01\x00\x00\x00e]u."))
+    with pytest.raises(PretrainedError, match="'d' is a dict, not a tensor"):
+        state_dict.read(path)
+
+
+def test_stand_ins_are_of_one_file(path: Path):
+    # The pickle sets an attribute of the class that stands for Namespace.
+    stream = b"\x80\x02cargparse\nNamespace\n}X\x01\x00\x00\x00aK\x01sb."
+    path.write_bytes(with_pickle(stream))
+    with pytest.raises(PretrainedError, match="damaged"):
+        state_dict.read(path)
+    assert not hasattr(state_dict._inert(), "a")

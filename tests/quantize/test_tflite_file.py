@@ -11,7 +11,7 @@ import pytest
 
 from mobilenet.benchmark import integer as benchmark
 from mobilenet.export import runtimes
-from mobilenet.models.pretrained import tflite
+from mobilenet.models.pretrained import tflite_graph
 from mobilenet.models.pretrained.weights import PretrainedError
 from mobilenet.quantize import integer, tflite_file
 
@@ -63,7 +63,7 @@ def test_what_a_file_becomes(int8: Path, name: str):
         assert first.kernel.dtype == np.uint8 and (first.low, first.high) == (0, 255)
     assert first.bias is not None and first.bias.dtype == np.int32
     # Codes and grid are those that the dequantised weights came from.
-    found = tflite.load_graph(int8 / name).convolutions[0]
+    found = tflite_graph.load_graph(int8 / name).convolutions[0]
     real = (first.kernel.astype(int) - first.kernel_zero_point) * first.kernel_scale
     np.testing.assert_allclose(real, found.kernel, rtol=2e-7)
 
@@ -80,9 +80,9 @@ def test_files_that_are_no_integer_network(int8: Path, tmp_path: Path):
 
 
 def test_graphs_that_are_no_integer_network(int8: Path):
-    graph = tflite.load_graph(int8 / PTQ)
+    graph = tflite_graph.load_graph(int8 / PTQ)
 
-    def refused(changed: tflite.Graph, message: str) -> None:
+    def refused(changed: tflite_graph.Graph, message: str) -> None:
         with pytest.raises(PretrainedError, match=message):
             tflite_file._Translation(changed, "m.tflite").graph()
 
@@ -93,7 +93,7 @@ def test_graphs_that_are_no_integer_network(int8: Path):
     floats = [first._replace(integers=None), *graph.convolutions[1:]]
     refused(graph._replace(convolutions=floats), "m.tflite has weights that are not quantised")
     refused(graph._replace(convolutions=[]), "a RELU6 that is no part of a convolution")
-    wrong = [graph.steps[0], tflite.Step("SQUEEZE_EXCITE", (109,), 110), *graph.steps[2:]]
+    wrong = [graph.steps[0], tflite_graph.Step("SQUEEZE_EXCITE", (109,), 110), *graph.steps[2:]]
     refused(graph._replace(steps=wrong), "m.tflite has the operation SQUEEZE_EXCITE on its own")
     pool = next(step for step in graph.steps if step.kind == "MEAN")
     narrow = [s._replace(kind="AVERAGE_POOL_2D", window=(3, 3)) if s is pool else s
@@ -102,7 +102,7 @@ def test_graphs_that_are_no_integer_network(int8: Path):
 
 
 def test_float_pictures_are_quantised_by_the_reader(int8: Path):
-    graph = tflite.load_graph(int8 / PTQ)
+    graph = tflite_graph.load_graph(int8 / PTQ)
     tensors = dict(graph.tensors)
     tensors[0] = tensors[0]._replace(kind="FLOAT32", scale=np.zeros(0), zero_point=np.zeros(0, int))
     found = tflite_file._Translation(graph._replace(tensors=tensors), "m.tflite").graph()

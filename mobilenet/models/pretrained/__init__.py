@@ -9,7 +9,12 @@ import hashlib
 from pathlib import Path
 
 from mobilenet.models.pretrained import keras, native, pytorch, tflite
-from mobilenet.models.pretrained.weights import PretrainedError, Weights
+from mobilenet.models.pretrained.weights import (
+    MOST_BYTES,
+    PretrainedError,
+    Weights,
+    check_told,
+)
 
 FORMATS = ("keras", "tfjs", "torchvision", "timm", "huggingface", "tflite", "safetensors")
 
@@ -18,9 +23,9 @@ def read(file_format: str, path: Path) -> Weights:
     """Reads a MobileNetV2's weights; no code of the file runs.
 
     Args:
-      file_format: one of FORMATS: "keras" (`.weights.h5`, `.h5`), "tfjs" (`model.json` beside its
-        shards), "torchvision", "timm" and "huggingface" (`.pth`, `.bin`, `.safetensors`), "tflite",
-        "safetensors" (written by this project).
+      file_format: one of FORMATS: "keras" (`.weights.h5`, `.h5`, `.keras`), "tfjs" (`model.json`
+        beside its shards), "torchvision", "timm" and "huggingface" (`.pth`, `.bin`,
+        `.safetensors`), "tflite", "safetensors" (written by this project).
       path: of the file.
 
     Returns:
@@ -34,12 +39,25 @@ def read(file_format: str, path: Path) -> Weights:
         raise PretrainedError(
             f"The format {file_format!r} is not known; allowed are {', '.join(FORMATS)}."
         )
-    if not path.is_file():
-        hint = " is a directory; give the file in it" if path.is_dir() else " does not exist"
-        raise PretrainedError(f"{path}{hint}.")
-    source = f"{file_format} {path.name}, sha256 {_digest(file_format, path)}"
+    try:
+        if not path.is_file():
+            hint = " is a directory; give the file in it" if path.is_dir() else " does not exist"
+            raise PretrainedError(f"{path}{hint}.")
+        if path.stat().st_size > MOST_BYTES:
+            raise PretrainedError(
+                f"{path.name} has {path.stat().st_size:,} bytes, more than any MobileNetV2's file."
+            )
+        source = f"{file_format} {path.name}, sha256 {_digest(file_format, path)}"
+        weights = _read(file_format, path, source)
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be read: {error.strerror or error}.") from error
+    check_told(weights)
+    return weights
+
+
+def _read(file_format: str, path: Path, source: str) -> Weights:
     if file_format == "keras":
-        return keras.read_h5(path, source)
+        return keras.read_file(path, source)
     if file_format == "tfjs":
         return keras.read_tfjs(path, source)
     if file_format == "tflite":
@@ -55,5 +73,7 @@ def _digest(file_format: str, path: Path) -> str:
     digest = hashlib.sha256()
     for part in paths or [path]:
         if part.is_file():
-            digest.update(part.read_bytes())
+            with open(part, "rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
     return digest.hexdigest()

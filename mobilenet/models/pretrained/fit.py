@@ -131,6 +131,7 @@ def fit(
     *,
     file: str,
     names: str,
+    channels: int = 3,
 ) -> Fitted:
     """Puts tensors of a file in their places.
 
@@ -140,6 +141,7 @@ def fit(
       networks: settings and plan of what it can be.
       file: for messages.
       names: whose names the scheme's are, for messages.
+      channels: of the images.
 
     Raises:
       PretrainedError: tensors are missing, unexpected, of the wrong shape or type.
@@ -150,7 +152,7 @@ def fit(
     for settings, plan in networks:
         if classes is None:
             classes = _count_classes(shapes, scheme, plan)
-        slots = scheme(layers(plan, classes))
+        slots = scheme(layers(plan, classes, channels))
         score = sum(shapes.get(slot.name) == slot.shape for slot in slots)
         if best is None or score > best[0]:
             best = score, settings, plan, classes, slots

@@ -8,22 +8,15 @@ only where every map of stride 2 has an even size; that is said in a note.
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilenet.models.pretrained.fit import (
-    Layer,
-    Slot,
-    fit,
-    padding_convention,
-    paper_networks,
-    variable_paths,
-)
-from mobilenet.models.pretrained.weights import TENSORFLOW, PretrainedError, Weights
+from mobilenet.models.pretrained import keras_file, keras_topology
+from mobilenet.models.pretrained.fit import Layer, Slot, fit, paper_networks, variable_paths
+from mobilenet.models.pretrained.weights import TENSORFLOW, PretrainedError, Weights, preset
 
 _TENSORS = {
     "kernel": "kernel",
@@ -32,14 +25,10 @@ _TENSORS = {
     "mean": "moving_mean",
     "var": "moving_variance",
 }
-# Variables of a layer by their number in `.weights.h5` files: keras/src/layers/*, in order of
-# creation. The key is the layer's class as its group names it.
-_NUMBERED = {
-    "conv2d": ("kernel",),
-    "depthwise_conv2d": ("kernel",),
-    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "dense": ("kernel", "bias"),
-}
+
+
+# Of keras.applications.MobileNetV2, for files that hold tensors alone.
+_DEFAULTS = {"model.padding": "SAME", "model.bn_epsilon": 1e-3, "data.image_size": 224}
 
 
 def _modules(layer: Layer) -> tuple[str, str]:
@@ -94,8 +83,8 @@ def numbered_slots(found: Sequence[Layer]) -> list[Slot]:
     return renamed
 
 
-def read_h5(path: Path, source: str) -> Weights:
-    """Reads `.weights.h5` of Keras 3, or a legacy `.h5` (weights alone, or the whole model).
+def read_file(path: Path, source: str) -> Weights:
+    """Reads `.weights.h5` of Keras 3, a legacy `.h5` (weights alone, or the whole model), `.keras`.
 
     Args:
       path: of the file.
@@ -104,65 +93,8 @@ def read_h5(path: Path, source: str) -> Weights:
     Raises:
       PretrainedError: truncated, no such file, or another network.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise PretrainedError(
-            "Reading Keras' HDF5 files needs a package that is not installed; `pip install "
-            ".[convert]` brings it."
-        ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            if "layers" in file:
-                arrays, named, topology = *_keras3_arrays(file["layers"]), None
-            else:
-                weights = file["model_weights"] if "model_weights" in file else file
-                arrays, named = _legacy_arrays(weights), True
-                topology = file.attrs.get("model_config")
-            topology = None if topology is None else json.loads(topology)
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-        raise PretrainedError(
-            f"{path.name} is truncated, damaged or not a file of Keras weights: {error}."
-        ) from error
-    return _weights(arrays, topology, path.name, source, named=named)
-
-
-def _keras3_arrays(layers: Any) -> tuple[dict[str, np.ndarray], bool]:
-    """Arrays below the group `layers`, by layer and variable, and whether layers have their names.
-
-    Groups are named by class and number; newer files say the layer's name in an attribute. Models
-    within the model have groups of their own.
-    """
-    groups: dict[str, Any] = {}
-
-    def visit(path: str, item: Any) -> None:
-        if path.endswith("/vars") and len(item):
-            groups[path.split("/")[-2]] = item
-
-    layers.visititems(visit)
-    named = all("name" in group.attrs for group in groups.values())
-    arrays = {}
-    for name, group in groups.items():
-        known = _NUMBERED.get(re.sub(r"_\d+$", "", name), ())
-        variables = dict(enumerate(known))
-        for number in group:
-            layer = _text(group.attrs["name"]) if named else name
-            variable = variables.get(int(number), number) if number.isdigit() else number
-            arrays[f"{layer}/{variable}"] = np.asarray(group[number])
-    return arrays, named
-
-
-def _legacy_arrays(weights: Any) -> dict[str, np.ndarray]:
-    arrays = {}
-    for layer in weights.attrs["layer_names"]:
-        group = weights[_text(layer)]
-        for name in group.attrs["weight_names"]:
-            arrays[_text(name)] = np.asarray(group[_text(name)])
-    return arrays
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    found = keras_file.read(path)
+    return _weights(found.arrays, found.topology, path.name, source, named=found.named)
 
 
 def read_tfjs(path: Path, source: str) -> Weights:
@@ -176,31 +108,36 @@ def read_tfjs(path: Path, source: str) -> Weights:
       PretrainedError: no such file, truncated or missing shards, or another network.
     """
     try:
-        model = json.loads(path.read_text())
+        model = json.loads(path.read_text(encoding="utf-8-sig"))
         if model.get("format", "layers-model") != "layers-model":
             raise PretrainedError(
                 f"{path.name} is a TF.js {model['format']}; only layers models name their tensors "
                 "by layer. Convert the Keras model with tfjs' --output_format=tfjs_layers_model."
             )
         arrays: dict[str, np.ndarray] = {}
+        shards = [name for group in model["weightsManifest"] for name in group["paths"]]
+        if len(set(shards)) < len(shards):
+            raise PretrainedError(f"{path.name} is damaged: it names a shard twice.")
         for group in model["weightsManifest"]:
             arrays |= _shards(path, group)
         topology = model["modelTopology"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, PretrainedError):
-            raise
+        topology = topology.get("model_config", topology)
+    except PretrainedError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PretrainedError(
             f"{path.name} is truncated, damaged or no TF.js model: {type(error).__name__}: {error}."
         ) from error
-    return _weights(arrays, topology.get("model_config", topology), path.name, source)
+    return _weights(arrays, topology, path.name, source)
 
 
 def shard_paths(path: Path) -> list[Path]:
     """The shards that a TF.js `model.json` names beside itself; [] if it cannot be read."""
     try:
-        groups = json.loads(path.read_text())["weightsManifest"]
-        return [path.parent / Path(name).name for group in groups for name in group["paths"]]
-    except (ValueError, KeyError, TypeError, OSError):
+        groups = json.loads(path.read_text(encoding="utf-8-sig"))["weightsManifest"]
+        names = [name for group in groups for name in group["paths"]]
+        return [path.parent / Path(name).name for name in dict.fromkeys(names)]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return []
 
 
@@ -237,7 +174,7 @@ def _shards(path: Path, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _weights(
     arrays: Mapping[str, np.ndarray],
-    topology: Mapping[str, Any] | None,
+    topology: Any,
     file: str,
     source: str,
     *,
@@ -246,87 +183,71 @@ def _weights(
     """Weights from tensors named `layer/variable`, and from the layers' configuration if known."""
     scheme = slots if named else numbered_slots
     arrays = {_plain_name(name): array for name, array in arrays.items()}
+    arrays = _with_classifier(arrays, "predictions" if named else "dense", file)
     fitted = fit(arrays, scheme, paper_networks(), file=file, names="Keras'")
-    network, notes = _read_topology(topology, file) if topology else (dict(_DEFAULTS), ())
-    settings = {**fitted.settings, **network, **TENSORFLOW.settings}
+    told = keras_topology.Topology({})
+    try:
+        # A model that is a class of its own has no list of layers.
+        if isinstance(topology, Mapping) and "layers" in topology["config"]:
+            told = keras_topology.read(topology, file)
+    except PretrainedError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise PretrainedError(
+            f"{file} is damaged: its model's configuration cannot be read: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    assumed = tuple(key for key in _DEFAULTS if key not in told.settings)
+    settings = {**fitted.settings, **_DEFAULTS, **told.settings, **TENSORFLOW.settings}
+    mean, std = TENSORFLOW.mean, TENSORFLOW.std
+    if told.mean is not None and told.std is not None:
+        mean, std = told.mean, told.std
+        settings["data.normalization"] = preset(mean, std)
+    else:
+        assumed = (*assumed, "data.normalization")
     return Weights(
         fitted.params,
         fitted.batch_stats,
         settings,
-        TENSORFLOW.mean,
-        TENSORFLOW.std,
+        mean,
+        std,
         None,
         source,
-        notes,
+        told.notes,
+        (*assumed, "data.crop_fraction"),
     )
+
+
+def _with_classifier(
+    arrays: Mapping[str, np.ndarray], classifier: str, file: str
+) -> dict[str, np.ndarray]:
+    """The tensors with the one dense layer under the classifier's name, whatever it is called."""
+    dense = [
+        name.removesuffix("/kernel")
+        for name, array in arrays.items()
+        if name.endswith("/kernel") and array.ndim == 2
+    ]
+    if len(dense) > 1:
+        raise PretrainedError(
+            f"{file} has {len(dense)} dense layers, {', '.join(dense)}; this project's network has "
+            "one, its classifier. Save a model of the features and one dense layer."
+        )
+    if not dense:
+        return dict(arrays)
+    found = {}
+    for name, array in arrays.items():
+        layer, _, variable = name.rpartition("/")
+        found[f"{classifier}/{variable}" if layer == dense[0] else name] = array
+    # Without a bias it adds nothing.
+    outputs = found[f"{classifier}/kernel"].shape[1]
+    found.setdefault(f"{classifier}/bias", np.zeros(outputs, np.float32))
+    return found
 
 
 def _plain_name(name: str) -> str:
     """`layer/variable` of a tensor: without a model's name before it and TensorFlow's ":0"."""
-    layer, variable = name.removesuffix(":0").split("/")[-2:]
+    layer, variable = ["", *name.removesuffix(":0").split("/")][-2:]
     if variable == "depthwise_kernel":
         variable = "kernel"
     # Before Keras 2.4 the classifier was called Logits.
     return f"{'predictions' if layer == 'Logits' else layer}/{variable}"
-
-
-# Of keras.applications.MobileNetV2, for files that hold tensors alone.
-_DEFAULTS = {"model.padding": "SAME", "model.bn_epsilon": 1e-3, "data.image_size": 224}
-
-
-def _read_topology(
-    topology: Mapping[str, Any], file: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Padding, epsilon and resolution from the layers' configuration, and notes."""
-    # An unknown size counts as even, as `correct_pad` takes it.
-    size, padded, explicit = None, (0, 0), False
-    epsilons: set[float] = set()
-    pads = []
-    image_size = None
-    for kind, config in _layers(topology):
-        if kind == "InputLayer" and not pads:
-            shape = config.get("batch_input_shape") or config["batch_shape"]
-            size = image_size = shape[1]
-        elif kind == "ReLU" and config.get("max_value") != 6:
-            raise PretrainedError(
-                f"{file}: the layer {config['name']} is a ReLU with maximum "
-                f"{config.get('max_value')}; MobileNetV2 has ReLU6."
-            )
-        elif kind == "BatchNormalization":
-            epsilons.add(float(config["epsilon"]))
-        elif kind == "ZeroPadding2D":
-            padded = tuple(config["padding"][0])
-        elif kind in ("Conv2D", "DepthwiseConv2D"):
-            if tuple(config["strides"]) == (2, 2):
-                explicit = explicit or config["padding"] != "same"
-                same = ((size or 0) % 2, 1)
-                pads.append((size or 0, *(same if config["padding"] == "same" else padded)))
-                size = size and -(-size // 2)
-            padded = (0, 0)
-    padding = padding_convention(pads)
-    if padding is None or len(epsilons) != 1:
-        raise PretrainedError(
-            f"{file}: its layers pad {[pad[1:] for pad in pads]} at stride 2 and have "
-            f"BN epsilons {sorted(epsilons)}; this project's network pads as TensorFlow or as "
-            "PyTorch throughout, with one epsilon."
-        )
-    settings = {
-        "model.padding": padding,
-        "model.bn_epsilon": epsilons.pop(),
-        "data.image_size": image_size or _DEFAULTS["data.image_size"],
-    }
-    if image_size is None and explicit and padding == "SAME":
-        return settings, (
-            "The Keras model was built for any size and pads (0, 1) at stride 2 whatever it is; "
-            "this network does the same at multiples of 32 pixels alone.",
-        )
-    return settings, ()
-
-
-def _layers(topology: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(class, configuration) of every layer in order, models within models opened."""
-    for layer in topology["config"]["layers"]:
-        if "layers" in layer["config"]:
-            yield from _layers(layer)
-        else:
-            yield layer["class_name"], layer["config"]

@@ -15,7 +15,12 @@ import numpy as np
 
 from mobilenet.models.pretrained import safetensors_file
 from mobilenet.models.pretrained.fit import put
-from mobilenet.models.pretrained.weights import PretrainedError, Weights
+from mobilenet.models.pretrained.weights import (
+    PretrainedError,
+    Weights,
+    check_blocks,
+    preset,
+)
 
 KEY = "mobilenet"  # of the metadata
 
@@ -34,29 +39,59 @@ def describe(weights: Weights) -> str:
 
 
 def undescribe(
-    text: str, params: dict[str, Any], batch_stats: dict[str, Any], source: str
+    text: str | bytes, params: dict[str, Any], batch_stats: dict[str, Any], source: str
 ) -> Weights:
     """Weights from `describe`'s text and the arrays; inverse of it.
 
     Raises:
       PretrainedError: the text is not `describe`'s.
     """
+    return from_description(load_json(text, source), params, batch_stats, source)
+
+
+def load_json(text: str | bytes, source: str) -> Any:
+    """A JSON value of a file's metadata.
+
+    Raises:
+      PretrainedError: no JSON.
+    """
     try:
-        found = json.loads(text)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(source, error) from error
+
+
+def damaged(source: str, error: Exception) -> PretrainedError:
+    """The error of metadata that cannot be used."""
+    return PretrainedError(f"The metadata of {source} is damaged: {type(error).__name__}: {error}.")
+
+
+def from_description(
+    found: Any, params: dict[str, Any], batch_stats: dict[str, Any], source: str
+) -> Weights:
+    """Weights from the values of `describe`'s text.
+
+    Raises:
+      PretrainedError: they are not `describe`'s.
+    """
+    try:
         names, _ = found["class_names"], found["settings"]["model.num_classes"]
+        settings = {key: _tuples(value) for key, value in found["settings"].items()}
+        mean, std = (tuple(map(float, found[name])) for name in ("mean", "std"))
+        if settings.get("data.normalization") == "pretrained":
+            # Of a run that started from another: the numbers are what it says.
+            settings["data.normalization"] = preset(mean, std)
         return Weights(
             params,
             batch_stats,
-            {key: _tuples(value) for key, value in found["settings"].items()},
-            tuple(map(float, found["mean"])),
-            tuple(map(float, found["std"])),
+            settings,
+            mean,
+            std,
             None if names is None else tuple(map(str, names)),
             source,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PretrainedError(
-            f"The metadata of {source} is damaged: {type(error).__name__}: {error}."
-        ) from error
+        raise damaged(source, error) from error
 
 
 def read(path: Path, source: str) -> Weights:
@@ -79,8 +114,14 @@ def read(path: Path, source: str) -> Weights:
     for name, array in arrays.items():
         if array.dtype != np.float32:
             raise PretrainedError(f"{path.name}: {name} is of type {array.dtype}, not float32.")
-        put(variables, name.split("/"), array)
-    return undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
+        try:
+            put(variables, name.split("/"), array)
+        except (AttributeError, IndexError) as error:  # below another tensor
+            raise PretrainedError(f"{path.name} is damaged: {name} has no place.") from error
+    found = undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
+    if "model.blocks" in found.settings:
+        check_blocks(found.settings["model.blocks"], len(arrays), source)
+    return found
 
 
 def dumps(weights: Weights) -> bytes:

@@ -33,6 +33,7 @@ from mobilenet.models.pretrained.weights import (
     TENSORFLOW,
     PretrainedError,
     Weights,
+    check_blocks,
 )
 
 # A layer -> the prefixes of its convolution and of its batch normalisation.
@@ -92,6 +93,18 @@ NAMES: dict[str, Naming] = {
     "torchvision": torchvision_names,
     "timm": timm_names,
     "huggingface": huggingface_names,
+}
+_HUGGINGFACE_PREFIX = "mobilenet_v2."
+# The tensor by which a network is found in a file, and the classifier's name.
+_STEMS = {
+    "torchvision": "features.0.0.weight",
+    "timm": "conv_stem.weight",
+    "huggingface": "conv_stem.first_conv.convolution.weight",
+}
+_CLASSIFIERS = {
+    "torchvision": "classifier.1",
+    "timm": "classifier",
+    "huggingface": "classifier",
 }
 _TENSORS = {
     "kernel": "weight",
@@ -157,30 +170,33 @@ def read(path: Path, names: str, source: str) -> Weights:
       PretrainedError: the file is damaged, or not such a network.
     """
     metadata: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
         arrays, metadata = safetensors_file.read(path)
     else:
-        arrays = state_dict.read(path)
+        arrays, notes = state_dict.find(path)
     arrays = {k: v for k, v in arrays.items() if not k.endswith(".num_batches_tracked")}
     if native.KEY in metadata:
         # Written by `tensors` below, with everything that PyTorch's names cannot say.
         told = native.undescribe(metadata[native.KEY], {}, {}, source)
+        if "model.blocks" in told.settings:
+            check_blocks(told.settings["model.blocks"], len(arrays), source)
         try:
             network = planned_network(told.settings)
-        except (TypeError, ValueError) as error:
-            raise PretrainedError(f"The metadata of {path.name} is damaged: {error}.") from error
-        fitted = _fit(arrays, names, path.name, [network])
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise native.damaged(path.name, error) from error
+        channels = told.settings.get("data.channels", 3)
+        fitted = _fit(arrays, names, path.name, [network], channels)
         return dataclasses.replace(told, params=fitted.params, batch_stats=fitted.batch_stats)
-    if names == "huggingface" and not any(k.startswith("mobilenet_v2.") for k in arrays):
-        # The base model, MobileNetV2Model, is saved without the prefix.
-        arrays = {f"mobilenet_v2.{name}": array for name, array in arrays.items()}
+    _check_names(arrays, names, path.name)
+    arrays, left = _unwrapped(arrays, names, path.name)
     networks = [*paper_networks(), *(timm_deep_networks() if names == "timm" else ())]
     fitted = _fit(arrays, names, path.name, networks)
     # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides alike.
     settings = {"model.padding": "SYMMETRIC", "model.bn_epsilon": 1e-5, "data.image_size": 224}
-    preprocessing, class_names = IMAGENET, None
+    preprocessing, class_names, assumed = IMAGENET, None, tuple(settings)
     if names == "huggingface":
-        settings, class_names = _huggingface_config(path, fitted.num_classes)
+        settings, class_names, assumed = _huggingface_config(path, fitted.num_classes)
         preprocessing = TENSORFLOW
     return Weights(
         fitted.params,
@@ -190,7 +206,83 @@ def read(path: Path, names: str, source: str) -> Weights:
         preprocessing.std,
         class_names,
         source,
+        (*notes, *left),
+        assumed=(*assumed, *preprocessing.settings),
     )
+
+
+def _marked(arrays: Mapping[str, np.ndarray], names: str) -> list[str]:
+    """What stands before the stem's name, of every stem in a file: "", "model.", ..."""
+    mark = _STEMS[names]
+    stems = [name for name in arrays if f".{name}".endswith(f".{mark}")]
+    return [name.removesuffix(mark) for name in stems]
+
+
+def _check_names(arrays: Mapping[str, np.ndarray], names: str, file: str) -> None:
+    """Refuses another library's file by its stem."""
+    if _marked(arrays, names):
+        return
+    for other in NAMES:
+        if _marked(arrays, other):
+            raise PretrainedError(
+                f"{file} has {other}'s names, not {names}'s; read it with --from={other}."
+            )
+
+
+def _unwrapped(
+    arrays: Mapping[str, np.ndarray], names: str, file: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Tensors with the library's own names, and a note on what a training script left beside them.
+
+    Scripts keep a network as an attribute ("model.features.0.0.weight"), and give it a classifier
+    of another name; it is the only tensor of two axes.
+    """
+    found = _marked(arrays, names)
+    if len(found) > 1:
+        shown = ", ".join(prefix or "no prefix" for prefix in found)
+        raise PretrainedError(
+            f"{file} has {len(found)} networks, under {shown}; save the one that you mean alone: "
+            "torch.save(model.state_dict(), PATH)."
+        )
+    prefix = found[0] if found else ""
+    # Hugging Face's base model, MobileNetV2Model, is saved without its own prefix.
+    base = names == "huggingface" and not prefix.endswith(_HUGGINGFACE_PREFIX)
+    if names == "huggingface":
+        prefix = prefix.removesuffix(_HUGGINGFACE_PREFIX)
+    inside = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    outside = {k: v for k, v in arrays.items() if not k.startswith(prefix)}
+    dense = _dense(inside) or _dense(outside)
+    if len(dense) > 1:
+        raise PretrainedError(
+            f"{file} has {len(dense)} dense layers, {', '.join(dense)}; this project's network has "
+            "one, its classifier. Save the features and one classifier."
+        )
+    for name in [name for name in outside if dense and name.startswith(f"{dense[0]}.")]:
+        inside[name] = outside.pop(name)
+    result = {}
+    for name, array in inside.items():
+        layer, _, tensor = name.rpartition(".")
+        if dense and layer == dense[0]:
+            name = f"{_CLASSIFIERS[names]}.{tensor}"
+        elif base:
+            name = f"{_HUGGINGFACE_PREFIX}{name}"
+        result[name] = array
+    if dense:  # without a bias it adds nothing
+        outputs = result[f"{_CLASSIFIERS[names]}.weight"].shape[0]
+        result.setdefault(f"{_CLASSIFIERS[names]}.bias", np.zeros(outputs, np.float32))
+    if not outside:
+        return result, ()
+    most = ", ".join(list(outside)[:5]) + (", ..." if len(outside) > 5 else "")
+    return result, (f"Left out are tensors beside the network: {most}.",)
+
+
+def _dense(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The layers with a weight of two axes."""
+    return [
+        name.removesuffix(".weight")
+        for name, array in arrays.items()
+        if name.endswith(".weight") and array.ndim == 2
+    ]
 
 
 def _fit(
@@ -198,22 +290,12 @@ def _fit(
     names: str,
     file: str,
     networks: Sequence[tuple[dict[str, Any], Plan]],
+    channels: int = 3,
 ) -> Fitted:
-    _, plan = networks[0]
-    common = {
-        kind: sum(slot.name in arrays for slot in slots(layers(plan, 1), naming))
-        for kind, naming in NAMES.items()
-    }
-    nearest = max(common, key=lambda kind: common[kind])
-    if common[nearest] > 2 * common[names]:
-        raise PretrainedError(
-            f"{file} has {nearest}'s names, not {names}'s; read it with --from={nearest}."
-        )
-
     def scheme(found: Sequence[Layer]) -> list[Slot]:
         return slots(found, NAMES[names])
 
-    return fit(arrays, scheme, networks, file=file, names=f"{names}'s")
+    return fit(arrays, scheme, networks, file=file, names=f"{names}'s", channels=channels)
 
 
 # What of a Hugging Face configuration this project builds; other values are other networks.
@@ -226,31 +308,43 @@ _HUGGINGFACE_NETWORK = {
 }
 
 
-def _huggingface_config(path: Path, outputs: int) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """Settings and class names from `config.json` beside a file; the library's defaults without."""
+def _huggingface_config(
+    path: Path, outputs: int
+) -> tuple[dict[str, Any], tuple[str, ...] | None, tuple[str, ...]]:
+    """Settings and class names from `config.json` beside a file; the library's defaults without.
+
+    The last value names the settings that are such defaults.
+    """
+    file = path.parent / "config.json"
     try:
-        config = json.loads((path.parent / "config.json").read_text())
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         config = {}
-    except ValueError as error:
-        raise PretrainedError(f"{path.parent / 'config.json'} is not JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PretrainedError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise PretrainedError(f"{file} is not a configuration of Hugging Face's: it has no keys.")
     for key, value in _HUGGINGFACE_NETWORK.items():
         if config.get(key, value) != value:
             raise PretrainedError(
                 f"config.json beside {path.name} has {key} {config[key]!r}; this project's network "
                 f"has {value!r}."
             )
-    settings = {
-        "model.padding": "SAME" if config.get("tf_padding", True) else "SYMMETRIC",
-        "model.bn_epsilon": float(config.get("layer_norm_eps", 1e-3)),
-        "data.image_size": int(config.get("image_size", 224)),
-    }
-    labels = {int(index): name for index, name in config.get("id2label", {}).items()}
+    try:
+        settings = {
+            "model.padding": "SAME" if config.get("tf_padding", True) else "SYMMETRIC",
+            "model.bn_epsilon": float(config.get("layer_norm_eps", 1e-3)),
+            "data.image_size": int(config.get("image_size", 224)),
+        }
+        labels = {int(index): str(name) for index, name in config.get("id2label", {}).items()}
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise PretrainedError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
+    assumed = () if config else tuple(settings)
     # Of ImageNet, WordNet's ids are kept instead: data sets have them. LABEL_0 ... is no name.
     named = sorted(labels) == list(range(outputs)) and outputs not in (0, 1000, 1001)
     if not named or all(name == f"LABEL_{index}" for index, name in labels.items()):
-        return settings, None
-    return settings, tuple(labels[index] for index in range(outputs))
+        return settings, None, assumed
+    return settings, tuple(labels[index] for index in range(outputs)), assumed
 
 
 # torchvision.models.MobileNetV2 but for width_mult, inverted_residual_setting and round_nearest.

@@ -8,17 +8,19 @@ other by name, so that no code of a file runs.
 
 import collections
 import io
+import math
 import pickle
+import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from mobilenet.models.pretrained.weights import PretrainedError
+from mobilenet.models.pretrained.weights import PretrainedError, check_size
 
 # torch/storage.py: the class of a storage says the type of its numbers; little endian.
 STORAGES: dict[str, np.dtype[Any]] = {
@@ -35,8 +37,30 @@ STORAGES: dict[str, np.dtype[Any]] = {
 }
 # torch/serialization.py, the format before zip archives.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# Keys under which training scripts keep the state dict beside an epoch or an optimiser.
-_NESTED = ("state_dict", "model")
+# Keys under which training scripts keep the state dict next to an epoch or an optimiser, the most
+# usual first: which one is read where there are several, such as an average of the weights.
+_USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+_DEPTH = 8  # of dictionaries within dictionaries that are looked through
+# What wrappers put before every name: DataParallel and torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Other globals that training scripts leave beside a state dict; they become inert stand-ins.
+_BESIDE = {
+    *(("argparse", "Namespace"), ("collections", "Counter"), ("collections", "defaultdict")),
+    *(("numpy", "dtype"), ("numpy", "ndarray"), ("numpy.core.multiarray", "scalar")),
+    *(("numpy._core.multiarray", "scalar"), ("numpy.core.multiarray", "_reconstruct")),
+    *(("numpy._core.multiarray", "_reconstruct"), ("_codecs", "encode")),
+    *(("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib", "PurePosixPath")),
+    *(("torch", "device"), ("torch", "Size"), ("torch", "float32"), ("torch", "float16")),
+    *(("torch", "bfloat16"), ("torch", "int64"), ("__builtin__", "set"), ("builtins", "set")),
+    *(("__builtin__", "dict"), ("builtins", "dict")),
+}
+
+
+class Found(NamedTuple):
+    """Tensors of a file, name -> array, and what a user should know of how they were chosen."""
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
 
 
 class _Type(NamedTuple):
@@ -56,12 +80,35 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
+def _inert() -> type:
+    """A class whose objects stand for values that are no tensors: they take anything, do nothing.
+
+    A new one for each file: a pickle may set attributes of what it is given.
+    """
+
+    class Inert:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __setstate__(self, _: Any) -> None:
+            pass
+
+        def __setitem__(self, _: Any, __: Any) -> None:
+            pass
+
+        def append(self, _: Any) -> None:
+            pass
+
+    return Inert
+
+
 class _Unpickler(pickle.Unpickler):
     """Reads a state dict's pickle; `storages` collects those it mentions."""
 
     def __init__(self, file: io.BufferedIOBase, name: str) -> None:
         super().__init__(file)
         self._name = name
+        self._inert = _inert()
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -79,6 +126,8 @@ class _Unpickler(pickle.Unpickler):
         }
         if module_name == "torch" and global_name in STORAGES:
             return _Type(STORAGES[global_name])
+        if (module_name, global_name) in _BESIDE:
+            return self._inert
         if (module_name, global_name) not in known:
             raise PretrainedError(
                 f"{self._name} asks for {module_name}.{global_name}, which is not part of a state "
@@ -100,16 +149,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
+    """`find`'s tensors: name -> array of the stored type."""
+    return find(path).arrays
+
+
+def find(path: Path) -> Found:
     """The tensors of a state dict that `torch.save` wrote, in both of its formats.
 
-    A state dict under "state_dict" or "model" is found, and the prefix "module." that
-    `DataParallel` puts before every name is taken off.
+    A state dict within dictionaries is found, and the prefixes that `DataParallel` and
+    `torch.compile` put before every name are taken off.
 
     Args:
       path: of the file.
 
     Returns:
-      name -> array of the stored type.
+      The tensors of the stored types, and a note where one of several state dicts was taken.
 
     Raises:
       PretrainedError: truncated, damaged, no state dict, or a pickle that asks for anything but
@@ -141,6 +195,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def _read_zip(data: bytes, name: str) -> tuple[Any, dict[str, np.ndarray]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        check_size(name, sum(entry.file_size for entry in archive.infolist()), len(data))
         pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise PretrainedError(
@@ -155,21 +210,34 @@ def _read_zip(data: bytes, name: str) -> tuple[Any, dict[str, np.ndarray]]:
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise PretrainedError(f"{name} was written on a big-endian machine; save it again.")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])), name)
-        content = unpickler.load()
+        content, known = _load(io.BytesIO(archive.read(pickles[0])), name)
         storages = {
             storage.key: _numbers(archive.read(f"{root}data/{storage.key}"), storage, name)
-            for storage in unpickler.storages.values()
+            for storage in known.values()
         }
     return content, storages
+
+
+def _load(file: io.BytesIO, name: str) -> tuple[Any, dict[str, _Storage]]:
+    """The next pickle of a file, and the storages that it mentions.
+
+    Its instructions are looked through first: a number of a few bytes can ask for a table, or for
+    text, of gigabytes.
+    """
+    start, most = file.tell(), file.getbuffer().nbytes
+    for instruction, argument, _ in pickletools.genops(file):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > most:
+            raise pickle.UnpicklingError(f"its pickle remembers {argument:,} values")
+    file.seek(start)
+    unpickler = _Unpickler(file, name)
+    return unpickler.load(), unpickler.storages
 
 
 def _read_stream(data: bytes, name: str) -> tuple[Any, dict[str, np.ndarray]]:
     file = io.BytesIO(data)
 
     def load() -> tuple[Any, dict[str, _Storage]]:
-        unpickler = _Unpickler(file, name)
-        return unpickler.load(), unpickler.storages
+        return _load(file, name)
 
     if load()[0] != _MAGIC or load()[0] != _PROTOCOL:
         raise PretrainedError(
@@ -198,22 +266,67 @@ def _numbers(data: bytes, storage: _Storage, name: str) -> np.ndarray:
     return np.frombuffer(data, storage.dtype)
 
 
-def _arrays(content: Any, storages: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    for key in _NESTED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+def _arrays(content: Any, storages: Mapping[str, np.ndarray], name: str) -> Found:
     if not isinstance(content, dict):
         raise PretrainedError(f"{name} holds a {type(content).__name__}, not a state dict.")
-    arrays = {}
-    for key, value in content.items():
-        if not isinstance(value, _Tensor):
-            raise PretrainedError(
-                f"{name} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor."
+    tensors, notes = _choose(content, name)
+    arrays = {
+        key: _view(value, storages) for key, value in tensors.items() if isinstance(value, _Tensor)
+    }
+    while prefix := next((p for p in _WRAPPERS if _all_begin(arrays, p)), ""):
+        arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
+    return Found(arrays, notes)
+
+
+def _all_begin(names: Collection[str], prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+def _choose(content: Mapping[Any, Any], name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Where the network's tensors are among dictionaries, those, and what else there was.
+
+    An optimiser's state and an average of the weights are dictionaries of tensors too: the largest
+    are looked at, and of those the one with a usual name is taken.
+    """
+    if not content:
+        return {}, ()
+    found = list(_dictionaries(content, (), set()))
+    if not found:
+        key, value = next(iter(content.items()))
+        raise PretrainedError(
+            f"{name} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor."
+        )
+    most = max(count for _, _, count in found)
+    largest = {place: tensors for place, tensors, count in found if count == most}
+    if len(largest) == 1:
+        return next(iter(largest.values())), ()
+    shown = {place: " / ".join(place) or "the top" for place in largest}
+    for usual in _USUAL:
+        named = [place for place in largest if usual in place]
+        if len(named) == 1:
+            others = ", ".join(shown[place] for place in largest if place != named[0])
+            note = (
+                f"The weights are those under {shown[named[0]]}; there are others under {others}."
             )
-        arrays[str(key)] = _view(value, storages)
-    if arrays and all(key.startswith("module.") for key in arrays):
-        arrays = {key.removeprefix("module."): array for key, array in arrays.items()}
-    return arrays
+            return largest[named[0]], (note,)
+    raise PretrainedError(
+        f"{name} has several state dicts of {most} tensors, under {', '.join(shown.values())}; "
+        "save the one that you mean alone: torch.save(model.state_dict(), PATH)."
+    )
+
+
+def _dictionaries(
+    content: Mapping[Any, Any], place: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], int]]:
+    """(keys, dictionary, tensors in it) of every dictionary of names that holds tensors."""
+    seen.add(id(content))
+    count = sum(isinstance(value, _Tensor) for value in content.values())
+    if count and all(isinstance(key, str) for key in content):
+        yield place, content, count
+    if len(place) < _DEPTH:
+        for key, value in content.items():
+            if isinstance(key, str) and isinstance(value, dict) and id(value) not in seen:
+                yield from _dictionaries(value, (*place, key), seen)
 
 
 def _view(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -223,6 +336,9 @@ def _view(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
     if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
         raise ValueError("a tensor outside its storage")
     flat = flat[offset:]
+    # Steps of 0 would make any number of elements of one.
+    if math.prod(size) > len(flat):
+        raise ValueError("a tensor outside its storage")
     last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= len(flat):
         raise ValueError("a tensor outside its storage")

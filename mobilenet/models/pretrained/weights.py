@@ -1,8 +1,23 @@
 """What a reader returns, the error it raises, and the preprocessing of families of checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+# A file may hold less than it declares: compressed, or not at all. Weights compress little, so what
+# is declared must be within RATIO times what is there; below FLOOR nothing is worth refusing.
+RATIO, FLOOR = 16, 64 << 20
+# No MobileNetV2's file is larger, not even with an optimiser's state and an average beside it.
+MOST_BYTES = 4 << 30
+MOST_PIXELS = 4096  # of a side of an image that a file asks for
+# What of `data.*` comes with weights: how images are shown, and which data set they are of. The
+# rest says where the files are and how they are read.
+IMAGE_KEYS = ("data.image_size", "data.channels", "data.crop_fraction", "data.normalization")
+DATA_SET_KEYS = (
+    *("data.name", "data.train_split", "data.test_split", "data.validation_split"),
+    "data.validation_fraction",
+)
 
 
 class PretrainedError(ValueError):
@@ -21,6 +36,7 @@ class Weights:
       class_names: of the outputs in order, as far as they are known; None if the file has none.
       source: format, file name and sha256 of what was read.
       notes: what a user should know and no setting can say, a sentence each.
+      assumed: keys of `settings` that the file does not say: its family's usual values.
     """
 
     params: dict[str, Any]
@@ -31,6 +47,7 @@ class Weights:
     class_names: tuple[str, ...] | None
     source: str
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +71,89 @@ class Preprocessing:
 TENSORFLOW = Preprocessing("symmetric", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # torchvision's and timm's statistics of ImageNet.
 IMAGENET = Preprocessing("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def preset(mean: Sequence[float], std: Sequence[float]) -> str:
+    """The value of `data.normalization` that these numbers stand for.
+
+    A preset of a family; else "dataset", whose numbers are kept with the run.
+    """
+    for family in (TENSORFLOW, IMAGENET):
+        if tuple(mean) == family.mean[: len(mean)] and tuple(std) == family.std[: len(std)]:
+            return family.normalization
+    return "dataset"
+
+
+def check_size(file: str, declared: int, held: int) -> None:
+    """Refuses to allocate far more than a file holds.
+
+    Args:
+      file: for the message.
+      declared: bytes of the numbers that are about to be read.
+      held: bytes of what they are read from, as stored.
+
+    Raises:
+      PretrainedError: more than weights can be compressed.
+    """
+    if declared > max(FLOOR, RATIO * held):
+        raise PretrainedError(
+            f"{file} declares {declared:,} bytes of numbers and holds {held:,}; no weights are "
+            "stored so, and nothing of it was read."
+        )
+
+
+def check_told(weights: Weights) -> None:
+    """Checks what a file says of its weights against them, before anything is made of it.
+
+    Raises:
+      PretrainedError: says which of both are wrong.
+    """
+    settings, source = weights.settings, weights.source.split(", sha256 ")[0]
+
+    def refuse(what: str) -> PretrainedError:
+        return PretrainedError(f"{source} is damaged: {what}.")
+
+    for key in settings:
+        if not key.startswith("model.") and key not in (*IMAGE_KEYS, *DATA_SET_KEYS):
+            raise refuse(f"it sets {key!r}, which does not come with weights")
+    classifier = weights.params.get("classifier")
+    kernel = classifier.get("kernel") if isinstance(classifier, Mapping) else classifier
+    shape = getattr(kernel, "shape", ())
+    outputs, found = settings["model.num_classes"], shape[-1] if shape else 0
+    if outputs != found:
+        raise refuse(f"it says {outputs!r} classes, and its classifier has {found:,}")
+    if outputs == 1:
+        raise PretrainedError(
+            f"{source} has one output, such as a sigmoid of two classes; classifiers here have an "
+            "output for each class. Put another one before it, with weights and bias 0: the "
+            "softmax of both is the sigmoid."
+        )
+    if weights.class_names is not None and len(weights.class_names) != outputs:
+        raise refuse(f"it has {len(weights.class_names):,} names for {outputs:,} classes")
+    size, channels = settings.get("data.image_size"), settings.get("data.channels", 3)
+    if size is not None and not (isinstance(size, int) and 1 <= size <= MOST_PIXELS):
+        raise refuse(f"its images are {size!r} pixels large, which is not 1 to {MOST_PIXELS:,}")
+    for name, values in (("mean", weights.mean), ("std", weights.std)):
+        if len(values) not in (1, channels) or not all(map(math.isfinite, values)):
+            raise refuse(f"its {name} is {list(values)[:4]} for images of {channels} channels")
+    if min(weights.std) <= 0:
+        raise refuse(f"its std is {list(weights.std)[:4]}, which must be above 0")
+
+
+def check_blocks(blocks: Any, tensors: int, source: str) -> None:
+    """Refuses a block table that has more blocks than there are tensors, before it is planned.
+
+    Raises:
+      PretrainedError: that, or no table.
+    """
+    try:
+        repeats = [row[2] for row in blocks]
+        if not all(isinstance(n, int) and 0 < n for n in repeats) or sum(repeats) > tensors:
+            raise ValueError
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise PretrainedError(
+            f"{source} is damaged: its model.blocks is no table of {tensors:,} tensors."
+        ) from error
 
 
 def shape_problems(

@@ -24,10 +24,12 @@ from mobilenet.train import metrics, records, steps
 from mobilenet.train.checkpoints import (
     CheckpointError,
     Checkpoints,
+    Restored,
     require_begun,
     restore_state,
 )
 from mobilenet.train.metrics import Evaluation
+from mobilenet.train.signals import Interrupted, Signals
 from mobilenet.train.state import TrainState, to_host
 
 log = logging.getLogger("mobilenet")
@@ -104,6 +106,19 @@ def score(validation: Mapping[str, Any], best_by: str) -> float:
     return float(validation["top1"] if best_by == "top1" else -validation["loss"])
 
 
+class LanesApart(RuntimeError):
+    """Runs that cannot train together, because they do not stand at one step.
+
+    Attributes:
+      groups: indices of the runs that can, group by group; a run whose checkpoints cannot be read
+        has a group of its own, where its error is raised.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], message: str) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+
 class EmptySplitError(ValueError):
     """A split without examples; the message lists those that have some."""
 
@@ -128,43 +143,6 @@ class Pruned(Stopped):
     """A search gave the run up at `step`."""
 
     status = "pruned"
-
-
-class Interrupted(RuntimeError):
-    """One of SIGNALS arrived; `signum` says which. The state was saved."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
-# SIGUSR2 is what Slurm is asked to send before it preempts a job or its time is over.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-
-class _Signals:
-    """Notes the first of SIGNALS; a second SIGINT raises KeyboardInterrupt as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {}
-        # Handlers belong to the main thread; a loop in a notebook's worker thread goes without.
-        with contextlib.suppress(ValueError):
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        del frame
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def evaluate(
@@ -222,25 +200,27 @@ class _Lane:
 
     Attributes:
       index: along the lane axis; None when the arrays have none.
+      saved: the step of its newest whole checkpoint when it began; 0 without one.
       stopped: why the run ended before its last step, if it did.
     """
 
     def __init__(
         self,
         index: int | None,
-        workdir: Path,
+        workdirs: Sequence[Path],
         parts: Parts,
         facts: Mapping[str, Any],
         began: float,
         stack: contextlib.ExitStack,
     ) -> None:
         self.index = index
-        self.workdir = workdir
+        self.workdir = workdir = workdirs[index or 0]
+        # Two at least: a kill leaves lanes one save apart, and they go on from the common one.
+        keep_newest = parts.keep_newest if index is None else max(2, parts.keep_newest)
         self.checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints", keep_newest=parts.keep_newest, keep_best=parts.keep_best
-            )
+            Checkpoints(workdir / "checkpoints", keep_newest=keep_newest, keep_best=parts.keep_best)
         )
+        self.saved = 0
         self.stopped: Stopped | None = None
         self.validations: dict[int, dict[str, Any]] = {}
         self.summary: dict[str, Any] = {
@@ -249,6 +229,8 @@ class _Lane:
             **records.environment(),
             "total_steps": parts.total_steps,
         }
+        if index is not None:
+            self.summary["trained_together"] = [path.name for path in workdirs]
         self._began = began
         self._seconds_before = 0.0
         self._main = jax.process_index() == 0
@@ -256,7 +238,8 @@ class _Lane:
 
     def begin(self, start: int, parts: Parts, stack: contextlib.ExitStack) -> None:
         """Opens the files of a run that continues at `start`."""
-        self.checkpoints.discard_after(start)
+        # Damaged ones only: whole ones that are ahead of the other lanes stay.
+        self.checkpoints.discard_after(self.saved)
         self.validations = records.read_validations(self.workdir, start)
         self._seconds_before = _seconds_before(self.workdir, start)
         if self._main:
@@ -271,6 +254,11 @@ class _Lane:
         if self.index is None:
             return tree
         return jax.tree.map(lambda leaf: leaf[self.index], tree)
+
+    def save(self, state: TrainState, step: int, scores: Mapping[str, float] | None) -> None:
+        """Starts writing a checkpoint, unless the run has one of this step or a later one."""
+        if step > self.saved:
+            self.checkpoints.save(self.of(state), scores)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Records a row of metrics."""
@@ -341,31 +329,34 @@ def train_lanes(
     *,
     began: float | None = None,
     stream: TextIO | None = None,
+    signals: Signals | None = None,
 ) -> list[dict[str, Any]]:
     """Trains runs of one shape together; each leaves its own directory, as `train` does.
 
-    A lane that diverges or is pruned ends alone, and the others go on.
+    A lane that diverges or is pruned ends alone, and the others go on. Lanes continue from a step
+    that all of them have saved; what one has saved after it is kept.
 
     Args:
       parts: of the runs, with `lanes` = len(workdirs), or None for one run without a lane axis.
       workdirs: the run directories, locked by the caller.
       began, stream: as for `train`.
+      signals: entered by the caller, who looks afterwards whether one came too late to end the
+        training; None is the loop's own.
 
     Returns:
       The summaries, in order; `status` is "done", "diverged" or "pruned".
 
     Raises:
       Diverged, Pruned: every lane ended so; the first one's.
+      LanesApart: the runs stand at different steps; nothing was written.
       Others as `train`.
     """
     began = began or time.time()
     with contextlib.ExitStack() as stack:
         lanes = [
-            _Lane(index if parts.lanes else None, workdir, parts, facts, began, stack)
-            for index, (workdir, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
+            _Lane(index if parts.lanes else None, workdirs, parts, facts, began, stack)
+            for index, (_, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
         ]
-        for lane in lanes:
-            require_begun(lane.workdir, lane.checkpoints)
         state, start = _restore(parts, lanes)
         state = steps.place(state)
         finished = [_finished(lane.workdir, start) for lane in lanes]
@@ -381,7 +372,7 @@ def train_lanes(
         if start:
             progress.line(f"Resuming {_names(workdirs)} at step {start} of {parts.total_steps}.")
 
-        signals = stack.enter_context(_Signals())
+        signals = signals or stack.enter_context(Signals())
         batches = stack.enter_context(
             contextlib.closing(parts.train_batches(start, parts.total_steps - start))
         )
@@ -492,8 +483,11 @@ def train_lanes(
                         }
                 if save:
                     host = to_host(state) if parts.lanes else state
+                    # All have the one before when the first begins: at most one step apart.
                     for lane in alive():
-                        lane.checkpoints.save(lane.of(host), scores.get(lane.index))
+                        lane.checkpoints.wait()
+                    for lane in alive():
+                        lane.save(host, step, scores.get(lane.index))
                 if validate:
                     if parts.watch is not None and not last:
                         for lane in alive():
@@ -558,28 +552,75 @@ def _names(workdirs: Sequence[Path]) -> str:
 
 
 def _restore(parts: Parts, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
-    """The newest state that every lane has a whole checkpoint of, and its step, or a first state.
+    """The state that every lane continues from, and its step; a first state without checkpoints.
 
-    Lanes save one after the other, so that a kill can leave some a checkpoint ahead: those go back
-    to the step of the others, or all to the start if one of them keeps none of that step.
+    Raises:
+      LanesApart: they stand at different steps.
+      CheckpointError: a run of its own has lost its checkpoints, or none is whole or fits.
     """
-    found = [lane.checkpoints.read_newest() for lane in lanes]
-    if any(restored is None for restored in found):
+    restored = _read_together(lanes)
+    if restored is None:
         return parts.init(), 0
-    common = min(restored.step for restored in found if restored is not None)
-    restored = []
-    for lane, newest in zip(lanes, found, strict=True):
-        if newest is not None and newest.step == common:
-            restored.append(newest)
-        elif common in lane.checkpoints.steps():
-            restored.append(lane.checkpoints.read(common))
-        else:
-            log.warning("%s keeps no checkpoint of step %d; starting again.", lane.workdir, common)
-            return parts.init(), 0
     states = [restore_state(r, parts.structure()) for r in restored]
+    step = restored[0].step
     if lanes[0].index is None:
-        return states[0], common
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), common
+        return states[0], step
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), step
+
+
+def _read_together(lanes: Sequence[_Lane]) -> list[Restored] | None:
+    """A whole checkpoint of one step of each lane, the newest; None if no lane has any."""
+    groups: dict[Any, list[int]] = {}
+    newest: list[Restored] = []
+    for index, lane in enumerate(lanes):
+        try:
+            require_begun(lane.workdir, lane.checkpoints)
+            found = lane.checkpoints.read_newest()
+        except CheckpointError:
+            if len(lanes) == 1:
+                raise
+            groups[lane.workdir] = [index]
+            continue
+        groups.setdefault(found.step if found else None, []).append(index)
+        if found is not None:
+            lane.saved = found.step
+            newest.append(found)
+    if len(groups) == 1:
+        return newest or None
+    common = _go_back(lanes, newest) if len(newest) == len(lanes) else None
+    if common is None:
+        raise LanesApart(
+            list(groups.values()),
+            f"{_names([lane.workdir for lane in lanes])} stand at different steps, so that they "
+            "cannot be lanes of one program; train each, or those of one step, by itself.",
+        )
+    return common
+
+
+def _go_back(lanes: Sequence[_Lane], newest: Sequence[Restored]) -> list[Restored] | None:
+    """Whole checkpoints of the step before, of lanes that a kill left one save apart; or None.
+
+    They compute the same steps again, in the same program, and those ahead keep what they have.
+    """
+    before = [trained_together(lane.workdir) for lane in lanes]
+    if not before[0] or any(names != before[0] for names in before):
+        return None
+    common = min(restored.step for restored in newest)
+    try:
+        return [
+            restored if restored.step == common else lane.checkpoints.read(common)
+            for lane, restored in zip(lanes, newest, strict=True)
+        ]
+    except CheckpointError:
+        return None
+
+
+def trained_together(workdir: Path) -> tuple[str, ...]:
+    """Names of the run directories that were lanes of one program with this one; () of none."""
+    with contextlib.suppress(rundir.FileError):
+        names = (rundir.read_json(workdir / "summary.json", dict) or {}).get("trained_together")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+    return ()
 
 
 def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int) -> None:
@@ -634,7 +675,7 @@ def _diverged(
     return None
 
 
-def _agree_to_stop(signals: _Signals, at_boundary: bool) -> bool:
+def _agree_to_stop(signals: Signals, at_boundary: bool) -> bool:
     """Whether to stop here; several processes must stop at one step, so they ask each other."""
     if jax.process_count() == 1:
         return signals.received is not None

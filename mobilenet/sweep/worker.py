@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, runner.cores(index, jobs))  # before XLA counts its threads
     runtime.prepare_compiler()
-    planned = points.read_plan(plan)
     try:
+        planned = points.read_plan(plan)
         runner.work(planned, workdir, lanes=lanes, max_failures=max_failures, offset=index / jobs)
     except Interrupted:
         return 0

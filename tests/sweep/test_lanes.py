@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet import build, rundir
+from mobilenet import build, identity, rundir
 from mobilenet.config import ConfigError
 from mobilenet.sweep import lanes, points, runner
 from mobilenet.sweep.points import Point
@@ -90,7 +90,7 @@ def test_a_point_that_cannot_begin_keeps_none_from_training(
     runner.register(chosen, sweep_directory)
     directory = chosen[0].directory(sweep_directory)
     changed = points.make_point(chosen[0].config, {"train.num_epochs": 1.0})
-    rundir.settle_config(directory, changed.config)
+    identity.begin(directory, changed.config)
     with pytest.raises(ConfigError, match="num_epochs"):
         runner.run(chosen, sweep_directory, lanes=2, progress=False)
     assert list(runner.statuses(chosen, sweep_directory).values()) == ["pending", "done"]

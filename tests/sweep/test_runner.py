@@ -182,7 +182,7 @@ def test_failed_points_are_recorded_and_the_others_go_on(
     outcome = runner.run([*broken, good], sweep_directory, progress=False)
     assert outcome.failed == [p.key for p in broken] and outcome.done == [good.key]
     error = rundir.read_json(broken[0].directory(sweep_directory) / "point.json")["error"]
-    assert "IsADirectoryError" in error and "metrics" in error
+    assert "metrics.jsonl could not be read: Is a directory" in error
     assert "Traceback" in (broken[0].directory(sweep_directory) / "log.txt").read_text()
     # Left alone, until asked.
     again = (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns
@@ -190,7 +190,7 @@ def test_failed_points_are_recorded_and_the_others_go_on(
     assert (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns == again
     runner.run(broken, sweep_directory, retry_failed=True, max_failures=1, progress=False)
     logs = [(p.directory(sweep_directory) / "log.txt").read_text() for p in broken]
-    assert logs[1].count("IsADirectoryError: ") < 2 <= logs[0].count("IsADirectoryError: ")
+    assert logs[1].count("RunDirectoryError: ") < 2 <= logs[0].count("RunDirectoryError: ")
     assert runner.statuses(broken, sweep_directory) == {
         broken[0].key: "failed", broken[1].key: "pending",
     }  # fmt: skip

@@ -62,7 +62,8 @@ def _expected(error: Exception) -> int | None:
     from mobilenet.data.images import UnreadableImage
     from mobilenet.rundir import RunDirectoryError
     from mobilenet.train.checkpoints import CheckpointError
-    from mobilenet.train.loop import Diverged, EmptySplitError
+    from mobilenet.train.lanes import Diverged
+    from mobilenet.train.loop import EmptySplitError
     from mobilenet.train.signals import Interrupted
 
     if isinstance(error, Interrupted):

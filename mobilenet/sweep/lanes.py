@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mobilenet import build
 from mobilenet.sweep.points import Point
-from mobilenet.train import loop
 from mobilenet.train.checkpoints import Checkpoints
+from mobilenet.train.lanes import trained_together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def standing(point: Point, workdir: Path) -> Standing:
     """
     directory = point.directory(workdir)
     steps = Checkpoints(directory / "checkpoints", read_only=True).steps()
-    return Standing(steps[-1] if steps else None, loop.trained_together(directory))
+    return Standing(steps[-1] if steps else None, trained_together(directory))
 
 
 def shapes(points: Sequence[Point]) -> list[list[Point]]:

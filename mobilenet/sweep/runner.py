@@ -28,6 +28,7 @@ from mobilenet.sweep.lanes import Standing
 from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop
+from mobilenet.train.lanes import LanesApart, Stopped
 from mobilenet.train.loop import Parts
 from mobilenet.train.signals import Interrupted, Signals, handled
 
@@ -356,9 +357,9 @@ def _attempt(
             loop.train_lanes(parts, directories, stream=stream, signals=signals)  # pyright: ignore[reportArgumentType]
         except Interrupted:
             raise
-        except loop.LanesApart as apart:
+        except LanesApart as apart:
             groups = apart.groups
-        except loop.Stopped:
+        except Stopped:
             pass  # every lane diverged or was pruned, as their summaries say
         except Exception as error:
             record(error)

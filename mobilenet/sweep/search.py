@@ -36,7 +36,7 @@ from mobilenet.sweep import points as points_lib
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
-from mobilenet.train import loop
+from mobilenet.train.lanes import Pruned
 
 METHODS = ("random", "tpe")
 STARTUP_TRIALS = 5  # before any is pruned; Optuna's MedianPruner has the same
@@ -305,7 +305,7 @@ def _train(
             return
         trial.report(validation["top1"], step)
         if trial.should_prune():
-            raise loop.Pruned(step, f"Trial {trial.number} was below the median at step {step}.")
+            raise Pruned(step, f"Trial {trial.number} was below the median at step {step}.")
 
     for point in planned:
         directory = point.directory(workdir)

@@ -8,7 +8,6 @@ leading lane axis, while each keeps its own directory. Read `train_lanes` from t
 import contextlib
 import dataclasses
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +18,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mobilenet import rundir
+from mobilenet.train import lanes as lanes_lib
 from mobilenet.train import metrics, records, steps
-from mobilenet.train.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    Restored,
-    require_begun,
-    restore_state,
-)
+from mobilenet.train.lanes import Lane, Stopped, score
 from mobilenet.train.metrics import Evaluation
 from mobilenet.train.signals import Interrupted, Signals
 from mobilenet.train.state import TrainState, to_host
@@ -101,48 +94,8 @@ class Parts:
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
-def score(validation: Mapping[str, Any], best_by: str) -> float:
-    """How good a validation is, the higher the better, by "top1" or "loss"."""
-    return float(validation["top1"] if best_by == "top1" else -validation["loss"])
-
-
-class LanesApart(RuntimeError):
-    """Runs that cannot train together, because they do not stand at one step.
-
-    Attributes:
-      groups: indices of the runs that can, group by group; a run whose checkpoints cannot be read
-        has a group of its own, where its error is raised.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]], message: str) -> None:
-        super().__init__(message)
-        self.groups = groups
-
-
 class EmptySplitError(ValueError):
     """A split without examples; the message lists those that have some."""
-
-
-class Stopped(RuntimeError):
-    """A run that has said all it can before its last step, at `step`."""
-
-    status = "stopped"
-
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(message)
-        self.step = step
-
-
-class Diverged(Stopped):
-    """The loss or the gradient stopped being a number at `step`."""
-
-    status = "diverged"
-
-
-class Pruned(Stopped):
-    """A search gave the run up at `step`."""
-
-    status = "pruned"
 
 
 def evaluate(
@@ -193,110 +146,6 @@ def _evaluation_rows(
         first = f"; the first is {next(iter(unreadable.values()))}" if unreadable else "."
         raise EmptySplitError(f"No image of the split {split!r} can be read{first}")
     return rows, unreadable
-
-
-class _Lane:
-    """One of the runs that are trained together: its directory, and what is written there.
-
-    Attributes:
-      index: along the lane axis; None when the arrays have none.
-      saved: the step of its newest whole checkpoint when it began; 0 without one.
-      stopped: why the run ended before its last step, if it did.
-    """
-
-    def __init__(
-        self,
-        index: int | None,
-        workdirs: Sequence[Path],
-        parts: Parts,
-        facts: Mapping[str, Any],
-        began: float,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        self.index = index
-        self.workdir = workdir = workdirs[index or 0]
-        # Two at least: a kill leaves lanes one save apart, and they go on from the common one.
-        keep_newest = parts.keep_newest if index is None else max(2, parts.keep_newest)
-        self.checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", keep_newest=keep_newest, keep_best=parts.keep_best)
-        )
-        self.saved = 0
-        self.stopped: Stopped | None = None
-        self.validations: dict[int, dict[str, Any]] = {}
-        self.summary: dict[str, Any] = {
-            "status": "running",
-            **facts,
-            **records.environment(),
-            "total_steps": parts.total_steps,
-        }
-        if index is not None:
-            self.summary["trained_together"] = [path.name for path in workdirs]
-        self._began = began
-        self._seconds_before = 0.0
-        self._main = jax.process_index() == 0
-        self._writer: records.MetricsWriter | None = None
-
-    def begin(self, start: int, parts: Parts, stack: contextlib.ExitStack) -> None:
-        """Opens the files of a run that continues at `start`."""
-        # Damaged ones only: whole ones that are ahead of the other lanes stay.
-        self.checkpoints.discard_after(self.saved)
-        self.validations = records.read_validations(self.workdir, start)
-        self._seconds_before = _seconds_before(self.workdir, start)
-        if self._main:
-            self._writer = records.MetricsWriter(
-                self.workdir, resume_step=start, tensorboard=parts.tensorboard
-            )
-            stack.callback(self._writer.close)
-        self.conclude("running", start)
-
-    def of(self, tree: Any) -> Any:
-        """This lane's part of arrays of all lanes."""
-        if self.index is None:
-            return tree
-        return jax.tree.map(lambda leaf: leaf[self.index], tree)
-
-    def save(self, state: TrainState, step: int, scores: Mapping[str, float] | None) -> None:
-        """Starts writing a checkpoint, unless the run has one of this step or a later one."""
-        if step > self.saved:
-            self.checkpoints.save(self.of(state), scores)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Records a row of metrics."""
-        if self._writer is not None:
-            self._writer.write(row)
-
-    def conclude(self, status: str, step: int, **more: Any) -> dict[str, Any]:
-        """Writes the summary with this status; returns it."""
-        seconds = self._seconds_before + time.time() - self._began
-        self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
-        if self._main:
-            rundir.write_json(self.workdir / "summary.json", self.summary)
-        return self.summary
-
-    def is_stale(self, patience: int, best_by: str) -> bool:
-        """Whether the last `patience` validations were no better than one before them."""
-        scores = [score(self.validations[step], best_by) for step in sorted(self.validations)]
-        if not patience or len(scores) <= patience:
-            return False
-        return max(scores[-patience:]) <= max(scores[:-patience])
-
-    def read_best(self) -> tuple[int, Any]:
-        """The step and the evaluated variables of the best checkpoint."""
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("best checkpoint")  # the first process wrote it
-        best = self.checkpoints.best_step()
-        if best is None:
-            raise CheckpointError(
-                f"{self.workdir} keeps no validated checkpoint, which train.patience makes the "
-                "result; train again in a new run directory."
-            )
-        return best, self.checkpoints.read(best).eval_variables
-
-    def stop(self, reason: Stopped) -> None:
-        """Ends this run alone."""
-        self.stopped = reason
-        self.checkpoints.wait()
-        self.conclude(reason.status, reason.step, error=str(reason))
 
 
 def train(
@@ -354,23 +203,32 @@ def train_lanes(
     began = began or time.time()
     with contextlib.ExitStack() as stack:
         lanes = [
-            _Lane(index if parts.lanes else None, workdirs, parts, facts, began, stack)
+            Lane(
+                index if parts.lanes else None,
+                workdirs,
+                stack,
+                keep_newest=parts.keep_newest,
+                keep_best=parts.keep_best,
+                summary={**facts, "total_steps": parts.total_steps},
+                began=began,
+            )
             for index, (_, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
         ]
-        state, start = _restore(parts, lanes)
+        state, start = lanes_lib.restore(lanes, parts.init, parts.structure)
         state = steps.place(state)
-        finished = [_finished(lane.workdir, start) for lane in lanes]
+        finished = [lanes_lib.finished(lane.workdir, start) for lane in lanes]
         if all(finished):
             for lane in lanes:
                 log.info("%s is complete: %d steps are done.", lane.workdir, start)
             return [summary for summary in finished if summary]
         for lane in lanes:
-            lane.begin(start, parts, stack)
+            lane.begin(start, stack, tensorboard=parts.tensorboard)
         unreadable: dict[int, str] = {}
         progress = records.Progress(parts.total_steps, start, stream=stream)
         stack.callback(progress.close)
         if start:
-            progress.line(f"Resuming {_names(workdirs)} at step {start} of {parts.total_steps}.")
+            names = lanes_lib.names(workdirs)
+            progress.line(f"Resuming {names} at step {start} of {parts.total_steps}.")
 
         signals = signals or stack.enter_context(Signals())
         batches = stack.enter_context(
@@ -381,14 +239,14 @@ def train_lanes(
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
 
-        def alive() -> list[_Lane]:
+        def alive() -> list[Lane]:
             """Lanes that still train; raises when the last one has stopped."""
             left = [lane for lane in lanes if lane.stopped is None]
             if not left:
                 raise next(lane.stopped for lane in lanes if lane.stopped is not None)
             return left
 
-        def measure(split: str, step: int, variables: Any) -> list[tuple[_Lane, dict[str, Any]]]:
+        def measure(split: str, step: int, variables: Any) -> list[tuple[Lane, dict[str, Any]]]:
             rows, skipped = _evaluation_rows(
                 parts.eval_step, parts.eval_batches, variables, split, parts.splits
             )
@@ -411,7 +269,7 @@ def train_lanes(
             shown = None
             for lane in alive():
                 own = [(at, lane.of(values)) for at, values in fetched]
-                diverged = _diverged(own, lane.checkpoints, lane.workdir)
+                diverged = lanes_lib.diverged(own, lane.checkpoints, lane.workdir)
                 if diverged is not None:
                     lane.stop(diverged)
                     continue
@@ -491,7 +349,7 @@ def train_lanes(
                 if validate:
                     if parts.watch is not None and not last:
                         for lane in alive():
-                            _ask(parts.watch, lane, step)
+                            lanes_lib.ask(parts.watch, lane, step)
                         alive()
                     window_began, waited = time.monotonic(), 0.0
                 if stop and not last:
@@ -546,104 +404,6 @@ def train_lanes(
         return [lane.summary for lane in lanes]
 
 
-def _names(workdirs: Sequence[Path]) -> str:
-    more = f" and {len(workdirs) - 1} more" if len(workdirs) > 1 else ""
-    return f"{workdirs[0]}{more}"
-
-
-def _restore(parts: Parts, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
-    """The state that every lane continues from, and its step; a first state without checkpoints.
-
-    Raises:
-      LanesApart: they stand at different steps.
-      CheckpointError: a run of its own has lost its checkpoints, or none is whole or fits.
-    """
-    restored = _read_together(lanes)
-    if restored is None:
-        return parts.init(), 0
-    states = [restore_state(r, parts.structure()) for r in restored]
-    step = restored[0].step
-    if lanes[0].index is None:
-        return states[0], step
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), step
-
-
-def _read_together(lanes: Sequence[_Lane]) -> list[Restored] | None:
-    """A whole checkpoint of one step of each lane, the newest; None if no lane has any."""
-    groups: dict[Any, list[int]] = {}
-    newest: list[Restored] = []
-    for index, lane in enumerate(lanes):
-        try:
-            require_begun(lane.workdir, lane.checkpoints)
-            found = lane.checkpoints.read_newest()
-        except CheckpointError:
-            if len(lanes) == 1:
-                raise
-            groups[lane.workdir] = [index]
-            continue
-        groups.setdefault(found.step if found else None, []).append(index)
-        if found is not None:
-            lane.saved = found.step
-            newest.append(found)
-    if len(groups) == 1:
-        return newest or None
-    common = _go_back(lanes, newest) if len(newest) == len(lanes) else None
-    if common is None:
-        raise LanesApart(
-            list(groups.values()),
-            f"{_names([lane.workdir for lane in lanes])} stand at different steps, so that they "
-            "cannot be lanes of one program; train each, or those of one step, by itself.",
-        )
-    return common
-
-
-def _go_back(lanes: Sequence[_Lane], newest: Sequence[Restored]) -> list[Restored] | None:
-    """Whole checkpoints of the step before, of lanes that a kill left one save apart; or None.
-
-    They compute the same steps again, in the same program, and those ahead keep what they have.
-    """
-    before = [trained_together(lane.workdir) for lane in lanes]
-    if not before[0] or any(names != before[0] for names in before):
-        return None
-    common = min(restored.step for restored in newest)
-    try:
-        return [
-            restored if restored.step == common else lane.checkpoints.read(common)
-            for lane, restored in zip(lanes, newest, strict=True)
-        ]
-    except CheckpointError:
-        return None
-
-
-def trained_together(workdir: Path) -> tuple[str, ...]:
-    """Names of the run directories that were lanes of one program with this one; () of none."""
-    with contextlib.suppress(rundir.FileError):
-        names = (rundir.read_json(workdir / "summary.json", dict) or {}).get("trained_together")
-        return tuple(map(str, names)) if isinstance(names, list) else ()
-    return ()
-
-
-def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int) -> None:
-    try:
-        watch(step, lane.summary["validation"])
-    except Pruned as pruned:
-        lane.stop(pruned)
-
-
-def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
-    """The summary of a run that ended at `step`, if it did."""
-    summary = records.read_summary(workdir)
-    if summary.get("status") == "done" and summary.get("step") == step:
-        return summary
-    return None
-
-
-def _seconds_before(workdir: Path, start: int) -> float:
-    """Wall seconds that earlier, interrupted parts of this run have recorded."""
-    seconds = records.read_summary(workdir).get("wall_seconds", 0.0) if start else 0.0
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
     which = "" if lane is None else f" of lane {lane}"
@@ -652,27 +412,6 @@ def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -
         f"{100 * evaluation.top5:.2f} %, loss {evaluation.mean_loss:.4f}, "
         f"{len(evaluation.label)} images{skipped}"
     )
-
-
-def _diverged(
-    fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
-) -> Diverged | None:
-    for step, values in fetched:
-        for name, (total, _) in values.items():
-            if not math.isfinite(float(total)):
-                good = [s for s in checkpoints.steps() if s < step]
-                where = (
-                    f"the last good checkpoint is step {good[-1]} in {workdir / 'checkpoints'}"
-                    if good
-                    else "there is no checkpoint before it"
-                )
-                return Diverged(
-                    step,
-                    f"The {name.replace('_', ' ')} became {float(total)} at step {step}; {where}. "
-                    "Lower optimizer.learning_rate, lengthen schedule.warmup_epochs or set "
-                    "optimizer.clip_norm, in a new run directory.",
-                )
-    return None
 
 
 def _agree_to_stop(signals: Signals, at_boundary: bool) -> bool:

@@ -24,6 +24,7 @@ from mobilenet.sweep.points import Point
 from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop, steps
 from mobilenet.train.checkpoints import Checkpoints
+from mobilenet.train.lanes import Pruned
 from mobilenet.train.signals import Interrupted
 
 
@@ -387,9 +388,9 @@ def test_pruned_runs_end_with_their_reason(tiny_points: list[Point], tmp_path: P
     def watch(step: int, validation: Any) -> None:
         seen.append(step)
         assert 0 <= validation["top1"] <= 1
-        raise loop.Pruned(step, "hopeless")
+        raise Pruned(step, "hopeless")
 
-    with pytest.raises(loop.Pruned):
+    with pytest.raises(Pruned):
         loop.train(dataclasses.replace(parts, watch=watch), workdir)
     assert seen == [8] and rundir.status(workdir) == "pruned"
     assert rundir.read_json(workdir / "summary.json")["error"] == "hopeless"

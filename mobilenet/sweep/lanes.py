@@ -26,8 +26,7 @@ class Standing:
         """Whether both can continue in one program: at one step, or one save apart after a kill."""
         if self.step == other.step:
             return True
-        begun = self.step is not None and other.step is not None
-        return begun and bool(self.together) and self.together == other.together
+        return bool(self.together) and self.together == other.together
 
 
 def standing(point: Point, workdir: Path) -> Standing:

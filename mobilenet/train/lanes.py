@@ -202,9 +202,9 @@ def restore(
 
 
 def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
-    """A whole checkpoint of one step of each lane, the newest; None if no lane has any."""
+    """A whole checkpoint of one step of each lane, the newest; None if that is the beginning."""
     groups: dict[Any, list[int]] = {}
-    newest: list[Restored] = []
+    newest: list[Restored | None] = []
     for index, lane in enumerate(lanes):
         try:
             require_begun(lane.workdir, lane.checkpoints)
@@ -215,29 +215,37 @@ def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
             groups[lane.workdir] = [index]
             continue
         groups.setdefault(found.step if found else None, []).append(index)
-        if found is not None:
-            lane.saved = found.step
-            newest.append(found)
+        newest.append(found)
+        lane.saved = found.step if found else 0
+    whole = [restored for restored in newest if restored is not None]
     if len(groups) == 1:
-        return newest or None
-    common = _go_back(lanes, newest) if len(newest) == len(lanes) else None
-    if common is None:
-        raise LanesApart(
-            list(groups.values()),
-            f"{names([lane.workdir for lane in lanes])} stand at different steps, so that they "
-            "cannot be lanes of one program; train each, or those of one step, by itself.",
-        )
-    return common
+        return whole or None
+    if len(newest) == len(lanes) and _were_together(lanes):
+        if len(whole) < len(lanes):
+            # A kill before some had saved for the first time, which is all that the others have.
+            begun = [lane for lane in lanes if lane.checkpoints.steps()]
+            if all(len(lane.checkpoints.steps()) == 1 for lane in begun):
+                return None
+        elif (common := _go_back(lanes, whole)) is not None:
+            return common
+    raise LanesApart(
+        list(groups.values()),
+        f"{names([lane.workdir for lane in lanes])} stand at different steps, so that they cannot "
+        "be lanes of one program; train each, or those of one step, by itself.",
+    )
 
 
-def _go_back(lanes: Sequence[Lane], newest: Sequence[Restored]) -> list[Restored] | None:
-    """Whole checkpoints of the step before, of lanes that a kill left one save apart; or None.
+def _were_together(lanes: Sequence[Lane]) -> bool:
+    """Whether runs were lanes of one program, which a kill leaves at most one save apart.
 
     They compute the same steps again, in the same program, and those ahead keep what they have.
     """
-    before = [trained_together(lane.workdir) for lane in lanes]
-    if not before[0] or any(names != before[0] for names in before):
-        return None
+    before = {trained_together(lane.workdir) for lane in lanes}
+    return len(before) == 1 and before != {()}
+
+
+def _go_back(lanes: Sequence[Lane], newest: Sequence[Restored]) -> list[Restored] | None:
+    """Whole checkpoints of the last step that all lanes have saved, or None."""
     common = min(restored.step for restored in newest)
     try:
         return [

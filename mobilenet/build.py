@@ -1133,7 +1133,12 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
     if config.train.num_epochs:
         check_examples(data, workdir)
     num_classes = resolve_classes(config, len(data.class_names))
-    _check_sizes(config, data, num_classes)
+    if num_classes == 0:
+        raise ConfigError(
+            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
+            "out (None) for the data set's classes."
+        )
+    check_data(config, data.dataset)
     if config_lib.is_quantized(config):
         check_rules(config, num_classes)
     examples = len(data.dataset.splits["train"])
@@ -1202,23 +1207,38 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
     )
 
 
-def _check_sizes(config: Config, data: Data, num_classes: int) -> None:
-    """Refuses, with a ConfigError, what cannot be trained on as much data as there is."""
-    if num_classes == 0:
-        raise ConfigError(
-            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
-            "out (None) for the data set's classes."
-        )
-    examples, batch_size = len(data.dataset.splits["train"]), config.train.global_batch_size
+def check_data(config: Config, dataset: datasets.Dataset) -> None:
+    """Refuses a configuration that cannot train on its opened data set with a ConfigError."""
+    if config.train.num_epochs:
+        resolve_classes(config, dataset.num_classes)
+    examples, batch_size = len(dataset.splits["train"]), config.train.global_batch_size
     if batch_size > examples and config.train.num_epochs:
         raise ConfigError(
             f"train.global_batch_size is {batch_size}, but the train part of {config.data.name} "
             f"has {examples} examples; it must be at most that."
         )
-    if config.train.patience and not len(data.dataset.splits["validation"]):
+    if config.train.patience and not len(dataset.splits["validation"]):
         raise ConfigError(
             f"train.patience is {config.train.patience}, but there is no validation split to judge "
             "by; set data.validation_fraction or data.validation_split."
+        )
+
+
+def check_teacher(config: Config, dataset: datasets.Dataset) -> None:
+    """Refuses with a ConfigError a teacher that is no run, or not one for the student's data."""
+    directory = config.compress.distillation.teacher
+    if directory:
+        num_classes = resolve_classes(config, dataset.num_classes)
+        path = Path(directory)
+        teacher.check(path, read_stored(path), config, dataset.class_names, num_classes)
+
+
+def require_no_patience(config: Config) -> None:
+    """Refuses with a ConfigError what cannot be a lane: a run that ends at a step of its own."""
+    if config.train.patience:
+        raise ConfigError(
+            "train.patience ends each run at a step of its own, which lanes cannot; train with one "
+            "lane, or without it."
         )
 
 
@@ -1262,11 +1282,8 @@ def build_lanes(
             f"{', '.join(ARGUMENTS)} alone (train.ema_decay and quantisation not between on and "
             "off, quantize.rules in bits and estimators)."
         )
-    if any(config.train.patience for config in configs):
-        raise ConfigError(
-            "train.patience ends each run at a step of its own, which lanes cannot; train with one "
-            "lane, or without it."
-        )
+    for config in configs:
+        require_no_patience(config)
     runs = [build(c, w, shared=shared) for c, w in zip(configs, workdirs, strict=True)]
     first, data = runs[0], build_data(configs[0], workdirs[0], shared)
     left = any(_past(workdir).trains(first.total_steps) for workdir in workdirs)

@@ -109,10 +109,26 @@ def prepare_compiler(directory: Path | None = None) -> Path | None:
     return cache_compilations(directory)
 
 
-def end_with_parent() -> None:
-    """Has this process get SIGTERM when the one that started it ends, on Linux: no orphans."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Has this process get SIGTERM when the one that started it ends, on Linux: no orphans.
+
+    Args:
+      parent: the process that started this one, as it has said itself: if it has ended already,
+        which the system does not tell afterwards, this one gets the signal now. None is whoever is
+        the parent now.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, by its code of `subprocess`, as in "was ended by SIGSEGV"."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (", as for want of memory" if name == "SIGKILL" else "")
 
 
 def cache_compilations(directory: Path | None = None) -> Path | None:

@@ -55,6 +55,35 @@ def read(
       ConfigError: no run, or one whose classes or pictures are not the student's.
       CheckpointError: its weights cannot be read.
     """
+    own, outputs = check(directory, stored, config, class_names, num_classes)
+    assert stored is not None
+    restored = read_checkpoint(directory, "result")
+    description = json.dumps(
+        {
+            "config": config_lib.to_json(own),
+            "outputs": outputs,
+            "mean": stored["mean"],
+            "std": stored["std"],
+        }
+    )
+    return Teacher(description, restored.eval_variables, {"step": restored.step})
+
+
+def check(
+    directory: Path,
+    stored: Mapping[str, Any] | None,
+    config: Config,
+    class_names: tuple[str, ...],
+    num_classes: int,
+) -> tuple[Config, int]:
+    """Whether a run can teach, without its weights; arguments as `read`.
+
+    Returns:
+      Its configuration and its classifier's width.
+
+    Raises:
+      ConfigError: no run, or one whose classes or pictures are not the student's.
+    """
     key = "compress.distillation.teacher"
     if stored is None:
         raise ConfigError(
@@ -77,16 +106,7 @@ def read(
                 f"{own.data[name]}, but the student sees {config.data[name]}; both must be the "
                 "same."
             )
-    restored = read_checkpoint(directory, "result")
-    description = json.dumps(
-        {
-            "config": config_lib.to_json(own),
-            "outputs": outputs,
-            "mean": stored["mean"],
-            "std": stored["std"],
-        }
-    )
-    return Teacher(description, restored.eval_variables, {"step": restored.step})
+    return own, outputs
 
 
 def _few(names: tuple[str, ...]) -> str:

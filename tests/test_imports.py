@@ -19,7 +19,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/rows.py": ("mobilenet.rundir",),
     "mobilenet/models": ("mobilenet.models",),
     "mobilenet/data": ("mobilenet.data",),
-    "mobilenet/train": ("mobilenet.train", "mobilenet.rundir", "mobilenet.runtime"),
+    "mobilenet/streams.py": (),
+    "mobilenet/train": (
+        "mobilenet.train", "mobilenet.rundir", "mobilenet.runtime", "mobilenet.streams",
+    ),
     "mobilenet/trees.py": (),
     "mobilenet/quantize": ("mobilenet.quantize", "mobilenet.models", "mobilenet.trees"),
     # The vocabulary of quantisation, which configurations check: no JAX.
@@ -95,7 +98,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/sweep": (
         "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.rundir",
-        "mobilenet.runtime", "mobilenet.train", "mobilenet.models",
+        "mobilenet.runtime", "mobilenet.train", "mobilenet.models", "mobilenet.data.datasets",
+        "mobilenet.streams",
     ),
     # What experiment files are written with.
     "mobilenet/sweep/space.py": (),
@@ -109,7 +113,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.experiment", "mobilenet.reproduction", "mobilenet.conversion",
         "mobilenet.quantization",
         "mobilenet.export", "mobilenet.deployment",
-        "mobilenet.compression", "mobilenet.workflows",
+        "mobilenet.compression", "mobilenet.workflows", "mobilenet.streams",
     ),
     "mobilenet/__main__.py": ("mobilenet.cli",),
     "mobilenet/__init__.py": (),

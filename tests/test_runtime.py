@@ -114,6 +114,45 @@ def test_a_worker_ends_with_the_program_that_started_it():
     assert not _alive(pid)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_worker_whose_parent_has_ended_already_ends_too(tmp_path: Path):
+    worker = (
+        "import os, sys, time\n"
+        "from mobilenet import runtime\n"
+        "parent = int(sys.argv[1])\n"
+        "print(os.getpid(), flush=True)\n"
+        "while os.getppid() == parent:\n"
+        "    time.sleep(0.01)\n"
+        "runtime.end_with_parent(parent)\n"
+        "time.sleep(60)\n"
+    )
+    program = (
+        "import os, subprocess, sys, time\n"
+        f"command = [sys.executable, '-c', {worker!r}, str(os.getpid())]\n"
+        "worker = subprocess.Popen(command, stdout=subprocess.PIPE)\n"
+        "print(int(worker.stdout.readline()), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    end = time.monotonic() + 20
+    while _alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def test_how_processes_end_is_named():
+    for command, expected in (
+        ("kill -KILL $$", "was ended by SIGKILL, as for want of memory"),
+        ("kill -SEGV $$", "was ended by SIGSEGV"),
+        ("exit 3", "ended with code 3"),
+    ):
+        assert runtime.describe_exit(subprocess.run(["sh", "-c", command]).returncode) == expected
+
+
 def _alive(pid: int) -> bool:
     """Whether a process runs; one that has ended may wait for its parent to be told."""
     try:

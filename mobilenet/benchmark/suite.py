@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mobilenet import architecture, rundir
+from mobilenet import architecture, rundir, runtime
 from mobilenet import config as config_lib
 from mobilenet import rows as table
 from mobilenet.config import Config
@@ -96,6 +96,7 @@ class Case:
         return json.dumps(
             {
                 "subject": subject,
+                "parent": os.getpid(),
                 "config": config_lib.to_json(self.config),
                 **{name: getattr(self, name) for name in fields},
             }
@@ -128,8 +129,8 @@ class Worker:
             self._process.wait()
             last = self._process.stderr.read().strip().splitlines()[-5:]
             raise BenchmarkError(
-                f"The process of {self.subject} ended with code {self._process.returncode}: "
-                + " / ".join(last)
+                f"The process of {self.subject} "
+                f"{runtime.describe_exit(self._process.returncode)}: {' / '.join(last)}"
             )
         found = json.loads(line)
         if "error" in found:
@@ -138,8 +139,9 @@ class Worker:
 
     def _ask(self, text: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(text + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer tells
+            self._process.stdin.write(text + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def turn(self, steps: int) -> list[float]:

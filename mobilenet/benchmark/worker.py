@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
 def _serve(request: dict[str, Any], answer: Any) -> None:
     from mobilenet import runtime
 
-    runtime.end_with_parent()
+    runtime.end_with_parent(request["parent"])
     kept = request["memory"] == "kept" and runtime.keep_memory()
     runtime.use_wide_vectors()
     if request["subject"].startswith("torch"):

@@ -45,10 +45,6 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         return _fail(verb, str(error), USAGE)
     except Failure as error:
         return _fail(verb, str(error), FAILED)
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; nothing can be printed, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return _fail(verb, "Interrupted.", 130)
     except Exception as error:
@@ -66,7 +62,9 @@ def _expected(error: Exception) -> int | None:
     from mobilenet.data.images import UnreadableImage
     from mobilenet.rundir import RunDirectoryError
     from mobilenet.train.checkpoints import CheckpointError
-    from mobilenet.train.loop import Diverged, EmptySplitError, Interrupted
+    from mobilenet.train.lanes import Diverged
+    from mobilenet.train.loop import EmptySplitError
+    from mobilenet.train.signals import Interrupted
 
     if isinstance(error, Interrupted):
         return 128 + error.signum

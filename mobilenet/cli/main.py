@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from mobilenet import runtime
+from mobilenet import runtime, streams
 
 STARTED = time.time()  # the program's start, before the heavy imports below a verb
 
@@ -48,7 +48,14 @@ def main(argv: list[str] | None = None) -> int:
       0 done; 1 the run failed; 2 the command, the configuration or the data cannot be used; 3 the
       training diverged; 128 + n interrupted by signal n after saving.
     """
-    program = argv is None  # not a call from Python, whose process is not ours to change
+    if argv is None:  # not a call from Python, whose process is not ours to change
+        streams.open_standard_files()
+    with streams.lasting():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
+    program = argv is None
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help(), end="")

@@ -38,6 +38,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "where the runs of all scales are", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes that train", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "runs of one shape in one program", flag_values=values)
+    flags.DEFINE_boolean(
+        "retry_failed", False, "train runs that failed before again", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -87,6 +90,7 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
         directory,
         jobs=common.flag(values, "jobs"),
         lanes=common.flag(values, "lanes"),
+        retry_failed=common.flag(values, "retry_failed"),
     )
     print(listing.summary(trial.points, outcome.statuses, directory))
     arms = trial.measure()

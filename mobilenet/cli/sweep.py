@@ -10,8 +10,11 @@
 
 The same command continues after anything; done points are never trained again. A point is known by
 a hash of its configuration: a changed configuration is a new point. Overrides with --config.KEY
-change every point. A search draws a value for each range of the sweep (`mobilenet.sweep.space`),
-scores validation top-1, and prunes hopeless trials; several of the same command at once share it.
+change every point. Data are opened before anything is written. The exit code is 0 when every point
+is done; it is 1 while another command trains some of them.
+
+A search draws a value for each range of the sweep (`mobilenet.sweep.space`), scores validation
+top-1, and prunes hopeless trials; several of the same command at once share it.
 """
 
 import sys
@@ -78,7 +81,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         print(listing.table(planned, workdir))
         return 0
     if common.flag(values, "launcher") == "slurm":
-        return report(planned, submit(values, planned, workdir), workdir)
+        outcome = submit(values, planned, workdir)
+        return report(planned, outcome, workdir, waited=common.flag(values, "wait"))
     if common.flag(values, "slurm"):
         raise common.UsageError("--slurm is given without --launcher=slurm.")
     runtime.prepare_compiler()
@@ -93,12 +97,21 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     return report(planned, outcome, workdir)
 
 
-def report(planned: "list[Point]", outcome: "Outcome", workdir: Path) -> int:
-    """Prints what the sweep has come to; returns the exit code."""
+def report(
+    planned: "list[Point]", outcome: "Outcome", workdir: Path, *, waited: bool = True
+) -> int:
+    """Prints what the sweep has come to; returns the exit code.
+
+    Args:
+      planned: its points.
+      outcome: of the sweep.
+      workdir: of the sweep.
+      waited: for all points; otherwise those that have not ended are as they should be.
+    """
     from mobilenet.sweep import listing
 
     print(listing.summary(planned, outcome.statuses, workdir))
-    if outcome.failed:
+    if outcome.failed or outcome.having("damaged") or (waited and outcome.unfinished):
         return FAILED
     return DIVERGED if outcome.having("diverged") else 0
 

@@ -8,7 +8,9 @@ from rich.table import Table
 
 from mobilenet import architecture, build, rundir
 from mobilenet.models import cost
+from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
+from mobilenet.sweep.progress import failure
 
 WIDTH = 100  # columns of a table that goes to a file
 
@@ -29,6 +31,7 @@ def table(points: Sequence[Point], workdir: Path) -> str:
 
     Raises:
       ConfigError, DatasetError: the data cannot be opened; it tells classes and steps.
+      RunDirectoryError: the directory cannot be read.
     """
     shown = Table(box=None, padding=(0, 1), show_edge=False)
     shown.add_column("key", no_wrap=True)
@@ -37,19 +40,20 @@ def table(points: Sequence[Point], workdir: Path) -> str:
         shown.add_column(name, justify="right", no_wrap=True)
     shared = build.Shared()
     total_steps, shapes = 0, set()
+    statuses = runner.statuses(points, workdir)
     for point in points:
         dataset, _ = shared.open(point.config)
         classes = build.resolve_classes(point.config, dataset.num_classes)
         costs = cost.totals(architecture.layer_costs(point.config, classes))
         _, steps = build.count_steps(point.config, len(dataset.splits["train"]))
-        status = rundir.status(point.directory(workdir))
+        status = statuses[point.key]
         total_steps += 0 if status in rundir.FINAL else steps
         shapes.add(build.lane_key(point.config))
         shown.add_row(
             point.key[:8], point.label, f"{costs.params:,}", f"{costs.macs / 1e6:,.1f}",
             f"{steps:,}", status,
         )  # fmt: skip
-    done = sum(rundir.status(point.directory(workdir)) == "done" for point in points)
+    done = sum(status == "done" for status in statuses.values())
     return (
         f"{_render(shown)}\n\n{len(points)} points of {len(shapes)} shapes, {done} done; "
         f"{total_steps:,} steps to train."
@@ -57,19 +61,22 @@ def table(points: Sequence[Point], workdir: Path) -> str:
 
 
 def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:
-    """What a sweep has come to: counts, and why points failed."""
+    """What a sweep has come to: counts, why points failed, and what to do about it."""
     counts = {s: sum(v == s for v in statuses.values()) for s in rundir.STATUSES}
     lines = [f"{len(points)} points: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)]
     for point in points:
         status = statuses[point.key]
         if status in ("failed", "diverged", "damaged"):
             directory = point.directory(workdir)
-            error = (rundir.read_json(directory / "point.json") or {}).get("error")
-            error = error or (rundir.read_json(directory / "summary.json") or {}).get("error")
-            lines.append(f"  {status}: {point.label}: {error} ({directory}/log.txt)")
+            lines.append(f"  {status}: {point.label}: {failure(directory)} ({directory}/log.txt)")
     if counts["failed"]:
         lines.append("Start again with --retry_failed when the cause is gone.")
+    if counts["damaged"]:
+        lines.append("Restore or delete the damaged files, and start again: the rest is kept.")
     if counts["running"]:
-        lines.append("Points that are running belong to another sweep in this directory.")
+        lines.append(
+            "Points that are running belong to another sweep in this directory; start again when "
+            "it has ended."
+        )
     lines.append(f"sweep directory: {workdir}")
     return "\n".join(lines)

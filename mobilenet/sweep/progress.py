@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mobilenet import rundir
+from mobilenet.streams import Lasting
 from mobilenet.sweep.points import Point
 
 SECONDS = 1.0  # between two looks at the run directories
@@ -42,7 +43,8 @@ class Progress:
         self._points = {point.key: point for point in points}
         self._workdir = workdir
         self._show = show
-        self._stream = stream or sys.stderr
+        # Nobody has to watch: the sweep goes on when the terminal is closed.
+        self._stream: Any = Lasting(stream or sys.stderr, always=True)
         self._summaries: dict[str, dict[str, Any]] = {}  # of points that have ended
         self._statuses: dict[str, str] = {}
         self._done_before: set[str] = set()
@@ -127,11 +129,12 @@ class Progress:
 
     def _best(self) -> str | None:
         scores = {
-            key: summary["validation"]["top1"]
+            key: _top1(summary)
             for key, summary in self._summaries.items()
-            if summary.get("status") == "done" and "validation" in summary
+            if self._statuses[key] == "done"
         }
-        return max(scores, key=scores.__getitem__) if scores else None
+        known = {key: score for key, score in scores.items() if score is not None}
+        return max(known, key=known.__getitem__) if known else None
 
     def describe(self, key: str) -> str:
         """The state of one point in a few words."""
@@ -140,13 +143,10 @@ class Progress:
         if status == "running":
             return _last_step(directory) or "starting"
         if status == "failed":
-            with contextlib.suppress(ValueError):
-                point = rundir.read_json(directory / "point.json", dict) or {}
-                summary = rundir.read_json(directory / "summary.json", dict) or {}
-                return f"failed: {point.get('error') or summary.get('error')}"
-        summary = self._summaries.get(key, {})
-        if status == "done" and "validation" in summary:
-            return f"validation top-1 {100 * summary['validation']['top1']:.2f} %"
+            return f"failed: {failure(directory)}"
+        score = _top1(self._summaries.get(key, {}))
+        if status == "done" and score is not None:
+            return f"validation top-1 {100 * score:.2f} %"
         return status
 
     def table(self) -> Group:
@@ -156,7 +156,7 @@ class Progress:
             (key for key, status in self._statuses.items() if status != "pending"),
             key=lambda key: (
                 order.get(self._statuses[key], 2),
-                -self._summaries.get(key, {}).get("validation", {}).get("top1", 0.0),
+                -(_top1(self._summaries.get(key, {})) or 0.0),
             ),
         )
         table = Table(box=None, padding=(0, 1), show_edge=False)
@@ -167,6 +167,24 @@ class Progress:
         hidden = len(keys) - ROWS
         more = [Text(f"and {hidden} more")] if hidden > 0 else []
         return Group(Text(self.headline()), table, *more)
+
+
+def failure(directory: Path) -> str:
+    """Why a point failed, diverged, or counts as damaged."""
+    errors = []
+    for name in ("point.json", "summary.json"):
+        try:
+            errors.append((rundir.read_json(directory / name, dict) or {}).get("error"))
+        except rundir.FileError as error:
+            return f"{name} {error.what}"
+    return str(errors[0] or errors[1])
+
+
+def _top1(summary: dict[str, Any]) -> float | None:
+    """Validation top-1 of a summary, a fraction; None if it does not tell."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return float(summary["validation"]["top1"])
+    return None
 
 
 def _last_step(directory: Path) -> str | None:

@@ -19,14 +19,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mobilenet import build, rundir
+from mobilenet import build, rundir, runtime
+from mobilenet.config import ConfigError
+from mobilenet.data.datasets import DatasetError
 from mobilenet.rundir import InUseError, RunDirectoryError
+from mobilenet.sweep import lanes as lanes_lib
+from mobilenet.sweep.lanes import Standing
 from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop
+from mobilenet.train.lanes import LanesApart, Stopped
+from mobilenet.train.loop import Parts
+from mobilenet.train.signals import Interrupted, Signals, handled
 
 # Statuses of points that a worker may take. Failed ones wait for `retry_failed`.
 OPEN = ("pending", "interrupted", "killed", "damaged")
+# Errors of the command, not of a point: the corrected command trains the point.
+REFUSALS = (ConfigError, DatasetError)
+REFUSED = 2  # exit code of a worker that met one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +59,16 @@ class Outcome:
         """Keys of points that an error ended."""
         return self.having("failed")
 
+    @property
+    def unfinished(self) -> list[str]:
+        """Keys of points that have not ended, or whose files do not tell."""
+        return [key for key, status in self.statuses.items() if status not in rundir.FINAL]
+
 
 def statuses(points: Sequence[Point], workdir: Path) -> dict[str, str]:
-    """Status of each point: key -> one of `rundir.STATUSES`."""
-    return {point.key: rundir.status(point.directory(workdir)) for point in points}
+    """Status of each point: key -> one of `rundir.STATUSES`; RunDirectoryError if none is read."""
+    with _using(workdir):
+        return {point.key: rundir.status(point.directory(workdir)) for point in points}
 
 
 def run(
@@ -81,18 +97,67 @@ def run(
       The outcome; points that another sweep is training are "running" in it.
 
     Raises:
-      Interrupted: by SIGINT or SIGTERM, after points in progress were saved.
+      Interrupted: by a signal (`mobilenet.train.signals`), after points in progress were saved.
+      ConfigError, DatasetError: points cannot train, as `check` finds before anything is written,
+        or could not begin later; the others were trained.
+      RunDirectoryError: the directory cannot be written, or a worker process has died.
     """
+    shared = build.Shared()
+    check(points, workdir, shared, lanes=lanes, retry_failed=retry_failed)
     register(points, workdir, retry_failed=retry_failed)
     left = sum(status in OPEN for status in statuses(points, workdir).values())
     jobs = max(1, min(jobs, left))
-    with Progress(points, workdir, show=progress):
+    with Progress(points, workdir, show=progress), _using(workdir):
         if jobs == 1:
-            work(points, workdir, lanes=lanes, max_failures=max_failures)
+            work(points, workdir, lanes=lanes, max_failures=max_failures, shared=shared)
         else:
             plan = write_plan(points, workdir)
             _spawn(plan, workdir, jobs=jobs, lanes=lanes, max_failures=max_failures)
     return Outcome(statuses(points, workdir))
+
+
+@contextlib.contextmanager
+def _using(workdir: Path) -> Iterator[None]:
+    """Turns a sweep's directory that cannot be read or written into a RunDirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(
+            f"The sweep's directory {workdir} cannot be used: {error.strerror or error} "
+            f"({error.filename or workdir}). Give --workdir a directory that can be written."
+        ) from error
+
+
+def check(
+    points: Sequence[Point],
+    workdir: Path,
+    shared: build.Shared,
+    *,
+    lanes: int = 1,
+    retry_failed: bool = False,
+) -> None:
+    """Refuses points that cannot train, before any is registered; those that have ended may not.
+
+    Args:
+      points: of the sweep.
+      workdir: of the sweep.
+      shared: of the runs in this process; it has the opened data afterwards.
+      lanes, retry_failed: as for `run`.
+
+    Raises:
+      ConfigError, DatasetError: data that cannot be opened, or that the configuration does not fit.
+    """
+    wanted = (*OPEN, "failed") if retry_failed else OPEN
+    found = statuses(points, workdir)
+    # Sorted, so that each data set is opened once.
+    for point in sorted(points, key=lambda point: str(point.config.data)):
+        if found[point.key] not in wanted:
+            continue
+        if lanes > 1:
+            build.require_no_patience(point.config)
+        dataset, _ = shared.open(point.config)
+        build.check_data(point.config, dataset)
+        build.check_teacher(point.config, dataset)
 
 
 def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = False) -> None:
@@ -100,18 +165,29 @@ def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = Fal
 
     Raises:
       ConfigError: a point that is open starts from what is not there.
+      RunDirectoryError: the directory cannot be written.
     """
     found = statuses(points, workdir)
     require_sources(point for point in points if found[point.key] in OPEN)
-    for point in points:
-        directory = point.directory(workdir)
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "point.json").exists():
-            _record(point, directory, None)
-        elif retry_failed and rundir.status(directory) == "failed":
-            with contextlib.suppress(InUseError), rundir.locked(directory):
+    with _using(workdir):
+        for point in points:
+            directory = point.directory(workdir)
+            directory.mkdir(parents=True, exist_ok=True)
+            if not (directory / "point.json").exists():
                 _record(point, directory, None)
-                (directory / "summary.json").unlink(missing_ok=True)
+            elif retry_failed and rundir.status(directory) == "failed":
+                with contextlib.suppress(InUseError), rundir.locked(directory):
+                    _open_again(point, directory)
+
+
+def _open_again(point: Point, directory: Path) -> None:
+    """A failed point continues as an interrupted one; what it has recorded stays."""
+    _record(point, directory, None)
+    summary = rundir.read_json(directory / "summary.json", dict)
+    if summary is not None:
+        for name in ("error", "step"):  # where it failed; its checkpoints say what is saved
+            summary.pop(name, None)
+        rundir.write_json(directory / "summary.json", summary | {"status": "interrupted"})
 
 
 def _record(point: Point, directory: Path, error: str | None) -> None:
@@ -133,6 +209,7 @@ def work(
     lanes: int = 1,
     max_failures: int = 0,
     offset: float = 0.0,
+    shared: build.Shared | None = None,
 ) -> None:
     """Trains points that nobody has taken, one after the other, until none is left.
 
@@ -143,56 +220,78 @@ def work(
       max_failures: as for `run`, over all workers.
       offset: where in the list of shapes to start, as a fraction of it: workers that start at
         different shapes compile different ones.
+      shared: of the runs in this process; None shares among these points alone.
 
     Raises:
       Interrupted: by a signal.
+      ConfigError, DatasetError: a point could not begin; the others were trained.
+      BackendError: JAX has nothing to compute on; no point was begun.
     """
-    shapes: dict[str, list[Point]] = {}
-    for point in points:
-        shapes.setdefault(build.lane_key(point.config), []).append(point)
-    groups = list(shapes.values())
+    groups = lanes_lib.shapes(points)
     first = int(offset * len(groups))
     groups = groups[first:] + groups[:first]
 
     def failed() -> int:
         return sum(status == "failed" for status in statuses(points, workdir).values())
 
+    if any(status in OPEN for status in statuses(points, workdir).values()):
+        runtime.require_backend()
     failed_before = failed() if max_failures else 0
-    shared = build.Shared()
-    for group in groups:
-        candidates = iter(group)
-        while True:
+    shared = shared or build.Shared()
+    refused: list[Exception] = []
+    for left in groups:
+        while left:
             if max_failures and failed() - failed_before >= max_failures:
                 return
             with contextlib.ExitStack() as stack:
-                taken = list(_take(candidates, workdir, lanes, stack))
-                if not taken:
-                    break
-                train(taken, workdir, shared)
+                taken = _take(left, workdir, lanes, stack)
+                try:
+                    if taken:
+                        train(taken, workdir, shared)
+                except REFUSALS as error:
+                    refused.append(error)
+    if refused:
+        raise refused[0]
 
 
-def _take(
-    candidates: Iterator[Point], workdir: Path, count: int, stack: contextlib.ExitStack
-) -> Iterator[Point]:
-    """Locks the next open points, at most `count`, until the stack is left."""
-    for point in candidates:
-        directory = point.directory(workdir)
-        if rundir.status(directory) not in OPEN:
+def _take(left: list[Point], workdir: Path, count: int, stack: contextlib.ExitStack) -> list[Point]:
+    """Locks open points that can train together, at most `count`, until the stack is left.
+
+    Out of `left` go those and all that are not open; points that stand at another step stay.
+    """
+    taken: list[Point] = []
+    standings: list[Standing] = []
+    for point in list(left):
+        if len(taken) == count:
+            break
+        lock = _lock_if_open(point.directory(workdir))
+        if lock is None:
+            left.remove(point)
             continue
-        lock = contextlib.ExitStack()
-        try:
-            lock.enter_context(rundir.locked(directory))
-        except InUseError:
-            continue  # another worker was faster
-        # Asked before the lock was held: it may have been finished in between.
-        if rundir.status(directory, held=True) not in OPEN:
+        own = lanes_lib.standing(point, workdir)
+        if not all(own.fits(other) for other in standings):
             lock.close()
             continue
         stack.enter_context(lock)
-        yield point
-        count -= 1
-        if count == 0:
-            return
+        left.remove(point)
+        taken.append(point)
+        standings.append(own)
+    return taken
+
+
+def _lock_if_open(directory: Path) -> contextlib.ExitStack | None:
+    """Holds an open point's run directory; None if it is not open or in other hands."""
+    if rundir.status(directory) not in OPEN:
+        return None
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(rundir.locked(directory))
+        except InUseError:
+            return None  # another worker was faster
+        # Asked before the lock was held: it may have been finished in between.
+        if rundir.status(directory, held=True) in OPEN:
+            return lock.pop_all()
+    return None
 
 
 def train(
@@ -202,7 +301,9 @@ def train(
     *,
     watch: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Trains points together; what goes wrong is recorded with the points and not raised.
+    """Trains points together; what goes wrong in training is recorded with them and not raised.
+
+    Points that turn out to stand at different steps, or of which one cannot begin, train apart.
 
     Args:
       points: of one shape, registered and locked by the caller.
@@ -212,27 +313,74 @@ def train(
 
     Raises:
       Interrupted, KeyboardInterrupt: by a signal.
+      ConfigError, DatasetError: a point cannot begin. That is no result of it: it stays open.
     """
+    refused: list[Exception] = []
+    for group in _attempt(points, workdir, shared, watch):
+        try:
+            train([points[index] for index in group], workdir, shared, watch=watch)
+        except REFUSALS as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
+def _attempt(
+    points: Sequence[Point],
+    workdir: Path,
+    shared: build.Shared,
+    watch: Callable[[int, Mapping[str, Any]], None] | None,
+) -> Sequence[Sequence[int]]:
+    """Trains points as `train` does; if they must be apart, which ones: groups of their places."""
     directories = [point.directory(workdir) for point in points]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(open(path / "log.txt", "a")) for path in directories]
+
+        def record(error: Exception) -> None:
+            for point, directory, file in zip(points, directories, logs, strict=True):
+                traceback.print_exception(error, file=file)
+                _record(point, directory, f"{type(error).__name__}: {error}")
+
         try:
-            if len(points) == 1:
-                parts = build.build(points[0].config, directories[0], shared=shared)
-            else:
-                configs = [point.config for point in points]
-                parts = build.build_lanes(configs, directories, shared=shared)
-            stream: Any = _Tee(logs)
-            parts = dataclasses.replace(parts, watch=watch)
-            loop.train_lanes(parts, directories, stream=stream)
-        except loop.Interrupted:
+            parts = _begin(points, directories, shared)
+        except Exception as error:
+            if len(points) > 1:
+                return [[index] for index in range(len(points))]
+            if isinstance(error, REFUSALS):
+                raise
+            record(error)
+            return []
+        groups: Sequence[Sequence[int]] = []
+        signals = stack.enter_context(Signals())
+        try:
+            parts, stream = dataclasses.replace(parts, watch=watch), _Tee(logs)
+            loop.train_lanes(parts, directories, stream=stream, signals=signals)  # pyright: ignore[reportArgumentType]
+        except Interrupted:
             raise
-        except loop.Stopped:
+        except LanesApart as apart:
+            groups = apart.groups
+        except Stopped:
             pass  # every lane diverged or was pruned, as their summaries say
         except Exception as error:
-            for point, directory, file in zip(points, directories, logs, strict=True):
-                traceback.print_exc(file=file)
-                _record(point, directory, f"{type(error).__name__}: {error}")
+            record(error)
+        if signals.received is not None:  # too late for these points, and for no other
+            raise _interrupted(signals.received)
+        return groups
+
+
+def _begin(points: Sequence[Point], directories: Sequence[Path], shared: build.Shared) -> Parts:
+    """The parts of one run, or of several as lanes."""
+    if len(points) == 1:
+        return build.build(points[0].config, directories[0], shared=shared)
+    return build.build_lanes([point.config for point in points], directories, shared=shared)
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(
+        number,
+        f"Interrupted by {signal.Signals(number).name}; points in progress are saved. The same "
+        "command continues.",
+    )
 
 
 class _Tee:
@@ -269,13 +417,14 @@ def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: in
                 worker.send_signal(signal.SIGTERM)
 
     workers: list[subprocess.Popen[bytes]] = []
-    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    logs: list[tuple[Path, int]] = []
+    with handled(forward):
         for index in range(jobs):
-            command = [sys.executable, "-m", "mobilenet.sweep.worker", str(plan), str(workdir)]
-            command += [f"{index}", f"{jobs}", f"{lanes}", f"{max_failures}"]
-            log = open(workdir / f"worker{index}.log", "a")  # noqa: SIM115
-            with log:
+            command = [sys.executable, "-m", "mobilenet.sweep.worker", str(os.getpid())]
+            command += [str(plan), str(workdir), f"{index}", f"{jobs}", f"{lanes}"]
+            command += [f"{max_failures}"]
+            with open(workdir / f"worker{index}.log", "a") as log:
+                logs.append((Path(log.name), log.tell()))
                 workers.append(
                     subprocess.Popen(
                         command,
@@ -288,21 +437,28 @@ def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: in
                     )
                 )
         codes = [worker.wait() for worker in workers]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if received:
-        raise loop.Interrupted(
-            received[0],
-            f"Interrupted by {signal.Signals(received[0]).name}; points in progress are saved. The "
-            "same command continues.",
-        )
+        raise _interrupted(received[0])
+    _raise_broken(codes, logs)
+
+
+def _raise_broken(codes: Sequence[int], logs: Sequence[tuple[Path, int]]) -> None:
+    """Raises what ended workers early: exit codes, and each one's log and where in it it began."""
     broken = [index for index, code in enumerate(codes) if code]
-    if broken:
-        raise RunDirectoryError(
-            f"{len(broken)} of {jobs} workers ended with an error; the last lines of "
-            f"{workdir / f'worker{broken[0]}.log'} say which. The same command continues."
-        )
+    if not broken:
+        return
+    refused = [index for index in broken if codes[index] == REFUSED]
+    path, start = logs[(refused or broken)[0]]
+    with open(path, errors="replace") as file:
+        file.seek(start)
+        last = (file.read().strip().splitlines() or ["nothing"])[-1]
+    if refused:
+        raise ConfigError(last)
+    ends = [f"worker {index} {runtime.describe_exit(codes[index])}" for index in broken]
+    raise RunDirectoryError(
+        f"{len(broken)} of {len(codes)} workers did not end well: {'; '.join(ends)}. The last line "
+        f"of {path} is {last!r}. The same command continues."
+    )
 
 
 def accelerators() -> list[str]:

@@ -36,7 +36,7 @@ from mobilenet.sweep import points as points_lib
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
-from mobilenet.train import loop
+from mobilenet.train.lanes import Pruned
 
 METHODS = ("random", "tpe")
 STARTUP_TRIALS = 5  # before any is pruned; Optuna's MedianPruner has the same
@@ -117,20 +117,26 @@ def run(
     Raises:
       ConfigError: an unknown method, no ranges, values that cannot run, or a directory that holds
         another search.
+      DatasetError, RunDirectoryError: the data cannot be opened, or the directory not written.
       Interrupted: by a signal, after the run in progress was saved.
     """
     if method not in METHODS:
         raise ConfigError(f"--search is {method!r}; allowed are {', '.join(METHODS)}.")
     ranges = ranges_of(overrides)
-    _check_ends(base, overrides, ranges)
-    study = _open(workdir, base, overrides, method=method, seed=seed, prune=prune)
     shared = build.Shared()
+    _check_ends(base, overrides, ranges, workdir, shared)
+    study = _open(workdir, base, overrides, method=method, seed=seed, prune=prune)
     with contextlib.suppress(_Enough):
         while True:
             with _next(study, ranges, workdir, method=method, seed=seed, trials=trials) as trial:
                 values = _values(trial.params, ranges)
-                planned = points_lib.points_of(base, _drawn(overrides, values))
-                _train(study, trial, planned, workdir, shared, prune=prune)
+                try:
+                    planned = points_lib.points_of(base, _drawn(overrides, values))
+                    _train(study, trial, planned, workdir, shared, prune=prune)
+                except ConfigError as error:
+                    # The ends of the ranges can run, these values do not go together.
+                    study.tell(trial, state=TrialState.FAIL)
+                    say(str(error))
             ended = study.trials[trial.number]
             say(_describe(ended, values, _ended(study, ranges), trials))
     return _ended(study, ranges)
@@ -143,12 +149,19 @@ def _drawn(overrides: Sequence[Overrides], values: Mapping[str, Any]) -> list[Ov
     ]
 
 
-def _check_ends(base: Config, overrides: Sequence[Overrides], ranges: Mapping[str, Range]) -> None:
-    """Validates the ends of every range before anything is trained."""
+def _check_ends(
+    base: Config,
+    overrides: Sequence[Overrides],
+    ranges: Mapping[str, Range],
+    workdir: Path,
+    shared: build.Shared,
+) -> None:
+    """Validates the ends of every range, and opens their data, before anything is trained."""
     ends = {key: r.choices or (r.low, r.high) for key, r in ranges.items()}
     for index in range(max(map(len, ends.values()))):
         values = {key: _number(ranges[key], e[min(index, len(e) - 1)]) for key, e in ends.items()}
-        points_lib.points_of(base, _drawn(overrides, values))
+        planned = points_lib.points_of(base, _drawn(overrides, values))
+        runner.check(planned, workdir, shared)
 
 
 def _number(drawn_from: Range, value: Any) -> Any:
@@ -186,7 +199,6 @@ def _open(
 ) -> optuna.Study:
     """The study in the journal; one with other settings is refused."""
     optuna.logging.set_verbosity(logging.WARNING)
-    workdir.mkdir(parents=True, exist_ok=True)
     with _alone(workdir):
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(workdir / "search.journal"))),
@@ -293,7 +305,7 @@ def _train(
             return
         trial.report(validation["top1"], step)
         if trial.should_prune():
-            raise loop.Pruned(step, f"Trial {trial.number} was below the median at step {step}.")
+            raise Pruned(step, f"Trial {trial.number} was below the median at step {step}.")
 
     for point in planned:
         directory = point.directory(workdir)

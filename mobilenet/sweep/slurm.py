@@ -17,11 +17,12 @@ from typing import Any
 
 from mobilenet import build, rundir, runtime
 from mobilenet.config import ConfigError
+from mobilenet.sweep import lanes as lanes_lib
 from mobilenet.sweep import points as points_lib
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.progress import Progress
-from mobilenet.train.loop import Interrupted
+from mobilenet.train.signals import Interrupted
 
 # --slurm=KEY=VALUE: what it is called there and by submitit, and its type.
 SETTINGS = {
@@ -114,7 +115,8 @@ def run(
       progress: show it on stderr.
 
     Raises:
-      ConfigError: submitit or Slurm is not there.
+      ConfigError: submitit or Slurm is not there, or points cannot train (`runner.check`).
+      DatasetError, RunDirectoryError: as `runner.run`.
     """
     try:
         import submitit
@@ -122,8 +124,9 @@ def run(
         raise ConfigError(
             "--launcher=slurm needs submitit; `pip install .[sweep]` in the checkout brings it."
         ) from error
-    runner.register(points, workdir, retry_failed=retry_failed)
     queued = _queue()
+    runner.check(points, workdir, build.Shared(), lanes=lanes, retry_failed=retry_failed)
+    runner.register(points, workdir, retry_failed=retry_failed)
     waiting = [p for p in points if _job_of(p, workdir) in queued]
     statuses = runner.statuses(points, workdir)
     open_points = [p for p in points if p not in waiting and statuses[p.key] in runner.OPEN]
@@ -133,7 +136,7 @@ def run(
             folder=workdir / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
         )
         executor.update_parameters(name="mobilenet", **settings)
-        chunks = _chunks(open_points, lanes)
+        chunks = lanes_lib.chunks(open_points, workdir, lanes)
         job = Job()
         with executor.batch():
             jobs = [
@@ -154,18 +157,6 @@ def run(
                 time.sleep(POLL_SECONDS)
                 queued = _queue()
     return runner.Outcome(runner.statuses(points, workdir))
-
-
-def _chunks(points: Sequence[Point], size: int) -> list[list[Point]]:
-    """Points of one shape together, at most `size` a job."""
-    shapes: dict[str, list[Point]] = {}
-    for point in points:
-        shapes.setdefault(build.lane_key(point.config), []).append(point)
-    return [
-        group[start : start + size]
-        for group in shapes.values()
-        for start in range(0, len(group), size)
-    ]
 
 
 def _job_of(point: Point, workdir: Path) -> str | None:

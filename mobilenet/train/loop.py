@@ -8,7 +8,6 @@ leading lane axis, while each keeps its own directory. Read `train_lanes` from t
 import contextlib
 import dataclasses
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +18,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mobilenet import rundir
+from mobilenet.train import lanes as lanes_lib
 from mobilenet.train import metrics, records, steps
-from mobilenet.train.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    require_begun,
-    restore_state,
-)
+from mobilenet.train.lanes import Lane, Stopped, score
 from mobilenet.train.metrics import Evaluation
+from mobilenet.train.signals import Interrupted, Signals
 from mobilenet.train.state import TrainState, to_host
 
 log = logging.getLogger("mobilenet")
@@ -99,72 +94,8 @@ class Parts:
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
-def score(validation: Mapping[str, Any], best_by: str) -> float:
-    """How good a validation is, the higher the better, by "top1" or "loss"."""
-    return float(validation["top1"] if best_by == "top1" else -validation["loss"])
-
-
 class EmptySplitError(ValueError):
     """A split without examples; the message lists those that have some."""
-
-
-class Stopped(RuntimeError):
-    """A run that has said all it can before its last step, at `step`."""
-
-    status = "stopped"
-
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(message)
-        self.step = step
-
-
-class Diverged(Stopped):
-    """The loss or the gradient stopped being a number at `step`."""
-
-    status = "diverged"
-
-
-class Pruned(Stopped):
-    """A search gave the run up at `step`."""
-
-    status = "pruned"
-
-
-class Interrupted(RuntimeError):
-    """One of SIGNALS arrived; `signum` says which. The state was saved."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
-# SIGUSR2 is what Slurm is asked to send before it preempts a job or its time is over.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-
-class _Signals:
-    """Notes the first of SIGNALS; a second SIGINT raises KeyboardInterrupt as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {}
-        # Handlers belong to the main thread; a loop in a notebook's worker thread goes without.
-        with contextlib.suppress(ValueError):
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        del frame
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def evaluate(
@@ -217,100 +148,6 @@ def _evaluation_rows(
     return rows, unreadable
 
 
-class _Lane:
-    """One of the runs that are trained together: its directory, and what is written there.
-
-    Attributes:
-      index: along the lane axis; None when the arrays have none.
-      stopped: why the run ended before its last step, if it did.
-    """
-
-    def __init__(
-        self,
-        index: int | None,
-        workdir: Path,
-        parts: Parts,
-        facts: Mapping[str, Any],
-        began: float,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        self.index = index
-        self.workdir = workdir
-        self.checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints", keep_newest=parts.keep_newest, keep_best=parts.keep_best
-            )
-        )
-        self.stopped: Stopped | None = None
-        self.validations: dict[int, dict[str, Any]] = {}
-        self.summary: dict[str, Any] = {
-            "status": "running",
-            **facts,
-            **records.environment(),
-            "total_steps": parts.total_steps,
-        }
-        self._began = began
-        self._seconds_before = 0.0
-        self._main = jax.process_index() == 0
-        self._writer: records.MetricsWriter | None = None
-
-    def begin(self, start: int, parts: Parts, stack: contextlib.ExitStack) -> None:
-        """Opens the files of a run that continues at `start`."""
-        self.checkpoints.discard_after(start)
-        self.validations = records.read_validations(self.workdir, start)
-        self._seconds_before = _seconds_before(self.workdir, start)
-        if self._main:
-            self._writer = records.MetricsWriter(
-                self.workdir, resume_step=start, tensorboard=parts.tensorboard
-            )
-            stack.callback(self._writer.close)
-        self.conclude("running", start)
-
-    def of(self, tree: Any) -> Any:
-        """This lane's part of arrays of all lanes."""
-        if self.index is None:
-            return tree
-        return jax.tree.map(lambda leaf: leaf[self.index], tree)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Records a row of metrics."""
-        if self._writer is not None:
-            self._writer.write(row)
-
-    def conclude(self, status: str, step: int, **more: Any) -> dict[str, Any]:
-        """Writes the summary with this status; returns it."""
-        seconds = self._seconds_before + time.time() - self._began
-        self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
-        if self._main:
-            rundir.write_json(self.workdir / "summary.json", self.summary)
-        return self.summary
-
-    def is_stale(self, patience: int, best_by: str) -> bool:
-        """Whether the last `patience` validations were no better than one before them."""
-        scores = [score(self.validations[step], best_by) for step in sorted(self.validations)]
-        if not patience or len(scores) <= patience:
-            return False
-        return max(scores[-patience:]) <= max(scores[:-patience])
-
-    def read_best(self) -> tuple[int, Any]:
-        """The step and the evaluated variables of the best checkpoint."""
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("best checkpoint")  # the first process wrote it
-        best = self.checkpoints.best_step()
-        if best is None:
-            raise CheckpointError(
-                f"{self.workdir} keeps no validated checkpoint, which train.patience makes the "
-                "result; train again in a new run directory."
-            )
-        return best, self.checkpoints.read(best).eval_variables
-
-    def stop(self, reason: Stopped) -> None:
-        """Ends this run alone."""
-        self.stopped = reason
-        self.checkpoints.wait()
-        self.conclude(reason.status, reason.step, error=str(reason))
-
-
 def train(
     parts: Parts, workdir: Path, *, began: float | None = None, stream: TextIO | None = None
 ) -> dict[str, Any]:
@@ -341,47 +178,59 @@ def train_lanes(
     *,
     began: float | None = None,
     stream: TextIO | None = None,
+    signals: Signals | None = None,
 ) -> list[dict[str, Any]]:
     """Trains runs of one shape together; each leaves its own directory, as `train` does.
 
-    A lane that diverges or is pruned ends alone, and the others go on.
+    A lane that diverges or is pruned ends alone, and the others go on. Lanes continue from a step
+    that all of them have saved; what one has saved after it is kept.
 
     Args:
       parts: of the runs, with `lanes` = len(workdirs), or None for one run without a lane axis.
       workdirs: the run directories, locked by the caller.
       began, stream: as for `train`.
+      signals: entered by the caller, who looks afterwards whether one came too late to end the
+        training; None is the loop's own.
 
     Returns:
       The summaries, in order; `status` is "done", "diverged" or "pruned".
 
     Raises:
       Diverged, Pruned: every lane ended so; the first one's.
+      LanesApart: the runs stand at different steps; nothing was written.
       Others as `train`.
     """
     began = began or time.time()
     with contextlib.ExitStack() as stack:
         lanes = [
-            _Lane(index if parts.lanes else None, workdir, parts, facts, began, stack)
-            for index, (workdir, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
+            Lane(
+                index if parts.lanes else None,
+                workdirs,
+                stack,
+                keep_newest=parts.keep_newest,
+                keep_best=parts.keep_best,
+                summary={**facts, "total_steps": parts.total_steps},
+                began=began,
+            )
+            for index, (_, facts) in enumerate(zip(workdirs, parts.facts, strict=True))
         ]
-        for lane in lanes:
-            require_begun(lane.workdir, lane.checkpoints)
-        state, start = _restore(parts, lanes)
+        state, start = lanes_lib.restore(lanes, parts.init, parts.structure)
         state = steps.place(state)
-        finished = [_finished(lane.workdir, start) for lane in lanes]
+        finished = [lanes_lib.finished(lane.workdir, start) for lane in lanes]
         if all(finished):
             for lane in lanes:
                 log.info("%s is complete: %d steps are done.", lane.workdir, start)
             return [summary for summary in finished if summary]
         for lane in lanes:
-            lane.begin(start, parts, stack)
+            lane.begin(start, stack, tensorboard=parts.tensorboard)
         unreadable: dict[int, str] = {}
         progress = records.Progress(parts.total_steps, start, stream=stream)
         stack.callback(progress.close)
         if start:
-            progress.line(f"Resuming {_names(workdirs)} at step {start} of {parts.total_steps}.")
+            names = lanes_lib.names(workdirs)
+            progress.line(f"Resuming {names} at step {start} of {parts.total_steps}.")
 
-        signals = stack.enter_context(_Signals())
+        signals = signals or stack.enter_context(Signals())
         batches = stack.enter_context(
             contextlib.closing(parts.train_batches(start, parts.total_steps - start))
         )
@@ -390,14 +239,14 @@ def train_lanes(
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
 
-        def alive() -> list[_Lane]:
+        def alive() -> list[Lane]:
             """Lanes that still train; raises when the last one has stopped."""
             left = [lane for lane in lanes if lane.stopped is None]
             if not left:
                 raise next(lane.stopped for lane in lanes if lane.stopped is not None)
             return left
 
-        def measure(split: str, step: int, variables: Any) -> list[tuple[_Lane, dict[str, Any]]]:
+        def measure(split: str, step: int, variables: Any) -> list[tuple[Lane, dict[str, Any]]]:
             rows, skipped = _evaluation_rows(
                 parts.eval_step, parts.eval_batches, variables, split, parts.splits
             )
@@ -420,7 +269,7 @@ def train_lanes(
             shown = None
             for lane in alive():
                 own = [(at, lane.of(values)) for at, values in fetched]
-                diverged = _diverged(own, lane.checkpoints, lane.workdir)
+                diverged = lanes_lib.diverged(own, lane.checkpoints, lane.workdir)
                 if diverged is not None:
                     lane.stop(diverged)
                     continue
@@ -492,12 +341,15 @@ def train_lanes(
                         }
                 if save:
                     host = to_host(state) if parts.lanes else state
+                    # All have the one before when the first begins: at most one step apart.
                     for lane in alive():
-                        lane.checkpoints.save(lane.of(host), scores.get(lane.index))
+                        lane.checkpoints.wait()
+                    for lane in alive():
+                        lane.save(host, step, scores.get(lane.index))
                 if validate:
                     if parts.watch is not None and not last:
                         for lane in alive():
-                            _ask(parts.watch, lane, step)
+                            lanes_lib.ask(parts.watch, lane, step)
                         alive()
                     window_began, waited = time.monotonic(), 0.0
                 if stop and not last:
@@ -552,57 +404,6 @@ def train_lanes(
         return [lane.summary for lane in lanes]
 
 
-def _names(workdirs: Sequence[Path]) -> str:
-    more = f" and {len(workdirs) - 1} more" if len(workdirs) > 1 else ""
-    return f"{workdirs[0]}{more}"
-
-
-def _restore(parts: Parts, lanes: Sequence[_Lane]) -> tuple[TrainState, int]:
-    """The newest state that every lane has a whole checkpoint of, and its step, or a first state.
-
-    Lanes save one after the other, so that a kill can leave some a checkpoint ahead: those go back
-    to the step of the others, or all to the start if one of them keeps none of that step.
-    """
-    found = [lane.checkpoints.read_newest() for lane in lanes]
-    if any(restored is None for restored in found):
-        return parts.init(), 0
-    common = min(restored.step for restored in found if restored is not None)
-    restored = []
-    for lane, newest in zip(lanes, found, strict=True):
-        if newest is not None and newest.step == common:
-            restored.append(newest)
-        elif common in lane.checkpoints.steps():
-            restored.append(lane.checkpoints.read(common))
-        else:
-            log.warning("%s keeps no checkpoint of step %d; starting again.", lane.workdir, common)
-            return parts.init(), 0
-    states = [restore_state(r, parts.structure()) for r in restored]
-    if lanes[0].index is None:
-        return states[0], common
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), common
-
-
-def _ask(watch: Callable[[int, Mapping[str, Any]], None], lane: _Lane, step: int) -> None:
-    try:
-        watch(step, lane.summary["validation"])
-    except Pruned as pruned:
-        lane.stop(pruned)
-
-
-def _finished(workdir: Path, step: int) -> dict[str, Any] | None:
-    """The summary of a run that ended at `step`, if it did."""
-    summary = records.read_summary(workdir)
-    if summary.get("status") == "done" and summary.get("step") == step:
-        return summary
-    return None
-
-
-def _seconds_before(workdir: Path, start: int) -> float:
-    """Wall seconds that earlier, interrupted parts of this run have recorded."""
-    seconds = records.read_summary(workdir).get("wall_seconds", 0.0) if start else 0.0
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
-
-
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
     which = "" if lane is None else f" of lane {lane}"
@@ -613,28 +414,7 @@ def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -
     )
 
 
-def _diverged(
-    fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
-) -> Diverged | None:
-    for step, values in fetched:
-        for name, (total, _) in values.items():
-            if not math.isfinite(float(total)):
-                good = [s for s in checkpoints.steps() if s < step]
-                where = (
-                    f"the last good checkpoint is step {good[-1]} in {workdir / 'checkpoints'}"
-                    if good
-                    else "there is no checkpoint before it"
-                )
-                return Diverged(
-                    step,
-                    f"The {name.replace('_', ' ')} became {float(total)} at step {step}; {where}. "
-                    "Lower optimizer.learning_rate, lengthen schedule.warmup_epochs or set "
-                    "optimizer.clip_norm, in a new run directory.",
-                )
-    return None
-
-
-def _agree_to_stop(signals: _Signals, at_boundary: bool) -> bool:
+def _agree_to_stop(signals: Signals, at_boundary: bool) -> bool:
     """Whether to stop here; several processes must stop at one step, so they ask each other."""
     if jax.process_count() == 1:
         return signals.received is not None

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mobilenet import rundir
 from mobilenet.rundir import writing
+from mobilenet.streams import Lasting
 
 log = logging.getLogger("mobilenet")
 
@@ -214,7 +215,8 @@ class Progress:
     """
 
     def __init__(self, total: int, start: int, *, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # Nobody has to watch: the training goes on when the terminal is closed.
+        self._stream: Any = Lasting(stream or sys.stderr, always=True)
         self._quiet = jax.process_index() != 0
         self._total = total
         self._done = self._start = start

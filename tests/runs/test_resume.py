@@ -1,8 +1,7 @@
-"""A run survives kills at any moment, signals, other device counts, damage, divergence."""
+"""A run survives signals, other device counts, damage, divergence; `test_kills` has the kills."""
 
 import fcntl
 import json
-import random
 import shutil
 import signal
 import socket
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support import ROOT, TINY, Command, metric_rows, start, summary
+from support import ROOT, TINY, TINY_SWEEP, Command, start, summary, without_a_reader
 
 from mobilenet.train.checkpoints import Checkpoints
 
@@ -31,58 +30,13 @@ def assert_same_bits(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def kill_once(cache: Path, workdir: Path, rng: random.Random, *, mid_save: bool) -> bool:
-    """Starts or continues the run and kills it; False if it was done before the kill."""
-    process = start(cache, "train", f"--config={TINY}", f"--workdir={workdir}")
-    directory = workdir / "checkpoints"
-    before = set(directory.iterdir()) if directory.is_dir() else set()
-    try:
-        while process.poll() is None:
-            new = set(directory.iterdir()) - before if directory.is_dir() else set()
-            half = [p for p in new if not p.name.isdigit()]
-            if half if mid_save else new:
-                if not mid_save:
-                    time.sleep(rng.uniform(0, 0.3))
-                break
-            time.sleep(0.001)
-        alive = process.poll() is None
-        process.kill()
-    finally:
-        process.communicate()
-    return alive
-
-
-def kill_and_compare(
-    cache: Path, mobilenet: Command, finished: Path, workdir: Path, kills: int, seed: int
-) -> None:
-    rng = random.Random(seed)
-    killed = [kill_once(cache, workdir, rng, mid_save=i % 2 == 0) for i in range(kills)]
-    assert any(killed)
-    mobilenet("train", f"--config={TINY}", f"--workdir={workdir}")
-    assert_same_bits(final_items(workdir), final_items(finished))
-    assert metric_rows(workdir) == metric_rows(finished)
-    assert summary(workdir)["status"] == "done"
-    assert summary(workdir)["test"] == summary(finished)["test"]
-    leftovers = [p.name for p in (workdir / "checkpoints").iterdir() if not p.name.isdigit()]
-    assert leftovers == []
-
-
-def test_killed_runs_end_in_the_same_bits(
-    cache: Path, mobilenet: Command, finished: Path, tmp_path: Path
-):
-    kill_and_compare(cache, mobilenet, finished, tmp_path / "killed", kills=2, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_runs_killed_many_times_end_in_the_same_bits(
-    cache: Path, mobilenet: Command, finished: Path, tmp_path: Path, seed: int
-):
-    kill_and_compare(cache, mobilenet, finished, tmp_path / "killed", kills=6, seed=seed)
-
-
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
 )
 def test_signals_save_and_the_run_continues(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path, number: signal.Signals
@@ -101,6 +55,27 @@ def test_signals_save_and_the_run_continues(
     assert saved == summary(workdir)["step"] > 0
     mobilenet("train", f"--workdir={workdir}")  # the directory's own configuration
     assert_same_bits(final_items(workdir), final_items(finished))
+
+
+def test_a_training_goes_on_when_nobody_reads_its_output(
+    cache: Path, finished: Path, tmp_path: Path
+):
+    workdir = tmp_path / "unwatched"
+    assert without_a_reader("train", f"--config={TINY}", f"--workdir={workdir}", cache=cache) == 0
+    assert summary(workdir)["status"] == "done"
+    assert summary(workdir)["test"] == summary(finished)["test"]
+
+
+@pytest.mark.slow
+def test_exit_codes_are_true_when_nobody_reads_the_output(cache: Path, tmp_path: Path):
+    rate = "--config.optimizer.learning_rate=1e30"
+    for command, code in (
+        (["train", f"--config={TINY}", "--config.optimizer.name=sgd", rate], 3),
+        (["sweep", f"--config={TINY_SWEEP}", rate], 3),
+        (["sweep", f"--config={TINY_SWEEP}", "--jobs=2", "--lanes=2"], 0),
+    ):
+        workdir = tmp_path / f"{'_'.join(command[2:])}".replace("/", "")
+        assert without_a_reader(*command, f"--workdir={workdir}", cache=cache) == code, command
 
 
 def test_finished_runs_are_left_alone(mobilenet: Command, finished: Path):

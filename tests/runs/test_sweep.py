@@ -1,6 +1,8 @@
 """`mobilenet sweep` as a command: killed and started again, in several processes, refused."""
 
+import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from support import TINY_SWEEP, Command, metric_rows, start, summary
 
+from mobilenet import rundir
 from mobilenet.train.checkpoints import Checkpoints
 
 CONFIG = f"--config={TINY_SWEEP}"
@@ -75,6 +78,32 @@ def test_a_sweep_killed_three_times_computes_every_point_once(
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_killed_is_named(cache: Path, mobilenet: Command, tmp_path: Path):
+    workdir = tmp_path / "sweep"
+    process = start(cache, "sweep", CONFIG, f"--workdir={workdir}", "--jobs=2")
+    while process.poll() is None and not list(workdir.glob("points/*/checkpoints/*")):
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and "worker 0 was ended by SIGKILL" in err
+    mobilenet("sweep", CONFIG, f"--workdir={workdir}")
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_its_workers_when_the_terminal_is_closed(cache: Path, tmp_path: Path):
+    workdir = tmp_path / "sweep"
+    process = start(cache, "sweep", CONFIG, f"--workdir={workdir}", "--jobs=2")
+    while process.poll() is None and not list(workdir.glob("points/*/checkpoints/*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGHUP and "points in progress are saved" in err
+    statuses = {rundir.status(directory) for directory in directories(workdir)}
+    assert statuses <= {"done", "interrupted", "pending"}
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_stop_on_a_signal(
     cache: Path, mobilenet: Command, undisturbed: Path, tmp_path: Path
 ):
@@ -100,13 +129,26 @@ def test_the_dry_run_shows_points_costs_and_what_is_done(mobilenet: Command, und
     assert max(map(len, fresh.stdout.splitlines())) <= 100
 
 
-def test_failures_are_in_the_exit_code(mobilenet: Command, tmp_path: Path):
-    failed = mobilenet(
-        "sweep", f"{CONFIG}:broken", f"--workdir={tmp_path}", "--max_failures=2", ok=False
-    )
-    assert failed.returncode == 1
-    assert "12 points: 2 failed, 10 pending" in failed.stdout
-    assert "no/such/folder" in failed.stdout and "--retry_failed" in failed.stdout
+def test_data_that_cannot_be_opened_are_refused_before_points_are_made(
+    mobilenet: Command, tmp_path: Path
+):
+    workdir = tmp_path / "sweep"
+    refused = mobilenet("sweep", f"{CONFIG}:broken", f"--workdir={workdir}", ok=False)
+    assert refused.returncode == 2 and "no/such/folder" in refused.stderr
+    assert "Traceback" not in refused.stderr and not workdir.exists()
+
+
+def test_a_sweep_next_to_another_says_what_it_left_to_it(
+    mobilenet: Command, undisturbed: Path, tmp_path: Path
+):
+    workdir = tmp_path / "shared"
+    shutil.copytree(undisturbed, workdir)
+    directory = directories(workdir)[0]
+    (directory / "summary.json").unlink()
+    with rundir.locked(directory):
+        second = mobilenet("sweep", CONFIG, f"--workdir={workdir}", ok=False)
+    assert second.returncode == 1
+    assert "11 done, 1 running" in second.stdout and "another sweep" in second.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Sweeps in one process: done points rest, failed ones are told, shapes compile once, lanes."""
 
 import dataclasses
+import io
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,16 @@ import pytest
 from support import TINY_SWEEP
 
 from mobilenet import build, rundir
-from mobilenet.sweep import points, runner
+from mobilenet.cli.sweep import report
+from mobilenet.config import ConfigError
+from mobilenet.data.datasets import DatasetError
+from mobilenet.sweep import listing, points, runner
 from mobilenet.sweep.points import Point
+from mobilenet.sweep.progress import Progress
 from mobilenet.train import loop, steps
 from mobilenet.train.checkpoints import Checkpoints
+from mobilenet.train.lanes import Pruned
+from mobilenet.train.signals import Interrupted
 
 
 def summaries(points_: list[Point], workdir: Path) -> list[dict[str, Any]]:
@@ -132,7 +140,11 @@ def test_lanes_continue_where_the_slowest_saved(tiny_points: list[Point], tmp_pa
         with Checkpoints(directory / "checkpoints") as checkpoints:
             checkpoints.discard_after(12 if index else 16)
     assert list(runner.statuses(chosen, broken).values()) == ["killed", "killed"]
+    ahead = chosen[0].directory(broken) / "checkpoints" / "16"
+    written = {path: path.stat().st_mtime_ns for path in ahead.rglob("*")}
     runner.run(chosen, broken, lanes=2, progress=False)
+    # The lane that was ahead computed the same steps again and kept what it had.
+    assert {path: path.stat().st_mtime_ns for path in ahead.rglob("*")} == written
     for point in chosen:
         jax.tree.map(
             np.testing.assert_array_equal,
@@ -164,15 +176,14 @@ def test_lanes_of_different_shapes_are_refused(tiny_points: list[Point], tmp_pat
 def test_failed_points_are_recorded_and_the_others_go_on(
     tiny_points: list[Point], sweep_directory: Path
 ):
-    good = tiny_points[0]
-    broken = [
-        points.make_point(good.config, {"data.name": "folder", "data.data_dir": "none", "seed": s})
-        for s in (1, 2)
-    ]
+    *broken, good = tiny_points[:3]
+    runner.register(broken, sweep_directory)
+    for point in broken:  # metrics cannot be written there
+        (point.directory(sweep_directory) / "metrics.jsonl").mkdir()
     outcome = runner.run([*broken, good], sweep_directory, progress=False)
     assert outcome.failed == [p.key for p in broken] and outcome.done == [good.key]
     error = rundir.read_json(broken[0].directory(sweep_directory) / "point.json")["error"]
-    assert "DatasetError" in error and "none" in error
+    assert "metrics.jsonl could not be read: Is a directory" in error
     assert "Traceback" in (broken[0].directory(sweep_directory) / "log.txt").read_text()
     # Left alone, until asked.
     again = (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns
@@ -180,10 +191,149 @@ def test_failed_points_are_recorded_and_the_others_go_on(
     assert (broken[0].directory(sweep_directory) / "log.txt").stat().st_mtime_ns == again
     runner.run(broken, sweep_directory, retry_failed=True, max_failures=1, progress=False)
     logs = [(p.directory(sweep_directory) / "log.txt").read_text() for p in broken]
-    assert logs[1].count("DatasetError: ") < 2 <= logs[0].count("DatasetError: ")
+    assert logs[1].count("RunDirectoryError: ") < 2 <= logs[0].count("RunDirectoryError: ")
     assert runner.statuses(broken, sweep_directory) == {
         broken[0].key: "failed", broken[1].key: "pending",
     }  # fmt: skip
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def test_data_that_cannot_be_opened_is_the_commands_error_and_no_points(
+    tiny_points: list[Point], sweep_directory: Path
+):
+    good = tiny_points[0]
+    lost = {"data.name": "folder", "data.data_dir": "no/folder"}
+    with pytest.raises(DatasetError, match="no/folder"):
+        runner.run([good, points.make_point(good.config, lost)], sweep_directory, progress=False)
+    assert not sweep_directory.exists()
+    runner.run([good], sweep_directory, progress=False)
+    gone = dataclasses.replace(good, config=points.make_point(good.config, lost).config)
+    assert runner.run([gone], sweep_directory, progress=False).done == [good.key]  # needs none
+
+
+@pytest.mark.parametrize(
+    ("changes", "lanes", "message"),
+    [
+        ({"train.global_batch_size": 1024}, 1, "has 128 examples"),
+        ({"model.num_classes": 5}, 1, "has 10 classes"),
+        ({"compress.distillation.teacher": "no/run"}, 1, "not a complete run"),
+        ({"train.patience": 2}, 2, "which lanes cannot"),
+        ({"train.patience": 2, "data.validation_fraction": 0.0}, 1, "no validation split"),
+    ],
+)
+def test_configurations_that_do_not_fit_the_data_are_refused_before_anything_is_written(
+    tiny_points: list[Point], sweep_directory: Path, changes: Any, lanes: int, message: str
+):
+    wrong = [points.make_point(p.config, changes) for p in tiny_points[:2]]
+    with pytest.raises(ConfigError, match=message):
+        runner.run([tiny_points[2], *wrong], sweep_directory, lanes=lanes, progress=False)
+    assert not sweep_directory.exists()
+
+
+def test_data_that_go_away_later_leave_points_as_they_were(
+    tiny_points: list[Point], sweep_directory: Path
+):
+    good = tiny_points[0]
+    lost = {"data.name": "folder", "data.data_dir": "no/folder"}
+    planned = [points.make_point(good.config, lost), good]
+    runner.register(planned, sweep_directory)
+    with pytest.raises(DatasetError, match="no/folder"):
+        runner.work(planned, sweep_directory)
+    assert list(runner.statuses(planned, sweep_directory).values()) == ["pending", "done"]
+    left = {path.name for path in files(planned[0].directory(sweep_directory))}
+    assert left == {"point.json", "log.txt", ".lock"}
+
+
+def test_workers_say_what_they_could_not_begin(tiny_points: list[Point], sweep_directory: Path):
+    good = tiny_points[0]
+    lost = {"data.name": "folder", "data.data_dir": "no/folder"}
+    planned = [points.make_point(good.config, lost)]
+    runner.register(planned, sweep_directory)
+    plan = points.write_plan(planned, sweep_directory)
+    with pytest.raises(ConfigError, match="no/folder"):
+        runner._spawn(plan, sweep_directory, jobs=1, lanes=1, max_failures=0)
+
+
+def test_workers_that_died_are_named_with_their_signals(tmp_path: Path):
+    log = tmp_path / "worker1.log"
+    log.write_text("of an earlier sweep\nthe last words\n")
+    with pytest.raises(rundir.RunDirectoryError) as caught:
+        runner._raise_broken([0, -9, 1], [(tmp_path / "worker0.log", 0), (log, 20), (log, 20)])
+    for words in ("worker 1 was ended by SIGKILL", "worker 2 ended with code 1", "last words"):
+        assert words in str(caught.value)
+
+
+def test_failed_points_that_are_retried_keep_what_they_recorded(
+    tiny_points: list[Point], sweep_directory: Path
+):
+    (point,) = chosen = tiny_points[:1]
+    runner.register(chosen, sweep_directory)
+    path = point.directory(sweep_directory) / "summary.json"
+    rundir.write_json(path, {"status": "failed", "error": "no space", "wall_seconds": 9.0})
+    runner.register(chosen, sweep_directory, retry_failed=True)
+    assert rundir.read_json(path) == {"status": "interrupted", "wall_seconds": 9.0}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_directory_that_cannot_be_written_is_refused(
+    tiny_points: list[Point], tmp_path: Path, jobs: int
+):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "sweep", tmp_path / ("long" * 1000)):
+        with pytest.raises(rundir.RunDirectoryError, match="cannot be used|could not be read"):
+            runner.run(tiny_points[:2], workdir, jobs=jobs, progress=False)
+
+
+def test_what_is_not_done_is_in_the_exit_code(
+    tiny_points: list[Point], sweep_directory: Path, capsys: pytest.CaptureFixture[str]
+):
+    for status, code in (
+        ("done", 0), ("diverged", 3), ("failed", 1), ("running", 1), ("interrupted", 1),
+        ("killed", 1), ("pending", 1), ("damaged", 1),
+    ):  # fmt: skip
+        outcome = runner.Outcome({point.key: status for point in tiny_points})
+        assert report(tiny_points, outcome, sweep_directory) == code, status
+        assert ("another sweep" in capsys.readouterr().out) == (status == "running")
+    pending = runner.Outcome({point.key: "pending" for point in tiny_points})
+    assert report(tiny_points, pending, sweep_directory, waited=False) == 0
+
+
+@pytest.mark.parametrize("name", ["point.json", "summary.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"status": "done"} more'])
+def test_damaged_points_are_named(
+    tiny_points: list[Point], sweep_directory: Path, name: str, content: str
+):
+    chosen = tiny_points[:1]
+    runner.register(chosen, sweep_directory)
+    (chosen[0].directory(sweep_directory) / name).write_text(content)
+    statuses = runner.statuses(chosen, sweep_directory)
+    assert list(statuses.values()) == ["damaged"]
+    assert name in listing.summary(chosen, statuses, sweep_directory)
+    with Progress(chosen, sweep_directory, stream=io.StringIO()) as progress:
+        assert "damaged" in progress.headline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_too_late_for_a_point_ends_the_sweep(
+    tiny_points: list[Point], sweep_directory: Path, number: signal.Signals
+):
+    chosen = tiny_points[:2]
+    runner.register(chosen, sweep_directory)
+    write = rundir.write_json
+
+    def written(path: Path, value: Any) -> None:
+        write(path, value)
+        if path.name == "summary.json" and value["status"] == "done":
+            signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rundir, "write_json", written)
+        with pytest.raises(Interrupted, match=number.name):
+            runner.work(chosen, sweep_directory)
+    assert list(runner.statuses(chosen, sweep_directory).values()) == ["done", "pending"]
 
 
 def test_points_that_another_sweep_trains_are_left_to_it(
@@ -208,6 +358,27 @@ def test_a_changed_configuration_is_a_new_point(tiny_points: list[Point], sweep_
     assert [s["step"] for s in summaries([point, changed], sweep_directory)] == [16, 8]
 
 
+def test_a_terminal_that_is_closed_saves_unless_that_is_ignored(
+    tiny_points: list[Point], tmp_path: Path
+):
+    def watch(step: int, validation: Any) -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    for name in ("closed", "nohup"):
+        (tmp_path / name).mkdir()
+    parts = dataclasses.replace(
+        build.build(tiny_points[0].config, tmp_path / "closed"), watch=watch
+    )
+    with pytest.raises(Interrupted, match="SIGHUP; step 9 of 16 is saved"):
+        loop.train(parts, tmp_path / "closed")
+    assert rundir.status(tmp_path / "closed") == "interrupted"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert loop.train(parts, tmp_path / "nohup")["status"] == "done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_pruned_runs_end_with_their_reason(tiny_points: list[Point], tmp_path: Path):
     workdir = tmp_path / "run"
     workdir.mkdir()
@@ -217,9 +388,9 @@ def test_pruned_runs_end_with_their_reason(tiny_points: list[Point], tmp_path: P
     def watch(step: int, validation: Any) -> None:
         seen.append(step)
         assert 0 <= validation["top1"] <= 1
-        raise loop.Pruned(step, "hopeless")
+        raise Pruned(step, "hopeless")
 
-    with pytest.raises(loop.Pruned):
+    with pytest.raises(Pruned):
         loop.train(dataclasses.replace(parts, watch=watch), workdir)
     assert seen == [8] and rundir.status(workdir) == "pruned"
     assert rundir.read_json(workdir / "summary.json")["error"] == "hopeless"

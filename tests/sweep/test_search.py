@@ -10,6 +10,7 @@ from support import ROOT, TINY_SWEEP
 
 from mobilenet import experiment, rundir
 from mobilenet.config import ConfigError
+from mobilenet.data.datasets import DatasetError
 from mobilenet.sweep import points, runner, search, space
 
 RATE = "optimizer.learning_rate"
@@ -79,14 +80,24 @@ def test_trials_below_the_median_are_pruned(tmp_path: Path):
     assert "below the median at step 8" in rundir.read_json(directory / "summary.json")["error"]
 
 
-def test_diverged_and_failed_trials_are_told_apart(tmp_path: Path):
-    (diverged,) = run(tmp_path / "a", 1, [{RATE: space.choice(1e30)}])
+def test_trials_that_diverge_have_a_score(tmp_path: Path):
+    (diverged,) = run(tmp_path, 1, [{RATE: space.choice(1e30)}])
     assert (diverged.status, diverged.score) == ("complete", search.DIVERGED_SCORE)
-    (failed,) = run(
-        tmp_path / "b", 1,
-        [{RATE: space.choice(0.1), "data.name": "folder", "data.data_dir": "no/folder"}],
-    )  # fmt: skip
-    assert (failed.status, failed.score) == ("fail", None)
+
+
+def test_values_that_do_not_go_together_fail_and_the_search_goes_on(tmp_path: Path):
+    said: list[str] = []
+    together = {"train.patience": space.choice(0, 2), "eval.every_epochs": space.choice(0.0, 1.0)}
+    trials = run(tmp_path, 2, [together], seed=4, say=said.append)
+    assert [(trial.number, trial.status) for trial in trials] == [(1, "complete"), (0, "fail")]
+    assert trials[1].score is None and "it counts validations" in said[0]
+
+
+def test_data_that_cannot_be_opened_are_refused_before_anything_is_drawn(tmp_path: Path):
+    lost = {RATE: space.choice(0.1), "data.name": "folder", "data.data_dir": "no/folder"}
+    with pytest.raises(DatasetError, match="no/folder"):
+        run(tmp_path / "none", 1, [lost])
+    assert not (tmp_path / "none").exists()
 
 
 def test_choices_may_be_tuples(tmp_path: Path):

@@ -177,13 +177,3 @@ def test_a_machine_without_slurm_is_told(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="squeue does not answer"):
         slurm.run(tiny_points[:1], tmp_path / "sweep", settings={}, progress=False)
-
-
-def test_jobs_are_chunks_of_one_shape(tiny_points: list[Point]):
-    other = _with(tiny_points[0], {"model.stem_features": 16})
-    chunks = slurm._chunks([*tiny_points[:3], other, tiny_points[3]], 2)
-    assert [[p.key for p in c] for c in chunks] == [
-        [tiny_points[0].key, tiny_points[1].key],
-        [tiny_points[2].key, tiny_points[3].key],
-        [other.key],
-    ]

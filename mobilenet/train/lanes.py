@@ -1,0 +1,308 @@
+"""Runs that are trained together as lanes of one program: their directories, and where they stand.
+
+A run of its own is one lane, whose arrays have no lane axis.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mobilenet import rundir
+from mobilenet.train import records
+from mobilenet.train.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Restored,
+    require_begun,
+    restore_state,
+)
+from mobilenet.train.state import TrainState
+
+
+def score(validation: Mapping[str, Any], best_by: str) -> float:
+    """How good a validation is, the higher the better, by "top1" or "loss"."""
+    return float(validation["top1"] if best_by == "top1" else -validation["loss"])
+
+
+class LanesApart(RuntimeError):
+    """Runs that cannot train together, because they do not stand at one step.
+
+    Attributes:
+      groups: indices of the runs that can, group by group; a run whose checkpoints cannot be read
+        has a group of its own, where its error is raised.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], message: str) -> None:
+        super().__init__(message)
+        self.groups = groups
+
+
+class Stopped(RuntimeError):
+    """A run that has said all it can before its last step, at `step`."""
+
+    status = "stopped"
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Diverged(Stopped):
+    """The loss or the gradient stopped being a number at `step`."""
+
+    status = "diverged"
+
+
+class Pruned(Stopped):
+    """A search gave the run up at `step`."""
+
+    status = "pruned"
+
+
+class Lane:
+    """One of the runs that are trained together: its directory, and what is written there.
+
+    Attributes:
+      index: along the lane axis; None when the arrays have none.
+      saved: the step of its newest whole checkpoint when it began; 0 without one.
+      stopped: why the run ended before its last step, if it did.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        workdirs: Sequence[Path],
+        stack: contextlib.ExitStack,
+        *,
+        keep_newest: int,
+        keep_best: int,
+        summary: Mapping[str, Any],
+        began: float,
+    ) -> None:
+        self.index = index
+        self.workdir = workdir = workdirs[index or 0]
+        # Two at least: a kill leaves lanes one save apart, and they go on from the common one.
+        keep_newest = keep_newest if index is None else max(2, keep_newest)
+        self.checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", keep_newest=keep_newest, keep_best=keep_best)
+        )
+        self.saved = 0
+        self.stopped: Stopped | None = None
+        self.validations: dict[int, dict[str, Any]] = {}
+        self.summary: dict[str, Any] = {
+            "status": "running",
+            **summary,
+            **records.environment(),
+        }
+        if index is not None:
+            self.summary["trained_together"] = [path.name for path in workdirs]
+        self._began = began
+        self._seconds_before = 0.0
+        self._main = jax.process_index() == 0
+        self._writer: records.MetricsWriter | None = None
+
+    def begin(self, start: int, stack: contextlib.ExitStack, *, tensorboard: bool) -> None:
+        """Opens the files of a run that continues at `start`."""
+        # Damaged ones only: whole ones that are ahead of the other lanes stay.
+        self.checkpoints.discard_after(self.saved)
+        self.validations = records.read_validations(self.workdir, start)
+        self._seconds_before = _seconds_before(self.workdir, start)
+        if self._main:
+            self._writer = records.MetricsWriter(
+                self.workdir, resume_step=start, tensorboard=tensorboard
+            )
+            stack.callback(self._writer.close)
+        self.conclude("running", start)
+
+    def of(self, tree: Any) -> Any:
+        """This lane's part of arrays of all lanes."""
+        if self.index is None:
+            return tree
+        return jax.tree.map(lambda leaf: leaf[self.index], tree)
+
+    def save(self, state: TrainState, step: int, scores: Mapping[str, float] | None) -> None:
+        """Starts writing a checkpoint, unless the run has one of this step or a later one."""
+        if step > self.saved:
+            self.checkpoints.save(self.of(state), scores)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Records a row of metrics."""
+        if self._writer is not None:
+            self._writer.write(row)
+
+    def conclude(self, status: str, step: int, **more: Any) -> dict[str, Any]:
+        """Writes the summary with this status; returns it."""
+        seconds = self._seconds_before + time.time() - self._began
+        self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
+        if self._main:
+            rundir.write_json(self.workdir / "summary.json", self.summary)
+        return self.summary
+
+    def is_stale(self, patience: int, best_by: str) -> bool:
+        """Whether the last `patience` validations were no better than one before them."""
+        scores = [score(self.validations[step], best_by) for step in sorted(self.validations)]
+        if not patience or len(scores) <= patience:
+            return False
+        return max(scores[-patience:]) <= max(scores[:-patience])
+
+    def read_best(self) -> tuple[int, Any]:
+        """The step and the evaluated variables of the best checkpoint."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("best checkpoint")  # the first process wrote it
+        best = self.checkpoints.best_step()
+        if best is None:
+            raise CheckpointError(
+                f"{self.workdir} keeps no validated checkpoint, which train.patience makes the "
+                "result; train again in a new run directory."
+            )
+        return best, self.checkpoints.read(best).eval_variables
+
+    def stop(self, reason: Stopped) -> None:
+        """Ends this run alone."""
+        self.stopped = reason
+        self.checkpoints.wait()
+        self.conclude(reason.status, reason.step, error=str(reason))
+
+
+def names(workdirs: Sequence[Path]) -> str:
+    """Run directories in a few words."""
+    more = f" and {len(workdirs) - 1} more" if len(workdirs) > 1 else ""
+    return f"{workdirs[0]}{more}"
+
+
+def restore(
+    lanes: Sequence[Lane], init: Callable[[], TrainState], structure: Callable[[], Any]
+) -> tuple[TrainState, int]:
+    """The state that every lane continues from, and its step; a first state without checkpoints.
+
+    Args:
+      lanes: of one program.
+      init: () -> state at step 0.
+      structure: () -> shapes and dtypes of the state of one run.
+
+    Raises:
+      LanesApart: they stand at different steps.
+      CheckpointError: a run of its own has lost its checkpoints, or none is whole or fits.
+    """
+    restored = _read_together(lanes)
+    if restored is None:
+        return init(), 0
+    states = [restore_state(r, structure()) for r in restored]
+    step = restored[0].step
+    if lanes[0].index is None:
+        return states[0], step
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *states), step
+
+
+def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
+    """A whole checkpoint of one step of each lane, the newest; None if that is the beginning."""
+    groups: dict[Any, list[int]] = {}
+    newest: list[Restored | None] = []
+    for index, lane in enumerate(lanes):
+        try:
+            require_begun(lane.workdir, lane.checkpoints)
+            found = lane.checkpoints.read_newest()
+        except CheckpointError:
+            if len(lanes) == 1:
+                raise
+            groups[lane.workdir] = [index]
+            continue
+        groups.setdefault(found.step if found else None, []).append(index)
+        newest.append(found)
+        lane.saved = found.step if found else 0
+    whole = [restored for restored in newest if restored is not None]
+    if len(groups) == 1:
+        return whole or None
+    if len(newest) == len(lanes) and _were_together(lanes):
+        if len(whole) < len(lanes):
+            # A kill before some had saved for the first time, which is all that the others have.
+            begun = [lane for lane in lanes if lane.checkpoints.steps()]
+            if all(len(lane.checkpoints.steps()) == 1 for lane in begun):
+                return None
+        elif (common := _go_back(lanes, whole)) is not None:
+            return common
+    raise LanesApart(
+        list(groups.values()),
+        f"{names([lane.workdir for lane in lanes])} stand at different steps, so that they cannot "
+        "be lanes of one program; train each, or those of one step, by itself.",
+    )
+
+
+def _were_together(lanes: Sequence[Lane]) -> bool:
+    """Whether runs were lanes of one program, which a kill leaves at most one save apart.
+
+    They compute the same steps again, in the same program, and those ahead keep what they have.
+    """
+    before = {trained_together(lane.workdir) for lane in lanes}
+    return len(before) == 1 and before != {()}
+
+
+def _go_back(lanes: Sequence[Lane], newest: Sequence[Restored]) -> list[Restored] | None:
+    """Whole checkpoints of the last step that all lanes have saved, or None."""
+    common = min(restored.step for restored in newest)
+    try:
+        return [
+            restored if restored.step == common else lane.checkpoints.read(common)
+            for lane, restored in zip(lanes, newest, strict=True)
+        ]
+    except CheckpointError:
+        return None
+
+
+def trained_together(workdir: Path) -> tuple[str, ...]:
+    """Names of the run directories that were lanes of one program with this one; () of none."""
+    with contextlib.suppress(rundir.FileError):
+        names = (rundir.read_json(workdir / "summary.json", dict) or {}).get("trained_together")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+    return ()
+
+
+def ask(watch: Callable[[int, Mapping[str, Any]], None], lane: Lane, step: int) -> None:
+    """Tells `watch` of a lane's validation, and stops the lane if that prunes it."""
+    try:
+        watch(step, lane.summary["validation"])
+    except Pruned as pruned:
+        lane.stop(pruned)
+
+
+def finished(workdir: Path, step: int) -> dict[str, Any] | None:
+    """The summary of a run that ended at `step`, if it did."""
+    summary = records.read_summary(workdir)
+    if summary.get("status") == "done" and summary.get("step") == step:
+        return summary
+    return None
+
+
+def _seconds_before(workdir: Path, start: int) -> float:
+    """Wall seconds that earlier, interrupted parts of this run have recorded."""
+    seconds = records.read_summary(workdir).get("wall_seconds", 0.0) if start else 0.0
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+
+def diverged(
+    fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
+) -> Diverged | None:
+    """Why a run has diverged, by what its steps returned; None if it has not."""
+    for step, values in fetched:
+        for name, (total, _) in values.items():
+            if not math.isfinite(float(total)):
+                good = [s for s in checkpoints.steps() if s < step]
+                where = (
+                    f"the last good checkpoint is step {good[-1]} in {workdir / 'checkpoints'}"
+                    if good
+                    else "there is no checkpoint before it"
+                )
+                return Diverged(
+                    step,
+                    f"The {name.replace('_', ' ')} became {float(total)} at step {step}; {where}. "
+                    "Lower optimizer.learning_rate, lengthen schedule.warmup_epochs or set "
+                    "optimizer.clip_norm, in a new run directory.",
+                )
+    return None

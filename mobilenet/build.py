@@ -247,16 +247,13 @@ class Data:
 
         `mean`, `std`, `class_names`, and `examples`: split -> `datasets.identify`.
         """
+        splits = self.dataset.splits
         return {
             "mean": list(self.mean),
             "std": list(self.std),
             "class_names": list(self.class_names),
-            "examples": self.examples(),
+            "examples": {name: datasets.identify(source) for name, source in splits.items()},
         }
-
-    def examples(self) -> dict[str, dict[str, Any]]:
-        """What the examples of each split are known by (`datasets.identify`)."""
-        return {name: datasets.identify(source) for name, source in self.dataset.splits.items()}
 
 
 def _reduced(
@@ -411,12 +408,14 @@ def build_data(
     return built
 
 
-def check_examples(data: Data, workdir: Path) -> None:
-    """Refuses other examples than the run in a directory began with.
+def check_examples(config: Config, dataset: datasets.Dataset, workdir: Path) -> None:
+    """Refuses other examples than the run in a directory began with, if it trains on any.
 
     Raises:
       ConfigError: says what changed.
     """
+    if not config.train.num_epochs:
+        return
     stored = read_stored(workdir) or {}
     began = stored.get("examples") or {
         # Runs from before examples were known by their names say how many there were.
@@ -424,14 +423,14 @@ def check_examples(data: Data, workdir: Path) -> None:
         for name, count in (records.read_summary(workdir).get("examples") or {}).items()
     }
     changed = []
-    for name, now in data.examples().items() if began else ():
-        was = began.get(name, {"count": 0})
+    for name, source in dataset.splits.items() if began else ():
+        was, now = began.get(name, {"count": 0}), datasets.identify(source)
         if was["count"] != now["count"]:
             changed.append(f"{was['count']} examples of {name} then, {now['count']} now")
         elif was.get("digest", now["digest"]) != now["digest"]:
             changed.append(f"{now['count']} examples of {name} under other names")
     if changed:
-        where = data.config.data.data_dir or "the data set"
+        where = config.data.data_dir or "The data set"
         raise ConfigError(
             f"{where} is not what the run in {workdir} began with: {', '.join(changed)}. Put the "
             "data back as it was, or give another --workdir."
@@ -1130,15 +1129,9 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         match_classes=untrained,
         optional=untrained and bool(config.quantize.calibration_dir),
     )
-    if config.train.num_epochs:
-        check_examples(data, workdir)
-    num_classes = resolve_classes(config, len(data.class_names))
-    if num_classes == 0:
-        raise ConfigError(
-            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
-            "out (None) for the data set's classes."
-        )
+    check_examples(config, data.dataset, workdir)
     check_data(config, data.dataset)
+    num_classes = resolve_classes(config, len(data.class_names))
     if config_lib.is_quantized(config):
         check_rules(config, num_classes)
     examples = len(data.dataset.splits["train"])
@@ -1209,6 +1202,11 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
 
 def check_data(config: Config, dataset: datasets.Dataset) -> None:
     """Refuses a configuration that cannot train on its opened data set with a ConfigError."""
+    if config.model.num_classes == 0:
+        raise ConfigError(
+            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
+            "out (None) for the data set's classes."
+        )
     if config.train.num_epochs:
         resolve_classes(config, dataset.num_classes)
     examples, batch_size = len(dataset.splits["train"]), config.train.global_batch_size

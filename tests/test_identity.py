@@ -15,7 +15,7 @@ from mobilenet import build, identity, rundir
 from mobilenet import config as config_lib
 from mobilenet.config import ConfigError
 from mobilenet.data import datasets
-from mobilenet.sweep import points
+from mobilenet.sweep import points, runner
 from mobilenet.train import loop
 from mobilenet.train.checkpoints import Checkpoints
 from mobilenet.workflows.train import train
@@ -366,3 +366,16 @@ class Names:
 
     def describe(self, index: int) -> str:
         return self.names[index]
+
+
+def test_a_sweep_does_not_go_on_with_other_images(tmp_path: Path):
+    root, sweep = folder(tmp_path / "images"), tmp_path / "sweep"
+    made = points.points_of(on_folder(root), [{"seed": 0}, {"seed": 1}])
+    first = made[0].directory(sweep)
+    build.build(made[0].config, first, shared=SHARED)
+    rundir.write_json(first / "summary.json", {"status": "done", "step": 2})
+    runner.check(made, sweep, build.Shared())
+    (root / "dog" / "3.png").unlink()
+    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+        runner.check(made, sweep, build.Shared())
+    runner.check(made[:1], sweep, build.Shared())  # nothing is left to train

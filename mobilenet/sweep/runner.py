@@ -138,6 +138,8 @@ def check(
 ) -> None:
     """Refuses points that cannot train, before any is registered; those that have ended may not.
 
+    While some are open, all that have begun must have begun with the data as it is now.
+
     Args:
       points: of the sweep.
       workdir: of the sweep.
@@ -149,13 +151,17 @@ def check(
     """
     wanted = (*OPEN, "failed") if retry_failed else OPEN
     found = statuses(points, workdir)
+    needed = {str(point.config.data) for point in points if found[point.key] in wanted}
     # Sorted, so that each data set is opened once.
     for point in sorted(points, key=lambda point: str(point.config.data)):
+        if str(point.config.data) not in needed:
+            continue
+        dataset, _ = shared.open(point.config)
+        build.check_examples(point.config, dataset, point.directory(workdir))
         if found[point.key] not in wanted:
             continue
         if lanes > 1:
             build.require_no_patience(point.config)
-        dataset, _ = shared.open(point.config)
         build.check_data(point.config, dataset)
         build.check_teacher(point.config, dataset)
 

@@ -20,7 +20,8 @@ from mobilenet.config import Config, ConfigError
 
 IDENTITY_FILE = "identity.json"
 # Keys whose values are paths of run directories, and of folders of images.
-RUNS = ("pretrained", "compress.distillation.teacher")
+TEACHER = "compress.distillation.teacher"
+RUNS = ("pretrained", TEACHER)
 FOLDERS = ("quantize.calibration_dir",)
 PATHS = (*RUNS, *FOLDERS)
 # What of a checkpoint is evaluated; the optimiser's state is of no consequence to another run.

@@ -22,7 +22,7 @@ from mobilenet.workflows.train import train
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 SHARED = build.Shared()
-TEACHER = "compress.distillation.teacher"
+TEACHER = identity.TEACHER
 
 
 def write_untrained(config: Any, workdir: Path) -> None:
@@ -107,7 +107,7 @@ def test_paths_that_hold_nothing_count_by_their_text_and_are_refused_before_trai
     assert key_of(**{TEACHER.replace(".", "__"): "nowhere"}) != key_of()
     (point,) = points.points_of(short(), [{TEACHER: "nowhere"}])
     with pytest.raises(ConfigError, match=f"{TEACHER} is 'nowhere', which is not a complete run"):
-        points.require_sources([point])
+        points.require_sources([point], place)
 
 
 # ---- starting and continuing
@@ -204,6 +204,22 @@ def test_points_reach_other_processes_though_their_weights_have_gone(place: Path
     (read,) = points.read_plan(plan)
     assert (read.key, read.group) == (made[0].key, made[0].group)
     assert config_lib.to_json(read.config) == config_lib.to_json(made[0].config)
+
+
+def test_a_sweep_whose_points_have_begun_does_not_need_their_weights(place: Path, tmp_path: Path):
+    changes = [{"pretrained": str(place / "a"), "seed": seed} for seed in (0, 1)]
+    made = points.points_of(short(), changes)
+    for point in made:
+        write_untrained(point.config, point.directory(tmp_path))
+        runner.register([point], tmp_path)
+    (place / "a").rename(place / "gone")
+    again = points.points_of(short(), changes, tmp_path)
+    assert [(p.key, p.group) for p in again] == [(p.key, p.group) for p in made]
+    points.require_sources(again, tmp_path)
+    parts = build.build(again[0].config, again[0].directory(tmp_path), shared=SHARED)
+    assert parts.total_steps
+    with pytest.raises(ConfigError, match="pretrained is .*/a', which has no config.json"):
+        points.points_of(short(), [{"pretrained": str(place / "a"), "seed": 2}], tmp_path)
 
 
 # ---- what a compiled program depends on

@@ -76,7 +76,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     config, changes = load_config(path, overrides), load_sweep(path)
     if common.flag(values, "search"):
         return search(values, config, changes, workdir)
-    planned = points.points_of(config, changes)
+    planned = points.points_of(config, changes, workdir)
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir))
         return 0

@@ -1,5 +1,6 @@
 """Points of a sweep: each a complete configuration, known by a hash of what it computes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -50,8 +51,14 @@ def describe(overrides: Mapping[str, Any]) -> str:
     return ", ".join(shown) or "the configuration itself"
 
 
-def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
+def make_point(base: Config, overrides: Mapping[str, Any], workdir: Path | None = None) -> Point:
     """A point from a configuration and what it changes in it.
+
+    Args:
+      base: the experiment's configuration; it is not changed.
+      overrides: dotted keys and their values.
+      workdir: of the sweep. A point that has begun there says what it started from, where that is
+        gone.
 
     Raises:
       ConfigError: a key that does not exist, or values that cannot run.
@@ -66,25 +73,47 @@ def make_point(base: Config, overrides: Mapping[str, Any]) -> Point:
     try:
         config_lib.update(config, overrides)
         config_lib.update(config, space.filled(overrides, config.seed))
-        rundir.inherit(config)
+        known = identity.identify(config)
+        begun = None
+        if workdir is not None and known.keys() < identity.paths(config).keys():
+            begun = _begun(workdir, overrides, config)
+        rundir.inherit(config, begun)
         config_lib.validate(config)
     except ConfigError as error:
         raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
-    known, named = identity.identify(config), space.naming_seed(overrides)
+    if begun is not None:
+        known = identity.read(begun) | known
+    named = space.naming_seed(overrides)
     key = identity.fingerprint(config, known)
     group = identity.fingerprint(config, known, without=("seed",), instead=named)
     return Point(key, group, dict(overrides), config)
 
 
-def require_sources(points: Iterable[Point]) -> None:
+def _begun(workdir: Path, overrides: Mapping[str, Any], config: Config) -> Path | None:
+    """The run directory of a sweep that has begun with these overrides and paths, or None."""
+    for path in sorted((workdir / "points").glob("*/point.json")):
+        with contextlib.suppress(rundir.RunDirectoryError, ConfigError, ValueError):
+            point = rundir.read_object(path, "overrides")
+            same = json.loads(json.dumps(dict(overrides))) == point["overrides"]
+            if same and identity.paths(rundir.read_config(path.parent)) == identity.paths(config):
+                return path.parent
+    return None
+
+
+def require_sources(points: Iterable[Point], workdir: Path) -> None:
     """Refuses points whose weights or teacher are not there, before anything is trained.
+
+    A point with a checkpoint needs no weights to start from.
 
     Raises:
       ConfigError: names the key, the path and the point.
     """
     complete: dict[str, bool] = {}
     for point in points:
+        saved = any((point.directory(workdir) / "checkpoints").glob("[0-9]*"))
         for key, path in identity.paths(point.config).items():
+            if saved and key != identity.TEACHER:
+                continue
             if path not in complete:
                 complete[path] = key in identity.identify(point.config)
             if not complete[path]:
@@ -94,17 +123,20 @@ def require_sources(points: Iterable[Point]) -> None:
                 )
 
 
-def points_of(base: Config, overrides: Iterable[Mapping[str, Any]]) -> list[Point]:
+def points_of(
+    base: Config, overrides: Iterable[Mapping[str, Any]], workdir: Path | None = None
+) -> list[Point]:
     """All points of a sweep, validated before the first one starts.
 
     Args:
       base: the experiment's configuration; it is not changed.
       overrides: of its `sweep()`.
+      workdir: of the sweep, as `make_point` has it.
 
     Raises:
       ConfigError: no points, one that cannot run, or two that compute the same.
     """
-    points = [make_point(base, changes) for changes in overrides]
+    points = [make_point(base, changes, workdir) for changes in overrides]
     if not points:
         raise ConfigError("The sweep has no points; its sweep() must return some overrides.")
     seen: dict[str, Point] = {}

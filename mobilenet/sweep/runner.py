@@ -174,7 +174,7 @@ def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = Fal
       RunDirectoryError: the directory cannot be written.
     """
     found = statuses(points, workdir)
-    require_sources(point for point in points if found[point.key] in OPEN)
+    require_sources((point for point in points if found[point.key] in OPEN), workdir)
     with _using(workdir):
         for point in points:
             directory = point.directory(workdir)

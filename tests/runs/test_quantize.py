@@ -59,7 +59,9 @@ def test_a_folder_of_images_calibrates_a_run_whose_data_is_gone(
     assert "Nothing is evaluated without it." in caplog.text
     after = summary(target)
     assert after["status"] == "done" and "test" not in after
-    assert rundir.read_json(target / "data.json") == rundir.read_json(finished / "data.json")
+    kept = rundir.read_json(finished / "data.json")
+    del kept["examples"]  # it has seen none of them
+    assert rundir.read_json(target / "data.json") == kept
 
 
 def test_layers_lose_what_rounding_them_alone_loses(finished: Path, quantised: Path):

@@ -65,6 +65,7 @@ def shrink_run(
     """
     if score not in shrink.SCORES:
         raise ConfigError(f"The score is {score!r}; allowed are {', '.join(shrink.SCORES)}.")
+    rundir.require_new(target)
     config, totals = _costs(workdir)
     limits = _limits(config, totals, budget, amount, divisor)
     weights = conversion.read_run(workdir, which)

@@ -174,11 +174,7 @@ def write_run(
       RunDirectoryError: the directory holds something, or cannot be written.
       PretrainedError, ConfigError: labels, weights and configuration that do not fit together.
     """
-    with rundir.writing(workdir):
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            raise RunDirectoryError(
-                f"{workdir} holds a run or other files already; give --to a new directory."
-            )
+    rundir.require_new(workdir)
     class_names = settle_names(weights, labels)
     config = make_config(weights, class_names, overrides)
     mean, std = _normalization(weights, config, overrides or {})
@@ -199,7 +195,7 @@ def write_run(
         "std": list(std),
         "class_names": list(class_names),
     }
-    partial = workdir.with_name(f".{workdir.name}.{os.getpid()}")
+    partial = workdir.with_name(f".{os.getpid()}.{workdir.name[:40]}")
     try:
         with rundir.writing(workdir):
             partial.mkdir(parents=True)
@@ -208,7 +204,9 @@ def write_run(
             checkpoints.save(start)
         rundir.write_json(partial / "summary.json", summary)
         rundir.write_atomically(partial / "config.json", config_lib.to_json(config))
-        os.replace(partial, workdir)
+        with rundir.writing(workdir):
+            os.replace(partial, workdir)
+        rundir.sync_directory(workdir.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
@@ -295,9 +293,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
             # "format" is what PyTorch's libraries look for.
             metadata = {"format": "pt", native.KEY: native.describe(weights)}
             data = safetensors_file.dumps(arrays, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with rundir.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+    rundir.write_bytes_atomically(path, data)
     return notes

@@ -138,6 +138,31 @@ def require_usable(workdir: Path) -> None:
         )
 
 
+def require_new(workdir: Path) -> None:
+    """Refuses, before anything is computed, a directory that a new run cannot be made at.
+
+    Raises:
+      RunDirectoryError: it holds something, its path is too long, or its place is read-only.
+    """
+    require_usable(workdir)
+    try:
+        taken = workdir.is_symlink() or workdir.exists()
+        if taken and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise RunDirectoryError(
+                f"{workdir} holds a run or other files already; give --to a new directory."
+            )
+    except OSError as error:
+        raise RunDirectoryError(cannot_read(workdir, error.errno)) from error
+    above = workdir.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RunDirectoryError(
+            f"{workdir} cannot be made: {above} is no directory that can be written. Give --to "
+            "another place."
+        )
+
+
 @contextlib.contextmanager
 def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the run directory for one process; the system frees it when the process ends.

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
     except Exception as error:
         # Imported late: the classes below come with the heavy modules, which a verb has by then.
         code = _expected(error)
+        if code is None and isinstance(error, OSError) and error.errno:
+            return _fail(verb, explain(error), FAILED)
         if code is None:
             raise
         return _fail(verb, str(error), code)
@@ -75,6 +77,23 @@ def _expected(error: Exception) -> int | None:
     if isinstance(error, CheckpointError | RunDirectoryError | runtime.BackendError):
         return FAILED
     return None
+
+
+def keeps(verb: str, write: Callable[[], None]) -> bool:
+    """Writes what a verb has printed already; a warning, and False, if it cannot be written."""
+    try:
+        write()
+    except (rundir.RunDirectoryError, OSError) as error:
+        text = str(error) if isinstance(error, rundir.RunDirectoryError) else explain(error)
+        print(f"mobilenet {verb}: {text} The result above is not kept.", file=sys.stderr)
+        return False
+    return True
+
+
+def explain(error: OSError) -> str:
+    """An error of the system in one sentence."""
+    names = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+    return f"{names or 'A file'} could not be used: {error.strerror or error}."
 
 
 def _fail(verb: str, message: str, code: int) -> int:

@@ -11,6 +11,7 @@ named by overrides of data.*; their classes are found among the run's by name or
 (n01440764_tench), and the files' names end in a hash of the overrides.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,29 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             report |= {"overrides": {key: new for key, (_, new) in changed.items()}}
             other = f"_{config_lib.fingerprint(config)}" if changed else ""
             path = workdir / f"evaluation_{split}{other}.json"
-            rundir.write_json(path, report)
-            np.savez_compressed(
-                path.with_suffix(".npz"),
-                index=evaluation.index,
-                label=evaluation.label,
-                top=evaluation.top,
-                loss=evaluation.loss,
-            )
             print(f"{workdir}, step {restored.step}, {split} split")
-            print(table(evaluation, data.class_names))
-            print(f"written to {path} and {path.with_suffix('.npz').name}")
+            print(table(evaluation, data.class_names), flush=True)
+            if common.keeps("evaluate", lambda: write(path, report, evaluation)):
+                print(f"written to {path} and {path.with_suffix('.npz').name}")
     return 0
+
+
+def write(path: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
+    """Writes the report as JSON and, next to it, a row for each example as .npz.
+
+    Raises:
+      RunDirectoryError: they cannot be written.
+    """
+    rows = io.BytesIO()
+    np.savez_compressed(
+        rows,
+        index=evaluation.index,
+        label=evaluation.label,
+        top=evaluation.top,
+        loss=evaluation.loss,
+    )
+    rundir.write_bytes_atomically(path.with_suffix(".npz"), rows.getvalue())
+    rundir.write_json(path, report)
 
 
 def full_report(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:

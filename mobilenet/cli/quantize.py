@@ -147,10 +147,6 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
             examples=common.flag(values, "examples"),
             progress=print,
         )
-    path = workdir / f"sensitivity_{which}.csv"
-    table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
-    plots.save(plots.sensitivity(pd.read_csv(path)), path.with_suffix(".png"))
-    print(f"results: {path}, .png")
     for budget in budgets:
         chosen, rules = quantization.choose_bits(losses, config, restored.eval_variables, budget)
         counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
@@ -163,6 +159,14 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
             f"--config.quantize.activations.bits={config.quantize.activations.bits} "
             f'"--config.quantize.rules={rules!r}"'
         )
+    path = workdir / f"sensitivity_{which}.csv"
+
+    def write() -> None:
+        table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
+        plots.save(plots.sensitivity(pd.read_csv(path)), path.with_suffix(".png"))
+
+    if common.keeps("quantize", write):
+        print(f"results: {path}, .png")
     return 0
 
 

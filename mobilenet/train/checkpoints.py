@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mobilenet import rundir, runtime
-from mobilenet.train import checkpoint_files
+from mobilenet.train import checkpoint_files, records
 from mobilenet.train.checkpoint_files import ITEMS, DamageError
 from mobilenet.train.checkpoint_files import CheckpointError as CheckpointError
 from mobilenet.train.state import TrainState, evaluated, to_host
@@ -231,7 +231,7 @@ def require_begun(workdir: Path, checkpoints: Checkpoints) -> None:
     Raises:
       CheckpointError: the summary says that steps were saved, and there is no checkpoint.
     """
-    summary = rundir.read_json(workdir / "summary.json", dict) or {}
+    summary = records.read_summary(workdir)
     step = summary.get("step")
     saved = summary.get("status") in ("running", "interrupted", "done") and step
     if saved and not checkpoints.steps():

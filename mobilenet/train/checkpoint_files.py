@@ -200,6 +200,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     meta.setdefault("metrics", {})
     kinds = {"digests": dict, "metrics": dict, "step": int}
     wrong = [key for key, kind in kinds.items() if not isinstance(meta[key], kind)]
+    if not wrong and not all(isinstance(v, int | float) for v in meta["metrics"].values()):
+        wrong = ["metrics"]
     wanted = None if wrong else meta["digests"].get(META)  # older checkpoints have none
     if wrong or (wanted is not None and wanted != _digest_of_meta(meta)):
         what = f"{wrong[0]} is {meta[wrong[0]]!r}" if wrong else "it does not match its digest"

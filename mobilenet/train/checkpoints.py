@@ -103,19 +103,25 @@ class Checkpoints:
         return _finished_steps(self.directory)
 
     def best_step(self) -> int | None:
-        """The finished checkpoint with the best validation; the later one of equals."""
-        best = self._by_score()
+        """The finished checkpoint with the best validation; the later one of equals.
+
+        Raises:
+          CheckpointError: one of them cannot be read, so that it might be the best.
+        """
+        scores: dict[int, float | None] = {}
+        for step in self.steps():
+            try:
+                scores[step] = self._read_score(step)
+            except DamageError as error:
+                if step in self.steps():  # else a running job has just deleted it
+                    log.warning("%s It does not count among the best.", error)
+        best = _by_score(scores)
         return best[-1] if best else None
 
-    def _by_score(self) -> list[int]:
-        """Steps of the validated checkpoints, the best one last."""
-        scored = []
-        for step in self.steps():
-            # A damaged one has no score, nor has one that was not validated.
-            with contextlib.suppress(DamageError, KeyError, TypeError, ValueError):
-                meta = checkpoint_files.read_meta(self.directory / str(step))
-                scored.append((_score(meta["metrics"]), step))
-        return [step for _, step in sorted(scored)]
+    def _read_score(self, step: int) -> float | None:
+        """How good a checkpoint's validation was; None if it was not validated."""
+        metrics = checkpoint_files.read_meta(self.directory / str(step))["metrics"]
+        return _score(metrics) if metrics.keys() & {"score", "top1"} else None
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Starts writing a checkpoint; returns when the state may be changed.
@@ -140,10 +146,15 @@ class Checkpoints:
     def _write(self, step: int, items: dict[str, Any], metrics: dict[str, float]) -> None:
         """Writes a checkpoint, then deletes those that are no longer wanted."""
         checkpoint_files.write(self.directory, step, items, metrics)
-        kept = set(self.steps()[-self._keep_newest :])
+        scores: dict[int, float | None] = {}
+        for each in self.steps():
+            with contextlib.suppress(CheckpointError):  # whoever reads it is told why
+                scores[each] = self._read_score(each)
+        kept = set(list(scores)[-self._keep_newest :])
         if self._keep_best:
-            kept.update(self._by_score()[-self._keep_best :])
-        for other in set(self.steps()) - kept:
+            kept.update(_by_score(scores)[-self._keep_best :])
+        # What cannot be read is nobody's to delete.
+        for other in scores.keys() - kept:
             checkpoint_files.remove(self.directory / str(other))
 
     def wait(self) -> None:
@@ -179,7 +190,13 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return self.read(step)
-            except DamageError as error:
+            except CheckpointError as error:
+                if (
+                    step not in self.steps()
+                ):  # a running job has just deleted it, and has newer ones
+                    return self.read_newest()
+                if not isinstance(error, DamageError):
+                    raise
                 self._damaged.add(step)
                 log.warning("%s Trying the one before it.", error)
         if steps:
@@ -294,8 +311,13 @@ def read_digests(workdir: Path) -> dict[str, str]:
     raise CheckpointError(f"{workdir} has no checkpoint whose record can be read.")
 
 
+def _by_score(scores: Mapping[int, float | None]) -> list[int]:
+    """Steps of the validated checkpoints, the best one last, the later one of equals after it."""
+    return [step for _, step in sorted((s, step) for step, s in scores.items() if s is not None)]
+
+
 def _score(metrics: Mapping[str, float]) -> float:
-    return float(metrics.get("score", metrics["top1"]))
+    return float(metrics["score"] if "score" in metrics else metrics["top1"])
 
 
 def restore_state(restored: Restored, like: TrainState) -> TrainState:

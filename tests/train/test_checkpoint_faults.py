@@ -239,6 +239,37 @@ def test_checkpoints_that_have_gone_are_missed(tmp_path: Path):
     require_begun(tmp_path, checkpoints)
 
 
+def test_what_cannot_be_read_is_not_deleted(tmp_path: Path):
+    save_two(tmp_path)
+    (tmp_path / "1").rename(tmp_path / "0")  # under another name
+    path = tmp_path / "2" / "meta" / "metadata"
+    path.rename(tmp_path / "kept")
+    path.symlink_to("/proc/self/mem")
+    with Checkpoints(tmp_path, keep_newest=1, keep_best=0) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(make_state(step))
+        checkpoints.wait()
+        assert checkpoints.steps() == [0, 2, 4]
+        with pytest.raises(CheckpointError, match="step 1 under another name"):
+            checkpoints.best_step()
+
+
+def test_a_reader_next_to_a_running_job_finds_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with Checkpoints(tmp_path, keep_newest=1, keep_best=0) as checkpoints:
+        checkpoints.save(make_state(1))
+        checkpoints.wait()
+        reader, found = Checkpoints(tmp_path, read_only=True), []
+        for step in range(2, 12):
+            checkpoints.save(make_state(step))
+            restored = reader.read_newest()
+            assert restored is not None
+            found.append(restored.step)
+            reader.best_step()
+    assert found == sorted(found) and caplog.text == ""
+
+
 # ------------------------------------------------------------------------ failed writes
 
 _WRITE = """

@@ -236,7 +236,7 @@ def _read_metrics(
             values = {k: v for k, v in row.items() if k not in ("step", "split", "epoch")}
             if not isinstance(split, str) or None in map(_number, (step, *values.values())):
                 raise ValueError("no metric row")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             damaged += 1
             continue
         recorded += [(step, _number(epoch), split, name, v) for name, v in values.items()]

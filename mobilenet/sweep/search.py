@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from mobilenet import build, rundir
@@ -201,7 +202,7 @@ def _open(
     optuna.logging.set_verbosity(logging.WARNING)
     with _alone(workdir):
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(workdir / "search.journal"))),
+            storage=read_journal(workdir / "search.journal"),
             study_name="search",
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
@@ -224,6 +225,29 @@ def _open(
                 "the same settings."
             )
     return study
+
+
+def read_journal(path: Path) -> JournalStorage:
+    """The trials that were asked for; a last line that a kill left unfinished is cut off.
+
+    Raises:
+      FileError: the file is damaged.
+    """
+    lock = JournalFileSymlinkLock(str(path))
+    backend = JournalFileBackend(str(path), lock_obj=lock)
+    lock.acquire()
+    try:
+        content = rundir.read_bytes(path) or b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
+    try:
+        return JournalStorage(backend)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        advice = "move it away to search anew, in which points that are done are not trained again"
+        raise rundir.FileError(path, "is not the journal of a search", advice) from error
 
 
 @contextlib.contextmanager

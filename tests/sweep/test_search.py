@@ -53,6 +53,29 @@ def test_a_search_continues_with_the_draws_of_an_undisturbed_one(method: str, tm
     assert len(list((tmp_path / "parts/points").iterdir())) == 4
 
 
+def test_a_journal_that_a_kill_cut_is_continued(tmp_path: Path):
+    path = tmp_path / "search.journal"
+
+    def study() -> optuna.Study:
+        storage = search.read_journal(path)
+        return optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+
+    study().ask()
+    with open(path, "ab") as file:
+        file.write(b'{"op_code": 4, "work')
+    study().ask()
+    assert [trial.number for trial in study().trials] == [0, 1]
+
+
+@pytest.mark.parametrize("content", [b"{\n{}\n", b"[]\n", b"5\n", b"{}\n", b"\x80\n\x81\n"])
+def test_a_damaged_journal_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "search.journal"
+    path.write_bytes(content)
+    with pytest.raises(rundir.FileError, match="search.journal is not the journal of a search"):
+        search.read_journal(path)
+    assert path.read_bytes() == content
+
+
 def test_a_trial_is_the_mean_over_the_sweeps_seeds(tmp_path: Path):
     overrides = space.product([{RATE: space.uniform(0.1, 0.2)}], space.seeds(2))
     (trial,) = run(tmp_path, 1, overrides)

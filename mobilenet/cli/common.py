@@ -50,11 +50,21 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
     except Exception as error:
         # Imported late: the classes below come with the heavy modules, which a verb has by then.
         code = _expected(error)
-        if code is None and isinstance(error, OSError) and error.errno:
-            return _fail(verb, explain(error), FAILED)
-        if code is None:
+        reason = str(error) if code is not None else _surroundings(error)
+        if reason is None:
             raise
-        return _fail(verb, str(error), code)
+        return _fail(verb, reason, FAILED if code is None else code)
+
+
+def _surroundings(error: Exception) -> str | None:
+    """What the machine, and not the program, is to blame for, in a sentence; None for bugs."""
+    if isinstance(error, OSError) and error.errno:
+        return explain(error)
+    try:
+        runtime.require_backend()  # JAX says little, wherever it first looks for a device
+    except runtime.BackendError as cause:
+        return str(cause)
+    return None
 
 
 def _expected(error: Exception) -> int | None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from random_weights import random_weights
-from support import TINY, TINY_SWEEP, Command
+from support import ROOT, TINY, TINY_SWEEP, Command
 
-from mobilenet import conversion
+from mobilenet import conversion, rundir
 from mobilenet.cli.main import main
+from mobilenet.train.checkpoints import Checkpoints
 
 LONG = "x" * 300  # no file may have such a name
 
@@ -144,3 +146,32 @@ def test_checkpoints_that_have_gone_are_no_new_run(
     code, _, _ = ask(capsys, "train", f"--workdir={workdir}")
     assert code == 0
     assert (workdir / "summary.json").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "--workdir={run}"],
+        ["convert", "--from=torchvision", "{file}", "--to={to}"],
+        ["sweep", f"--config={TINY_SWEEP}", "--workdir={to}"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_backend_that_does_not_start_is_a_sentence(
+    finished: Path, tmp_path: Path, argv: list[str]
+):
+    conversion.write_file(random_weights(0.35, 5), tmp_path / "model.pth", "torchvision")
+    words = [w.format(run=finished, to=tmp_path / "to", file=tmp_path / "model.pth") for w in argv]
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilenet", *words],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"mobilenet {argv[0]}: JAX finds no device with JAX_PLATFORMS='cuda'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Checkpoints(finished / "checkpoints", read_only=True).steps()[-1] == 64
+    points = [rundir.status(point) for point in (tmp_path / "to" / "points").glob("*")]
+    assert set(points) <= {"pending"}

@@ -923,11 +923,34 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
             model.bn_group_size,
             f"it must divide the {devices} devices",
         )
+    _validate_statistics(config, devices, part)
     _check(
         processes == 1 or devices % processes == 0,
         "processes",
         processes,
         f"each process needs the same number of the {devices} devices",
+    )
+
+
+def _validate_statistics(config: Config, devices: int, part: int) -> None:
+    """Refuses batch statistics of a single value, which normalisation turns into 0.
+
+    Then no image has an effect on the logits, and no kernel but the classifier's bias a gradient.
+    PyTorch refuses it too ("Expected more than 1 value per channel when training").
+    """
+    model, finetune = config.model, config.finetune
+    frozen = finetune.batch_norm == "frozen" or finetune.train_from == "classifier"
+    if frozen or not config.train.num_epochs:
+        return
+    group = {"sync": devices, "group": model.bn_group_size, "local": 1}[model.bn_statistics]
+    side = -(-config.data.image_size // total_stride(model))
+    _check(
+        part * group * side**2 > 1,
+        "train.global_batch_size",
+        config.train.global_batch_size,
+        "in training 1 image is normalised at once, and the last stages have maps of 1 x 1 pixels: "
+        "batch normalisation needs at least 2 values per channel; give each part of a batch "
+        "(train.accumulation_steps) 2 images, or raise data.image_size",
     )
 
 

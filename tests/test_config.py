@@ -150,6 +150,21 @@ def test_devices_must_divide_the_batch():
         config_lib.validate(config, devices=4)
 
 
+def test_without_training_the_batch_need_not_fit():
+    config = config_lib.get_config()
+    config_lib.update(
+        config,
+        {
+            "train.num_epochs": 0.0,
+            "pretrained": "x",
+            "train.global_batch_size": 3,
+            "train.accumulation_steps": 2,
+            "augment.mixup_alpha": 0.2,
+        },
+    )
+    config_lib.validate(config, devices=2)
+
+
 def test_one_picture_a_device_has_no_local_statistics():
     config = config_lib.get_config()
     config.train.global_batch_size = 2

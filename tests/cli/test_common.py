@@ -82,6 +82,8 @@ def test_verbs_that_use_a_run_take_the_same_overrides(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = write_run(tmp_path / "run", 0.9, {})
+    stored = {"class_names": list("0123456789"), "mean": [0.5] * 3, "std": [1.0] * 3}
+    rundir.write_json(run / "data.json", stored)
     overrides = ["--config.data.data_dir=moved", "--config.log.every_steps=3"]
     assert main([*argv, f"--workdir={run}", *overrides]) == 1  # it has no checkpoint
     assert "checkpoint" in capsys.readouterr().err
@@ -109,7 +111,7 @@ def test_data_that_has_moved_is_named_on_the_command_line(
     assert main(argv) == 2
     assert "gone" in capsys.readouterr().err
     assert main([*argv, f"--config.data.data_dir={moved}"]) == 0
-    assert "2 pictures of test" in capsys.readouterr().out
+    assert " of test; latency" in capsys.readouterr().out
     cut = ["shrink", f"--workdir={run}", "--macs=0.9", "--score=taylor", "--examples=2"]
     target = tmp_path / "cut"
     assert main([*cut, f"--to={target}"]) == 2

@@ -1047,7 +1047,10 @@ def _settle(
     def run(variables: Any, images: Any) -> Any:
         return learner.apply(variables, images, True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    found = [jax.device_get(run(variables, images)) for images in batches()]
+    side = -(-config.data.image_size // config_lib.total_stride(config.model))
+    # One value per channel has no variance: the last batch may be a single image.
+    enough = (images for images in batches() if len(images) * side**2 > 1)
+    found = [jax.device_get(run(variables, images)) for images in enough]
     if not found:
         return variables  # calibration says what is missing
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)

@@ -46,6 +46,7 @@ def shrink_run(
     divisor: int = 8,
     examples: int = 512,
     which: str = "result",
+    config: Config = None,
 ) -> Shrunk:
     """Makes a run directory of a smaller network from a run's weights.
 
@@ -58,6 +59,7 @@ def shrink_run(
       divisor: widths that are cut are multiples of it.
       examples: training pictures for "taylor".
       which: checkpoint, as `inference.read_checkpoint` has it.
+      config: of the run, with other config.RUNTIME_KEYS; None is as it is stored.
 
     Raises:
       ConfigError: a network, score or budget that cannot be; says what can.
@@ -66,7 +68,7 @@ def shrink_run(
     if score not in shrink.SCORES:
         raise ConfigError(f"The score is {score!r}; allowed are {', '.join(shrink.SCORES)}.")
     rundir.require_new(target)
-    config, totals = _costs(workdir)
+    config, totals = _costs(workdir, config)
     limits = _limits(config, totals, budget, amount, divisor)
     weights = conversion.read_run(workdir, which)
     plan, classes = architecture.plan(config.model), weights.settings["model.num_classes"]
@@ -129,9 +131,9 @@ def rounds_to(
     return [round(whole * (last / whole) ** (k / rounds)) for k in range(1, rounds)] + [last]
 
 
-def _costs(workdir: Path) -> tuple[Config, Callable[[Plan], cost.Totals]]:
+def _costs(workdir: Path, config: Config = None) -> tuple[Config, Callable[[Plan], cost.Totals]]:
     """Configuration of a run, and what a network of its pictures and classes costs."""
-    config = rundir.read_config(workdir)
+    config = rundir.read_config(workdir) if config is None else config
     if config_lib.is_quantized(config):
         raise ConfigError(f"{workdir} is quantised; shrink the float run and quantise the result.")
     shape = architecture.image_shape(config)

@@ -888,6 +888,21 @@ def _validate_data(config: Config) -> None:
 
 def _validate_batches(config: Config, devices: int, processes: int) -> None:
     train, model, augment = config.train, config.model, config.augment
+    if model.bn_statistics == "group":
+        _check(
+            devices % model.bn_group_size == 0,
+            "model.bn_group_size",
+            model.bn_group_size,
+            f"it must divide the {devices} devices",
+        )
+    _check(
+        processes == 1 or devices % processes == 0,
+        "processes",
+        processes,
+        f"each process needs the same number of the {devices} devices",
+    )
+    if not train.num_epochs:
+        return  # no batch is trained
     _check(
         train.global_batch_size % devices == 0,
         "train.global_batch_size",
@@ -916,18 +931,27 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
         train.global_batch_size,
         "with model.bn_statistics='local' each device needs at least 2 pictures a step",
     )
-    if model.bn_statistics == "group":
-        _check(
-            devices % model.bn_group_size == 0,
-            "model.bn_group_size",
-            model.bn_group_size,
-            f"it must divide the {devices} devices",
-        )
+    _validate_statistics(config, devices, part)
+
+
+def _validate_statistics(config: Config, devices: int, part: int) -> None:
+    """Refuses batch statistics of a single value, which normalisation turns into 0.
+
+    Then no image has an effect on the logits, and no kernel but the classifier's bias a gradient.
+    PyTorch refuses it too ("Expected more than 1 value per channel when training").
+    """
+    model, finetune = config.model, config.finetune
+    if finetune.batch_norm == "frozen" or finetune.train_from == "classifier":
+        return
+    group = {"sync": devices, "group": model.bn_group_size, "local": 1}[model.bn_statistics]
+    side = -(-config.data.image_size // total_stride(model))
     _check(
-        processes == 1 or devices % processes == 0,
-        "processes",
-        processes,
-        f"each process needs the same number of the {devices} devices",
+        part * group * side**2 > 1,
+        "train.global_batch_size",
+        config.train.global_batch_size,
+        "in training 1 image is normalised at once, and the last stages have maps of 1 x 1 pixels: "
+        "batch normalisation needs at least 2 values per channel; give each part of a batch "
+        "(train.accumulation_steps) 2 images, or raise data.image_size",
     )
 
 

@@ -38,18 +38,19 @@ class Deployment:
       metadata: what an app needs to use a file: labels, preprocessing, configuration, commit.
     """
 
-    def __init__(self, workdir: Path, checkpoint: str = "result") -> None:
+    def __init__(self, workdir: Path, checkpoint: str = "result", config: Config = None) -> None:
         """Reads a run.
 
         Args:
           workdir: the run directory.
           checkpoint: as `inference.read_checkpoint`.
+          config: of the run, with other config.RUNTIME_KEYS; None is as it is stored.
 
         Raises:
           ConfigError, CheckpointError, RunDirectoryError: no such run or checkpoint.
           ExportError: a network that has no integer form.
         """
-        config = rundir.read_config(workdir)
+        config = rundir.read_config(workdir) if config is None else config
         restored = inference.read_checkpoint(workdir, checkpoint)
         stored = build.require_stored(workdir)
         self.workdir, self.config = workdir, config

@@ -150,12 +150,59 @@ def test_devices_must_divide_the_batch():
         config_lib.validate(config, devices=4)
 
 
+def test_without_training_the_batch_need_not_fit():
+    config = config_lib.get_config()
+    config_lib.update(
+        config,
+        {
+            "train.num_epochs": 0.0,
+            "pretrained": "x",
+            "train.global_batch_size": 3,
+            "train.accumulation_steps": 2,
+            "augment.mixup_alpha": 0.2,
+        },
+    )
+    config_lib.validate(config, devices=2)
+
+
 def test_one_picture_a_device_has_no_local_statistics():
     config = config_lib.get_config()
     config.train.global_batch_size = 2
     config.model.bn_statistics = "local"
     with pytest.raises(ConfigError, match="at least 2 pictures"):
         config_lib.validate(config, devices=2)
+
+
+ONE = {"train.global_batch_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices", "ok"),
+    [
+        (ONE, 1, False),
+        (ONE | {"data.image_size": 33}, 1, True),  # maps of 2 x 2
+        (ONE | {"model.stem_strides": 1, "data.image_size": 16}, 1, False),
+        (ONE | {"model.name": "mobilenet_v3_small"}, 1, False),
+        (ONE | {"model.name": "resnet18"}, 1, False),
+        ({"train.global_batch_size": 2}, 1, True),
+        ({"train.global_batch_size": 2, "train.accumulation_steps": 2}, 1, False),
+        ({"train.accumulation_steps": 128}, 1, False),
+        ({"train.accumulation_steps": 64}, 2, True),  # one image on each of two devices
+        ({"train.accumulation_steps": 64, "model.bn_statistics": "group"}, 2, False),
+        (ONE | {"finetune.batch_norm": "frozen"}, 1, True),
+        (ONE | {"finetune.train_from": "classifier"}, 1, True),
+        (ONE | {"finetune.train_from": "head"}, 1, False),
+        (ONE | {"train.num_epochs": 0.0, "pretrained": "x"}, 1, True),
+    ],
+)
+def test_one_value_per_channel_is_no_batch(overrides: dict[str, Any], devices: int, ok: bool):
+    config = config_lib.get_config()
+    config_lib.update(config, overrides)
+    if ok:
+        config_lib.validate(config, devices=devices)
+        return
+    with pytest.raises(ConfigError, match="at least 2 values per channel"):
+        config_lib.validate(config, devices=devices)
 
 
 def test_every_key_is_checked_or_free():

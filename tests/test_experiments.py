@@ -44,6 +44,53 @@ def test_experiments_are_valid_and_documented(path: Path):
     assert "Run:" in text and f"--config={path.relative_to(ROOT)}" in text
 
 
+@pytest.mark.parametrize("name", config_lib.CHOICES["model.name"])
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_experiment_takes_every_network(path: Path, name: str):
+    for arg in ("", ":smoke"):
+        config = load_config(f"{path}{arg}", {"model.name": name})
+        config_lib.validate(config)
+        assert config.model.name == name
+
+
+def test_another_network_leaves_only_what_it_does_not_read():
+    path, default = str(ROOT / "experiments/baselines/cifar10.py"), config_lib.get_config().model
+    config = load_config(path, {"model.name": "resnet18", "model.width_multiplier": "0.5"})
+    assert (config.model.stem_strides, config.model.padding) == (1, "SYMMETRIC")  # of the file
+    assert config.model.width_multiplier == 0.5
+    assert config.model.stage_strides == () and config.model.blocks == default.blocks
+    strides = {"model.name": "mobilenet_v1", "model.stage_strides": "(1, 1, 2, 2, 2)"}
+    assert load_config(path, strides).model.stage_strides == (1, 1, 2, 2, 2)
+    # The same network leaves nothing, and a key that is set for one that does not read it is named.
+    same = load_config(path, {"model.name": "mobilenet_v2"})
+    assert config_lib.to_json(same) == config_lib.to_json(load_config(path, {}))
+    wrong = load_config(path, {"model.name": "resnet18", "model.expansion_ratio": "3"})
+    with pytest.raises(ConfigError, match="model.expansion_ratio has no effect on resnet18"):
+        config_lib.validate(wrong)
+
+
+def test_points_of_a_sweep_may_be_other_networks():
+    base = load_config(str(ROOT / "experiments/baselines/digits.py"), {})
+    (point,) = points.points_of(base, [{"model.name": "mobilenet_v1"}])
+    assert point.config.model.blocks == config_lib.get_config().model.blocks
+    with pytest.raises(ConfigError, match="model.head_features has no effect on mobilenet_v1"):
+        points.points_of(base, [{"model.name": "mobilenet_v1", "model.head_features": 64}])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", config_lib.CHOICES["model.name"])
+def test_smoke_forms_train_every_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = ROOT / "experiments/baselines/cifar10.py"
+    config = load_config(f"{path}:smoke", {"model.name": name})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    assert loop.train(build.build(config, workdir), workdir)["step"] == 2
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize(
     "path",
     # Each compiles the whole network of its experiment; one stays among the fast tests.

@@ -306,6 +306,21 @@ def test_an_untrained_network_gets_the_ranges_of_its_training(tmp_path: Path):
     assert np.abs(rounded - plain).max() < 0.3 * np.abs(plain).max()
 
 
+def test_a_batch_of_one_value_per_channel_gives_no_statistics():
+    # 8 pixels after strides of 8: maps of 1 x 1.
+    config = w8a8(model__blocks=((1, 8, 1, 2), (2, 8, 1, 2)), model__stem_strides=2)
+    variables = build.init_variables(config, 10)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
+
+    def estimate(*sizes: int) -> Any:
+        ends = np.cumsum(sizes)
+        batches = [images[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        return build._settle(config, 10, variables, lambda: batches)["batch_stats"]
+
+    jax.tree.map(np.testing.assert_array_equal, estimate(4, 1), estimate(4))
+    jax.tree.map(np.testing.assert_array_equal, estimate(1), variables["batch_stats"])
+
+
 # ---- sweeps and lanes
 
 

@@ -5,14 +5,14 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir, runtime
+from mobilenet import experiment, rundir, runtime
 from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
 from mobilenet.config import Config, ConfigError
 
@@ -121,7 +121,14 @@ def _configure_logging() -> None:
 def parse(
     verb: str, module: types.ModuleType, values: flags.FlagValues, argv: list[str]
 ) -> list[str] | None:
-    """Parses flags; None after printing the help that `--help` or `-h` asked for."""
+    """Parses flags; None after printing the help that `--help` or `-h` asked for.
+
+    ~ at the start of any text is the home directory: behind `--flag=` no shell replaces it, and no
+    flag has texts that start so but paths.
+
+    Returns:
+      The arguments that are no flags.
+    """
     if any(arg in ("--help", "-h", "-help") for arg in argv):
         print(f"{(module.__doc__ or '').strip()}\n\nflags of `mobilenet {verb}`:\n")
         for name in sorted(values):
@@ -130,7 +137,12 @@ def parse(
         if "config" in values:
             print("  --config.KEY=VALUE\n      overrides a key of the configuration")
         return None
-    return values(["mobilenet", *argv])[1:]
+    rest = values(["mobilenet", *argv])[1:]
+    for name in values:
+        given: Any = values[name]
+        if isinstance(given.value, str):
+            given.value = os.path.expanduser(given.value)
+    return [os.path.expanduser(each) for each in rest]
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -191,6 +203,42 @@ def define_checkpoint(values: flags.FlagValues) -> None:
         "step",
         flag_values=values,
     )
+
+
+def run_config(
+    workdir: Path,
+    overrides: Mapping[str, str],
+    *,
+    verb: str,
+    also: Sequence[str] = (),
+    start: Config = None,
+) -> Config:
+    """The configuration of a run that a verb uses, with overrides of how that is carried out.
+
+    Args:
+      workdir: the run directory.
+      overrides: of the command line; those of keys that change what the run computes are refused.
+      verb: that takes them.
+      also: keys besides config.RUNTIME_KEYS that the verb takes.
+      start: what the overrides are applied to, different in these keys; None is the run's own.
+
+    Raises:
+      ConfigError: not a run directory, or an override that is refused.
+    """
+    config = rundir.read_config(workdir)
+    changed = (config if start is None else start).copy_and_resolve_references()
+    experiment.override(changed, overrides)
+    refused = [key for key in config_lib.differences(config, changed) if key not in also]
+    if refused:
+        more = f", and of which pictures are seen: {', '.join(also)}" if also else ""
+        raise ConfigError(
+            f"{', '.join(refused)} would change what the run computes; {verb} takes overrides of "
+            "how it is carried out, such as --config.data.data_dir or --config.eval.batch_size"
+            f"{more}."
+        )
+    if overrides:
+        config_lib.validate(changed)
+    return changed
 
 
 def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, Any] | None:

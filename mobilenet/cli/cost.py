@@ -36,6 +36,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     else:
         path = common.require(values, "config", "experiments/baselines/digits.py")
         config = experiment.load_config(path, overrides)
+    if config.model.num_classes is not None and not config.data.data_dir:
+        config.data.data_dir = "."  # any: no data is read
     config_lib.validate(config)
 
     from mobilenet import architecture, build

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rundir
+from mobilenet import rundir
 from mobilenet.cli import common
 from mobilenet.train.metrics import Evaluation
 
@@ -50,21 +50,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if split not in ("train", "validation", "test"):
         raise common.UsageError(f"--split is {split!r}; allowed are train, validation, test.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
-    config = rundir.read_config(workdir)
-    if overrides.get("data.name", config.data.name) != config.data.name:
+    start = rundir.read_config(workdir)
+    if overrides.get("data.name", start.data.name) != start.data.name:
         # The names of its parts are another data set's.
         default = dict(config_lib.flatten(config_lib.get_config()))
-        config_lib.update(config, {key: default[key] for key in PARTS})
-    experiment.override(config, overrides)
+        config_lib.update(start, {key: default[key] for key in PARTS})
+    config = common.run_config(workdir, overrides, verb="evaluate", also=PICTURES, start=start)
     changed = config_lib.differences(rundir.read_config(workdir), config)
-    refused = [key for key in changed if key not in PICTURES]
-    if refused:
-        raise config_lib.ConfigError(
-            f"{', '.join(refused)} would change what the run computes; evaluate takes overrides of "
-            "how it is carried out, such as --config.eval.batch_size, and of which pictures are "
-            f"seen: {', '.join(PICTURES)}."
-        )
-    config_lib.validate(config)
     common.apply_cpu_devices(values)
 
     from mobilenet import build, inference, runtime

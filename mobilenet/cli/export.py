@@ -2,6 +2,7 @@
 
     mobilenet export --workdir=runs/c10 --to=litert --verify
     mobilenet export --workdir=runs/c10_w8a8 --to=onnx --out=c10.onnx --verify --split=test
+    mobilenet export --workdir=runs/c10 --to=onnx --verify --config.data.data_dir=moved  # its data
 
 A run with `quantize` becomes an integer file, with the codes and scales that were trained. Labels
 and preprocessing are inside the file and in FILE.json next to it. --verify runs the file on images
@@ -46,14 +47,12 @@ def define(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb; 1 if a verified integer file is not the network that was studied."""
     common.refuse_arguments(rest)
-    if overrides:
-        raise common.UsageError("export takes the run's own configuration; drop --config.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     to = common.require(values, "to", "litert")
     if to not in FORMATS:
         raise common.UsageError(f"--to is {to!r}; allowed are {', '.join(FORMATS)}.")
     common.require_at_least(values, examples=0)
-    config = rundir.read_config(workdir)
+    config = common.run_config(workdir, overrides, verb="export")
     _refuse_without_effect(values, to, config)
 
     from mobilenet import deployment, runtime
@@ -62,7 +61,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     path = _target(common.flag(values, "out"), workdir, deployment.ENDINGS[to])
     runtime.prepare_compiler()
     try:
-        run = deployment.Deployment(workdir, common.flag(values, "checkpoint"))
+        run = deployment.Deployment(workdir, common.flag(values, "checkpoint"), config)
         run.write(to, path, integer_io=common.flag(values, "integer_io"))
         print(f"{path}: {path.stat().st_size:,} bytes, metadata in {path.name}.json")
         if not common.flag(values, "verify"):

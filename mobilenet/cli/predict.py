@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mobilenet import rundir
 from mobilenet.cli import common
 
 
@@ -23,12 +22,10 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb; unreadable pictures are named and make the exit code 2, the others shown."""
-    if overrides:
-        raise common.UsageError("predict takes the run's own configuration; drop --config.")
     if not rest:
         raise common.UsageError("No picture was given; write mobilenet predict ... photo.jpg.")
     workdir = Path(common.require(values, "workdir", "runs/digits"))
-    config = rundir.read_config(workdir)
+    config = common.run_config(workdir, overrides, verb="predict")
 
     from mobilenet import inference, runtime
     from mobilenet.data import images

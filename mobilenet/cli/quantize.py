@@ -2,7 +2,7 @@
 
     mobilenet quantize --workdir=runs/c10 --to=runs/c10_w8a8
     mobilenet quantize --workdir=runs/c10 --to=runs/c10_w4a8 --config.quantize.weights.bits=4 \
-        --config.quantize.adaround_steps=1000
+        --config.quantize.weights.ranges=fixed --config.quantize.adaround_steps=1000
     mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8     # each layer alone
     mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5,4
 
@@ -17,6 +17,7 @@ printed for the next `quantize --to` or `train`.
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -62,9 +63,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             if values[name].present:
                 raise common.UsageError(f"--{name} goes with --sensitivity; drop it.")
         return _quantize(values, workdir, Path(target), overrides)
-    if overrides:
-        raise common.UsageError("--config goes with --to; a quantised run has its configuration.")
-    return _look(values, workdir, bits)
+    return _look(values, workdir, bits, overrides)
 
 
 def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
@@ -84,6 +83,7 @@ def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
             "train.patience": 0,
             "schedule.warmup_epochs": 0.0,
             "finetune.train_from": "",
+            **_training_of(config),
         },
     )
     if not any(key.startswith("quantize.") and key.endswith(".bits") for key in overrides):
@@ -91,6 +91,20 @@ def ptq_config(workdir: Path, overrides: dict[str, str]) -> Config:
         overrides = {**bits, **overrides}
     experiment.override(config, overrides)
     return config
+
+
+def _training_of(config: Config) -> dict[str, Any]:
+    """Defaults of what only training compresses with: weights that are 0 stay so without it.
+
+    The rules and the pattern of a pruned run remain: they say whose zeros are counted.
+    """
+    default = dict(config_lib.flatten(config_lib.get_config()))
+    kept = ("compress.pruning.rules", "compress.pruning.pattern")
+    return {
+        key: default[key]
+        for key, _ in config_lib.flatten(config)
+        if key.startswith("compress.") and key not in kept
+    }
 
 
 def _quantize(
@@ -116,7 +130,9 @@ def _quantize(
     return 0
 
 
-def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
+def _look(
+    values: flags.FlagValues, workdir: Path, texts: list[str], overrides: dict[str, str]
+) -> int:
     if not all(text.strip().isdigit() for text in texts):
         raise common.UsageError(
             f"--sensitivity is {','.join(texts)!r}; it must be whole numbers, as in 2,4,8."
@@ -126,7 +142,7 @@ def _look(values: flags.FlagValues, workdir: Path, texts: list[str]) -> int:
     if budgets and which != "weights":
         raise common.UsageError("--budget is one of weights; drop --of=activations.")
     common.require_at_least(values, examples=1)
-    config = rundir.read_config(workdir)
+    config = common.run_config(workdir, overrides, verb="quantize --sensitivity")
     common.apply_cpu_devices(values)
 
     import pandas as pd

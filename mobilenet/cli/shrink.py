@@ -16,11 +16,13 @@ nothing is cut: sparsity, parameters, MACs and bytes of the run are printed.
 import functools
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
 from mobilenet.config import Config
@@ -54,10 +56,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.refuse_arguments(rest)
     file, rounds = common.flag(values, "config"), common.flag(values, "rounds")
     common.require_at_least(values, rounds=1)
-    if (overrides or rounds > 1) and not file:
+    # Keys of how a run is carried out are the cut run's as well as the training's.
+    carried = {k: v for k, v in overrides.items() if k.startswith(config_lib.RUNTIME_KEYS)}
+    if (len(carried) < len(overrides) or rounds > 1) and not file:
         raise common.UsageError(
             "Give --config=FILE, which says how the cut networks are trained, with --rounds and "
-            "--config overrides."
+            "--config overrides; without it, only overrides of how the run is read are taken, such "
+            "as --config.data.data_dir."
         )
     workdir = Path(common.require(values, "workdir", "runs/c10"))
     budgets = {name: common.flag(values, name) for name in ("macs", "params")}
@@ -73,6 +78,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     from mobilenet import compression
 
     if not given:
+        common.run_config(workdir, carried, verb="shrink")
         found = compression.describe_run(workdir, common.flag(values, "checkpoint"))
         print(json.dumps(found, indent=2) if common.flag(values, "json") else _table(found))
         return 0
@@ -86,8 +92,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     )
     if file:
         config = experiment.load_config(file, overrides)
-        return _in_rounds(values, config, workdir, target, cut, budgets[given[0]])
-    done = cut(workdir, target, amount=budgets[given[0]], which=common.flag(values, "checkpoint"))
+        return _in_rounds(values, config, carried, workdir, target, cut, budgets[given[0]])
+    done = cut(
+        workdir,
+        target,
+        amount=budgets[given[0]],
+        which=common.flag(values, "checkpoint"),
+        config=common.run_config(workdir, carried, verb="shrink"),
+    )
     _tell(target, done)
     return 0
 
@@ -95,12 +107,23 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 def _in_rounds(
     values: flags.FlagValues,
     config: Config,
+    carried: Mapping[str, str],
     workdir: Path,
     target: Path,
     cut: "functools.partial[Shrunk]",
     amount: float,
 ) -> int:
-    """Cuts and trains in turns; `cut` is `compression.shrink_run` with what all rounds share."""
+    """Cuts and trains in turns.
+
+    Args:
+      values: of the flags.
+      config: of the training, without `pretrained`.
+      carried: overrides of how the runs that are cut are read.
+      workdir: the run that is cut first.
+      target: the last one.
+      cut: `compression.shrink_run` with what all rounds share.
+      amount: of the budget that is left in the end.
+    """
     from mobilenet import compression
 
     # A signal before the loop is ready to save has nothing to lose: it ends the program at once.
@@ -136,7 +159,9 @@ def _in_rounds(
         place = target / "rounds" / str(number)
         trained = target if number == len(found) else place / "trained"
         if not (place / "cut").exists():
-            _tell(place / "cut", cut(source, place / "cut", amount=left, which=which))
+            own = common.run_config(source, carried, verb="shrink")
+            done = cut(source, place / "cut", amount=left, which=which, config=own)
+            _tell(place / "cut", done)
         config.pretrained = str(place / "cut")
         summary = common.train(values, config.copy_and_resolve_references(), trained)
         source, which = trained, "result"

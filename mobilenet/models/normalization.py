@@ -84,6 +84,20 @@ def _sum(x: Array) -> Array:
     return x.sum(tuple(range(x.ndim - 1)))
 
 
+def _check_count(x: Array, rule: Rule) -> None:
+    """Refuses statistics of one value per channel, as PyTorch does: all would become `bias`."""
+    count = x.size // x.shape[-1]
+    if rule.axis_index_groups is not None:
+        count *= len(rule.axis_index_groups[0])
+    elif rule.axis_name is not None:
+        count *= lax.axis_size(rule.axis_name)
+    if count == 1:
+        raise ValueError(
+            f"Batch statistics of {x.shape} have one value per channel; training needs at least 2: "
+            "more images, or larger ones."
+        )
+
+
 def _pmean(x: Array, rule: Rule) -> Array:
     if rule.axis_name is None:
         return x
@@ -395,7 +409,8 @@ class BatchNorm(nn.Module):
           Same shape as `x`, in `self.dtype`.
 
         Raises:
-          ValueError: the activation is unknown, or a product where no statistics are taken.
+          ValueError: the activation is unknown, a product where no statistics are taken, or
+            statistics of one value per channel.
         """
         shape = (x.kernel if isinstance(x, Product) else x).shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -411,6 +426,8 @@ class BatchNorm(nn.Module):
             None if groups is None else tuple(tuple(group) for group in groups),
         )
 
+        if use_running_average is not True and not self.is_initializing():
+            _check_count(x.x if isinstance(x, Product) else x, rule)
         if isinstance(x, Product):
             if use_running_average is not False:
                 raise ValueError("A Product is for training: use_running_average must be False.")

@@ -82,6 +82,7 @@ def learn_rounding(
 
     Minimises the squared difference after the activation, over h in [0, 1] that is added to the
     weight rounded down, with a regulariser that drives each h to 0 or 1 (equations 21, 24, 25).
+    Weights that are 0 stay so.
 
     Args:
       kernel: folded, float32 [..., C].
@@ -170,7 +171,8 @@ def _learn(
     def error(weights: jax.Array) -> jax.Array:
         return jnp.square(product(inputs, weights) - wanted).mean()
 
-    rounded = reals((soft(v) > 0.5).astype(jnp.float32))
+    # A weight that is 0, as those of a pruned network, has its code and stays 0.
+    rounded = reals(((soft(v) > 0.5) & (flat != 0)).astype(jnp.float32))
     plain = numerics.from_codes(numerics.to_codes(flat, grid), grid)
     before, after = error(plain), error(rounded)
     # Learning that does not help (too few positions, say) is not applied.

@@ -45,6 +45,41 @@ class Reference(nn.Module):
         return REFERENCE_ACTIVATION[self.activation](y(x, use_running_average))
 
 
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize("running", [False, jnp.asarray(False)])
+def test_statistics_of_one_value_are_refused(product: bool, running: Any):
+    if product and running is not False:
+        return
+    x: Any = jnp.ones((1, 1, 1, 2))
+    more: Any = jnp.ones((2, 1, 1, 2))
+    if product:
+        x, more = (Product(each, jnp.ones((1, 1, 2, 4))) for each in (x, more))
+    layer = BatchNorm()
+    stored = layer.init(jax.random.key(0), x, False)  # initial values need no statistics
+    with pytest.raises(ValueError, match="have one value per channel; training needs at least 2"):
+        layer.apply(stored, x, running, mutable=["batch_stats"])
+    layer.apply(stored, more, running, mutable=["batch_stats"])
+    if not product:
+        layer.apply(stored, x, True)
+
+
+@pytest.mark.parametrize(("groups", "ok"), [(None, True), ([[0], [1]], False), ([[0, 1]], True)])
+def test_statistics_count_the_values_of_all_devices(groups: Any, ok: bool):
+    layer = BatchNorm(axis_name="devices", axis_index_groups=groups)
+    x = jnp.asarray([[[1.0]], [[3.0]]])
+    stored = layer.init(jax.random.key(0), x[0], False)
+
+    def train(x: Any) -> Any:
+        return layer.apply(stored, x, False, mutable=["batch_stats"])[0]
+
+    run = jax.pmap(train, axis_name="devices")
+    if ok:
+        np.testing.assert_allclose(jnp.ravel(run(x)), [-1, 1], atol=1e-3)
+        return
+    with pytest.raises(ValueError, match="have one value per channel"):
+        run(x)
+
+
 def variables(channels, dtype: Any = np.float64):
     random = np.random.default_rng(1)
     return {

@@ -124,6 +124,17 @@ def test_affine_grids_too():
     assert errors["learned"] < errors["nearest"]
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_that_were_pruned_stay_zero(symmetric: bool):
+    # What the grid clips of the first weight could be made up for by the others, which are 0.
+    kernel = np.asarray([[[[5.0], [0.5], [0.0], [0.0], [0.0]]]], np.float32)
+    grid = numerics.make_grid(jnp.asarray([-3.0]), jnp.asarray([3.0]), 3, symmetric=symmetric)
+    inputs = normal(500, 1) * np.ones((1, 5), np.float32)
+    problem = Problem(inputs, inputs @ kernel[0, 0], np.zeros(1, np.float32), "identity")
+    learned, _ = adaround.learn_rounding(kernel, grid, problem, steps=400)
+    np.testing.assert_array_equal(learned[kernel == 0], 0)
+
+
 def test_report_is_a_geometric_mean():
     errors = {
         "a": {"nearest": 1.0, "learned": 0.25},

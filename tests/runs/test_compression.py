@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY, Command, metric_rows, start, summary, tiny
+from support import TINY, Command, metric_rows, start, summary, tiny, write_run
 
 from mobilenet import build, compression, rows, rundir
 from mobilenet import config as config_lib
 from mobilenet.analysis import comparison
 from mobilenet.cli.main import main
+from mobilenet.cli.quantize import ptq_config
 from mobilenet.compress import pruning
 from mobilenet.config import ConfigError
 from mobilenet.quantize import layers
@@ -96,6 +97,38 @@ def test_a_killed_pruned_run_ends_in_the_same_bits(
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert metric_rows(workdir) == metric_rows(pruned)
     assert summary(workdir)["test"] == summary(pruned)["test"]
+
+
+@pytest.mark.slow
+def test_a_pruned_run_is_quantised_and_its_zeros_stay(pruned: Path, tmp_path: Path):
+    target = tmp_path / "w4a8"
+    adaround = ("weights.bits=4", "weights.ranges=fixed", "adaround_steps=20")
+    flags = [f"--config.quantize.{flag}" for flag in adaround]
+    assert main(["quantize", f"--workdir={pruned}", f"--to={target}", *flags]) == 0
+    before = pruning.flatten(read_checkpoint(pruned, "result").eval_variables["params"])
+    after = pruning.flatten(read_checkpoint(target, "result").eval_variables["params"])
+    for path, mask in pruning.flatten(items(pruned)["opt_state"]["masks"]).items():
+        assert (before[path][~mask] == 0).all() and (after[path][~mask] == 0).all(), path
+
+
+def test_quantising_needs_nothing_that_only_training_needs(tmp_path: Path):
+    run = write_run(
+        tmp_path / "run",
+        0.9,
+        {
+            "compress.pruning.method": "rigl", "compress.pruning.sparsity": 0.5,
+            "compress.pruning.end_epoch": 5.0, "compress.pruning.rules": (("head", "spare"),),
+            "compress.distillation.teacher": str(tmp_path / "gone"),
+            "compress.distillation.transfer": "attention", "finetune.train_from": "",
+            "train.global_batch_size": 3, "train.patience": 4, "schedule.warmup_epochs": 1.0,
+        },
+    )  # fmt: skip
+    config = ptq_config(run, {})
+    config_lib.validate(config, devices=2)
+    assert config.compress.distillation.teacher == "" and config.train.num_epochs == 0
+    assert config.compress.pruning.rules == (("head", "spare"),)  # whose zeros are counted
+    with pytest.raises(ConfigError, match="pruning happens in training"):
+        config_lib.validate(ptq_config(run, {"compress.pruning.method": "magnitude"}))
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def at(tree: Any, site: str) -> Any:
         (["--sensitivity=4", "--of=activations", "--budget=4"], "is one of weights"),
         (["--sensitivity=4", "--budget=3"], "with 4 as the fewest bits tried"),
         (["--sensitivity=4", "--budget=4,few"], "it must be numbers, as in 4 or 5,4.5"),
-        (["--sensitivity=4", "--config.seed=1"], "goes with --to"),
+        (["--sensitivity=4", "--config.seed=1"], "seed would change what the run computes"),
         (["--sensitivity=4", "--examples=0"], "--examples is 0"),
         (["--to=a", "--config.quantize.weights.bits=1"], "bits is 1; it must be in 2..8"),
     ],

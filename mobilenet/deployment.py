@@ -183,6 +183,8 @@ class Deployment:
             "activation_bits": activations,
             "run": self.workdir.name,
             "step": self.metadata["step"],
+            # Of an integer file: how far two neighbouring codes of its logits are apart.
+            "logit_step": self.graph.grids[self.graph.output].scale if self.graph else None,
             "config": self.metadata["fingerprint"],
         }
 

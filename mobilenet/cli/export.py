@@ -145,11 +145,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _differences(row: dict[str, Any]) -> list[str]:
     """What a row's file answers otherwise than the run, why, and a warning."""
     logits, chances = row["logits"], row["probabilities"]
+    unit = f" (in codes of {row['logit_step']:.3g})" if row.get("logit_step") else ""
+    scale = row.get("logit_step") or 1.0
     lines = [
-        f"{row['runtime']}, the class of an image that differs most: logits by "
-        f"{logits['mean']:.2g} on average, {logits['p99']:.2g} at 99 %, {logits['largest']:.2g} at "
-        f"most; probabilities by {100 * chances['mean']:.2g} %, {100 * chances['p99']:.2g} %, "
-        f"{100 * chances['largest']:.2g} %; cause: {row['cause']}"
+        f"{row['runtime']}, the class of an image that differs most: logits{unit} by "
+        f"{logits['mean'] / scale:.2g} on average, {logits['p99'] / scale:.2g} at 99 %, "
+        f"{logits['largest'] / scale:.2g} at most; probabilities by {100 * chances['mean']:.2g} %, "
+        f"{100 * chances['p99']:.2g} %, {100 * chances['largest']:.2g} %; cause: {row['cause']}"
     ]
     if row["warning"]:
         lines.append(f"WARNING: {row['runtime']}: {row['warning']}.")

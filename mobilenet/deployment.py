@@ -59,7 +59,9 @@ class Deployment:
         config.model.dtype = "float32"  # whatever training used
         num_classes = build.resolve_classes(config, len(stored["class_names"]))
         fast = architecture.build_model(config, num_classes)
-        self._forward = jax.jit(lambda images: fast.apply(self._variables, images, False))
+        # Variables are arguments: XLA would fold the rounding of constants while it compiles.
+        forward = jax.jit(lambda variables, images: fast.apply(variables, images, False))
+        self._forward = functools.partial(forward, self._variables)
         config.model.conv_form = "grouped"  # which runtimes recognise as depthwise
         network = architecture.build_model(config, num_classes)
         self._shape = architecture.image_shape(config)
@@ -182,6 +184,8 @@ class Deployment:
             "activation_bits": activations,
             "run": self.workdir.name,
             "step": self.metadata["step"],
+            # Of an integer file: how far two neighbouring codes of its logits are apart.
+            "logit_step": self.graph.grids[self.graph.output].scale if self.graph else None,
             "config": self.metadata["fingerprint"],
         }
 

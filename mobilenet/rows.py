@@ -24,7 +24,9 @@ def read(path: Path, fields: Sequence[str] = ()) -> list[dict[str, str]]:
     if content is None:
         return []
     try:
-        table = [row for row in csv.reader(io.StringIO(content.decode(), newline="")) if row]
+        # Spreadsheets write a mark before the first column's name.
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        table = [row for row in csv.reader(text) if row]
     except (ValueError, csv.Error) as error:
         raise FileError(path, f"is no CSV table: {error}", _REPAIR) from error
     if not table:

@@ -204,6 +204,9 @@ def test_a_table_of_committed_results_is_read(tmp_path: Path):
     assert rows.read(path, ["b"]) == made
     with open(path, newline="") as file:
         assert list(csv.DictReader(file)) == made
+    # As a spreadsheet saves it.
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert rows.read(path, ["a", "b"]) == made
 
 
 def row(step: int, split: str = "train", **more: Any) -> str:

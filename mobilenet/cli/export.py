@@ -8,7 +8,9 @@ A run with `quantize` becomes an integer file, with the codes and scales that we
 and preprocessing are inside the file and in FILE.json next to it. --verify runs the file on images
 of a split: accuracy, agreement with the run, differences of logits and probabilities, bytes and
 latency are printed, and written as rows to FILE.rows.json. What an integer .tflite computes is
-compared with the integer executor as well, operation by operation.
+compared with the integer executor as well, operation by operation. A warning says that a float file
+differs by more than the order of its sums explains (0.1 % of the largest logit), or that an integer
+file's probabilities differ by more than 5 % on average over images or 25 % in one.
 """
 
 import os
@@ -144,11 +146,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _differences(row: dict[str, Any]) -> list[str]:
     """What a row's file answers otherwise than the run, why, and a warning."""
     logits, chances = row["logits"], row["probabilities"]
+    unit = f" (in codes of {row['logit_step']:.3g})" if row.get("logit_step") else ""
+    scale = row.get("logit_step") or 1.0
     lines = [
-        f"{row['runtime']}, the class of an image that differs most: logits by "
-        f"{logits['mean']:.2g} on average, {logits['p99']:.2g} at 99 %, {logits['largest']:.2g} at "
-        f"most; probabilities by {100 * chances['mean']:.2g} %, {100 * chances['p99']:.2g} %, "
-        f"{100 * chances['largest']:.2g} %; cause: {row['cause']}"
+        f"{row['runtime']}, the class of an image that differs most: logits{unit} by "
+        f"{logits['mean'] / scale:.2g} on average, {logits['p99'] / scale:.2g} at 99 %, "
+        f"{logits['largest'] / scale:.2g} at most; probabilities by {100 * chances['mean']:.2g} %, "
+        f"{100 * chances['p99']:.2g} %, {100 * chances['largest']:.2g} %; cause: {row['cause']}"
     ]
     if row["warning"]:
         lines.append(f"WARNING: {row['runtime']}: {row['warning']}.")

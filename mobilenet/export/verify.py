@@ -163,9 +163,9 @@ def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
 
     Args:
       row: with `differences`, "format", and for an integer TFLite file "executor".
-      integer: whether the file computes with integers.
+      integer: whether it is the file of a quantised run.
     """
-    if not integer or row["format"] == "stablehlo":
+    if not integer:
         cause = "sums in another order"
         bound = FLOAT_BOUND * max(1.0, row["largest_logit"])
         if row["logits"]["largest"] <= bound:
@@ -182,6 +182,8 @@ def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
                 "rounding that grows over the layers: each operation alone is within one code of "
                 "the integer executor"
             )
+    elif row["format"] == "stablehlo":
+        cause = "sums in another order, which round to other codes layer after layer"
     elif row["format"] == "litert":
         cause = "rounding that grows over the layers, with kernels that round in their own way"
     else:

@@ -139,3 +139,24 @@ def test_metadata_that_is_wrong_is_refused(
     altered.write("litert", tmp_path / "m.tflite")
     with pytest.raises(PretrainedError, match=message):
         pretrained.read("tflite", tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize(("count", "outputs"), [(300, 256), (1, 10**6)])
+def test_sizes_are_checked_before_anything_is_read(count: int, outputs: int, tmp_path: Path):
+    """Operations may share a buffer, or declare one that is not there."""
+    writer = tflite_writer.Writer()
+    x = writer.tensor("image", [1, 8, 8, 256], "FLOAT32")
+    writer.graph.inputs = [writer.tensor("start", [1, 8, 8, 3], "FLOAT32")]
+    kernel = writer.constant("kernel", np.zeros((256, 1, 1, 256), np.float32))
+    writer.graph.tensors[kernel].shape = [outputs, 1, 1, 256]
+    for number in range(count):
+        y = writer.tensor(f"{number}", [1, 8, 8, outputs], "FLOAT32")
+        options = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+        writer.operator("CONV_2D", [x, kernel], y, 1, "Conv2DOptions", **options)
+        x = y
+    writer.graph.outputs = [x]
+    path = tmp_path / "m.tflite"
+    writer.write(path, {})
+    assert path.stat().st_size < 400_000
+    with pytest.raises(PretrainedError, match=r"m.tflite declares [\d,]+ bytes of numbers and"):
+        pretrained.read("tflite", path)

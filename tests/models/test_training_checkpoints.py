@@ -34,7 +34,7 @@ def wrapped(content: Any, named: dict[str, dict[str, np.ndarray]]) -> bytes:
     # Each tensor's instructions, cut out of the flat pickle.
     stream, pieces = files["archive/data.pkl"], {}
     starts = [
-        (position, argument)
+        (int(position or 0), argument)
         for instruction, argument, position in pickletools.genops(stream)
         if instruction.name == "BINUNICODE" and argument in flat
     ]

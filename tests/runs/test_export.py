@@ -39,12 +39,16 @@ def test_an_integer_file_is_verified(mobilenet: Command, quantised: Path, tmp_pa
         "--examples=50",
     )  # fmt: skip
     assert "litert (xnnpack)" in done.stdout and "the largest difference is 0" in done.stdout
+    assert "on average, " in done.stdout and "cause: rounding that grows over" in done.stdout
     rows = json.loads((tmp_path / "files" / "m.tflite.rows.json").read_text())
     assert [row["runtime"] for row in rows] == ["litert (builtin)", "litert (xnnpack)"]
     for row in rows:
         assert row["bytes"] == path.stat().st_size and row["examples"] == 50
         assert row["agreement"] >= 0.9 and row["weight_bits"] == row["activation_bits"] == 8
         assert row["processor"] and row["commit"] and "phone" in row["latency_note"]
+        for found in (row["logits"], row["probabilities"]):
+            assert 0 <= found["mean"] <= found["largest"] and found["p99"] <= found["largest"]
+        assert row["logits"]["largest"] < 20 * row["logit_step"] and row["cause"]
     assert rows[0]["float_operations"] == []
     metadata = json.loads((tmp_path / "files" / "m.tflite.json").read_text())
     assert metadata["labels"] == [str(digit) for digit in range(10)]
@@ -62,6 +66,7 @@ def test_a_float_run_becomes_any_format(mobilenet: Command, finished: Path, tmp_
         )  # fmt: skip
         (row,) = json.loads((tmp_path / f"{to}.rows.json").read_text())
         assert row["agreement"] == 1.0 and row["top1"] == row["top1_jax"]
+        assert row["cause"] == "sums in another order" and row["warning"] == ""
 
 
 @pytest.mark.slow

@@ -104,12 +104,13 @@ def _datasets(file: Any, path: Path) -> dict[str, Any]:
 def _walk(group: Any, file: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
     import h5py
 
+    library: Any = h5py  # type checkers do not see its C modules
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise PretrainedError(f"{file} has the link {name!r}; nothing is read by links.")
         item = group[name]
         if isinstance(item, h5py.Group):
-            place = h5py.h5o.get_info(item.id).addr
+            place = library.h5o.get_info(item.id).addr
             if place not in seen:
                 seen.add(place)
                 yield from _walk(item, file, seen)
@@ -119,7 +120,7 @@ def _walk(group: Any, file: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
                     f"{file} takes the numbers of {item.name} from another file; they are not read."
                 )
             if item.shape is not None and item.dtype.kind in "fiu":
-                yield item.name, item
+                yield str(item.name), item
 
 
 def _keras3_arrays(file: Any, datasets: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], bool]:

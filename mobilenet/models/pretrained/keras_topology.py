@@ -103,8 +103,9 @@ def _pads(
         elif kind in ("Conv2D", "DepthwiseConv2D"):
             if tuple(config["strides"]) == (2, 2):
                 explicit = explicit or config["padding"] != "same"
-                same = ((size or 0) % 2, 1)
-                pads.append((size or 0, *(same if config["padding"] == "same" else padded)))
+                same = config["padding"] == "same"
+                before, after = ((size or 0) % 2, 1) if same else padded
+                pads.append((size or 0, before, after))
                 size = size and -(-size // 2)
             padded = (0, 0)
     return image_size, pads, explicit

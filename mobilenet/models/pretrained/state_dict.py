@@ -55,6 +55,9 @@ _BESIDE = {
     *(("__builtin__", "dict"), ("builtins", "dict")),
 }
 
+# Instructions of a pickle that remember a value by a number.
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+
 
 class Found(NamedTuple):
     """Tensors of a file, name -> array, and what a user should know of how they were chosen."""
@@ -226,8 +229,9 @@ def _load(file: io.BytesIO, name: str) -> tuple[Any, dict[str, _Storage]]:
     """
     start, most = file.tell(), file.getbuffer().nbytes
     for instruction, argument, _ in pickletools.genops(file):
-        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > most:
-            raise pickle.UnpicklingError(f"its pickle remembers {argument:,} values")
+        places = int(argument or 0) if instruction.name in _PUTS else 0
+        if places > most:
+            raise pickle.UnpicklingError(f"its pickle remembers {places:,} values")
     file.seek(start)
     unpickler = _Unpickler(file, name)
     return unpickler.load(), unpickler.storages

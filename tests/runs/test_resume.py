@@ -71,10 +71,10 @@ def test_exit_codes_are_true_when_nobody_reads_the_output(cache: Path, tmp_path:
     rate = "--config.optimizer.learning_rate=1e30"
     for command, code in (
         (["train", f"--config={TINY}", "--config.optimizer.name=sgd", rate], 3),
-        (["sweep", f"--config={TINY_SWEEP}", rate], 3),
+        (["sweep", f"--config={TINY_SWEEP}:broken"], 2),
         (["sweep", f"--config={TINY_SWEEP}", "--jobs=2", "--lanes=2"], 0),
     ):
-        workdir = tmp_path / f"{'_'.join(command[2:])}".replace("/", "")
+        workdir = tmp_path / str(code)
         assert without_a_reader(*command, f"--workdir={workdir}", cache=cache) == code, command
 
 

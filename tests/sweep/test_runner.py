@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from support import TINY_SWEEP
 
 from mobilenet import build, rundir
-from mobilenet.cli.sweep import report
+from mobilenet.cli import reproduce, sweep
 from mobilenet.config import ConfigError
 from mobilenet.data.datasets import DatasetError
 from mobilenet.sweep import listing, points, runner
@@ -295,10 +296,10 @@ def test_what_is_not_done_is_in_the_exit_code(
         ("killed", 1), ("pending", 1), ("damaged", 1),
     ):  # fmt: skip
         outcome = runner.Outcome({point.key: status for point in tiny_points})
-        assert report(tiny_points, outcome, sweep_directory) == code, status
+        assert sweep.report(tiny_points, outcome, sweep_directory) == code, status
         assert ("another sweep" in capsys.readouterr().out) == (status == "running")
     pending = runner.Outcome({point.key: "pending" for point in tiny_points})
-    assert report(tiny_points, pending, sweep_directory, waited=False) == 0
+    assert sweep.report(tiny_points, pending, sweep_directory, waited=False) == 0
 
 
 @pytest.mark.parametrize("name", ["point.json", "summary.json"])
@@ -407,3 +408,10 @@ def test_workers_share_cores_and_accelerators():
                  if s["CUDA_VISIBLE_DEVICES"] == name]  # fmt: skip
         assert len(parts) == sharing and sum(parts) <= 0.901
     assert runner.accelerator_share(0, 2, []) == {}
+
+
+@pytest.mark.parametrize("verb", [sweep, reproduce])
+def test_verbs_that_name_a_flag_have_it(verb: Any):
+    values = flags.FlagValues()
+    verb.define(values)
+    assert "retry_failed" in values

@@ -23,6 +23,7 @@ from mobilenet.config import Config, ConfigError
 # What `status` answers. Done, diverged and pruned runs have said all they can; failed ones ended
 # by an error; the others continue when the same command is given again.
 FINAL = ("done", "diverged", "pruned")
+MACHINE_FILE = "machine.json"  # of a sweep: `mobilenet.sweep.machine`
 STATUSES = (*FINAL, "failed", "running", "interrupted", "killed", "pending", "damaged")
 
 
@@ -299,6 +300,19 @@ def _has(value: Any, names: list[str]) -> bool:
             return False
         value = value[name]
     return True
+
+
+def threads(directory: Path) -> int | None:
+    """Threads that the run or the sweep in a directory computes with; None if it does not say.
+
+    What keeps the directory from being read is told by who reads the rest of it.
+    """
+    for name in ("summary.json", MACHINE_FILE):
+        with contextlib.suppress(RunDirectoryError, OSError, ValueError):
+            count = (read_json(directory / name, dict) or {}).get("threads")
+            if type(count) is int and count > 0:
+                return count
+    return None
 
 
 def read_config(workdir: Path) -> Config:

@@ -52,7 +52,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     # What a verb does to runs, for the command line and notebooks alike.
     "mobilenet/workflows": (
-        "mobilenet.build", "mobilenet.config", "mobilenet.rundir", "mobilenet.train",
+        "mobilenet.build", "mobilenet.config", "mobilenet.rundir", "mobilenet.runtime",
+        "mobilenet.train",
     ),
     "mobilenet/architecture.py": (
         "mobilenet.config", "mobilenet.models", "mobilenet.train.steps", "mobilenet.quantize",

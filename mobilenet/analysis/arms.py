@@ -335,7 +335,7 @@ def make_row(
         **_table_facts(table, runs, facts, summaries[0]),
         "seconds_mean": f"{seconds:.0f}",
         "device": one("device", [s["device"] for s in summaries]),
-        "processor": one("processor", [s["processor"] for s in summaries]),
+        "processor": one("processor", list(map(results.processor, summaries))),
         "versions": versions,
         "commit": one("commit", [s["commit"] for s in summaries]),
         "logs": logs,

@@ -521,7 +521,7 @@ def _provenance(arm: Measured) -> dict[str, str]:
         "train_examples": one("training size", [s["examples"]["train"] for s in summaries]),
         "test_examples": one("test size", [s["test"]["examples"] for s in summaries]),
         "epochs": one("epochs", [f"{c['train']['num_epochs']:g}" for c in arm.configs]),
-        "processor": several([s["processor"] for s in summaries]),
+        "processor": several(list(map(results.processor, summaries))),
         "versions": several(
             [" ".join(f"{k}={v}" for k, v in s["versions"].items()) for s in summaries]
         ),

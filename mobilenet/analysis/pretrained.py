@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis.results import ResultError, versions
+from mobilenet.analysis.results import ResultError, processor, versions
 from mobilenet.analysis.stats import wilson
 
 PARITY, ACCURACY = "parity", "pretrained"
@@ -73,7 +73,7 @@ def make_row(
         "published_source": published_source,
         "overrides": json.dumps(found["overrides"], sort_keys=True),
         "device": found["device"],
-        "processor": found["processor"],
+        "processor": processor(found),
         "versions": versions(found["versions"]),
         "commit": found["commit"],
         "remarks": remarks,

@@ -68,6 +68,19 @@ def versions(found: Mapping[str, str]) -> str:
     return " ".join(f"{name}={version}" for name, version in found.items())
 
 
+def processor(summary: Mapping[str, Any]) -> str:
+    """The processor as rows state it, with the threads of a run where they are not its cores.
+
+    Results of other threads differ by rounding: "AMD EPYC, 2 cores, 1 thread".
+    """
+    text = str(summary["processor"])
+    parts = summary.get("computed") or [summary]
+    counts = [str(part["threads"]) for part in parts if part.get("threads")]
+    if all(text.endswith(f", {count} cores") for count in counts):
+        return text
+    return f"{text}, {' then '.join(counts)} thread{'' if counts[-1] == '1' else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A training time for a table: seconds below ten minutes, else minutes."""
     return f"{seconds:.0f} s" if seconds < 600 else f"{math.ceil(seconds / 60)} min"
@@ -126,7 +139,7 @@ def make_row(
         "seconds_mean": f"{statistics.fmean(s['wall_seconds'] for s in summaries):.0f}",
         "first_step_seconds_max": f"{max(s['first_step_seconds'] for s in summaries):.1f}",
         "device": one("device", [s["device"] for s in summaries]),
-        "processor": one("processor", [s["processor"] for s in summaries]),
+        "processor": one("processor", list(map(processor, summaries))),
         "versions": versions(one("versions", [s["versions"] for s in summaries])),
         "commit": one("commit", [s["commit"] for s in summaries]),
         "logs": logs,

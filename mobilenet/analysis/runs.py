@@ -15,6 +15,7 @@ import pandas as pd
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
+from mobilenet.analysis import results
 from mobilenet.analysis.stats import Column, Frame
 from mobilenet.sweep import space
 
@@ -217,6 +218,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
         **{name: _number(summary.get(name)) for name in NUMBERS},
         "bytes": None if params is None else BYTES_PER_PARAMETER * params,
         **{name: summary.get(name) for name in TEXTS},
+        "processor": results.processor(summary) if "processor" in summary else None,
         "damaged_lines": damaged,
     }
     return row, values, recorded

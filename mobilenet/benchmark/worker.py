@@ -42,6 +42,7 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
     runtime.end_with_parent(request["parent"])
     kept = request["memory"] == "kept" and runtime.keep_memory()
     runtime.use_wide_vectors()
+    runtime.use_threads()
     if request["subject"].startswith("torch"):
         # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -39,6 +39,7 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         rest = parse(verb, module, values, argv)
         if rest is None:
             return 0
+        take_threads(values)
         with terminal.plain_output():
             return module.main(values, overrides, rest)
     except flags.Error as error:
@@ -311,8 +312,45 @@ def devices(values: flags.FlagValues) -> Iterator[None]:
         jax.distributed.shutdown()
 
 
+def define_threads(values: flags.FlagValues) -> None:
+    """The flag for the threads of a run or a sweep that begins."""
+    flags.DEFINE_integer(
+        "threads",
+        0,
+        "threads that XLA computes with on CPU, kept until the run or the sweep ends; 0 is the "
+        "cores of the machine where it begins",
+        flag_values=values,
+    )
+
+
+def take_threads(values: flags.FlagValues) -> None:
+    """Has XLA compute with the threads of the run or sweep that the flags name, if it has begun.
+
+    A run that is made from another one (`--to`) takes those of its source.
+
+    Raises:
+      UsageError: `--threads` asks for others than those of the directory.
+    """
+    asked = flag(values, "threads") if "threads" in values else 0
+    if asked < 0:
+        raise UsageError(
+            f"--threads is {asked}; it must be 1 or more, or 0 for the machine's cores."
+        )
+    scale = flag(values, "scale") if "scale" in values else ""  # each has a sweep of its own
+    named = [flag(values, name) for name in ("to", "workdir") if name in values]
+    directories = [Path(name) / scale for name in named if name]
+    begun = [rundir.threads(directory) for directory in directories]
+    if asked and begun and begun[0] and asked != begun[0]:
+        raise UsageError(
+            f"--threads is {asked}, but {directories[0]} was begun with {begun[0]}; other threads "
+            "round differently. Leave --threads out, or give another directory."
+        )
+    runtime.use_threads(next(filter(None, [begun[0] if begun else None, asked, *begun]), None))
+
+
 def define_devices(values: flags.FlagValues) -> None:
     """Flags of a run over several processes."""
+    define_threads(values)
     flags.DEFINE_integer(
         "num_processes", 1, "processes of the run, on one machine or several", flag_values=values
     )

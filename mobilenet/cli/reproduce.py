@@ -35,6 +35,7 @@ def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
     flags.DEFINE_string("scale", "", "smoke, cifar, full or imagenet", flag_values=values)
+    common.define_threads(values)
     flags.DEFINE_string("workdir", "", "where the runs of all scales are", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes that train", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "runs of one shape in one program", flag_values=values)

@@ -41,6 +41,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("dry_run", False, "show the points and train none", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes that train points", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "points of one shape in one program", flag_values=values)
+    common.define_threads(values)
     flags.DEFINE_boolean(
         "retry_failed", False, "train points that failed before again", flag_values=values
     )
@@ -133,6 +134,7 @@ def submit(values: flags.FlagValues, planned: "list[Point]", workdir: Path) -> "
         workdir,
         settings=slurm.parse(common.flag(values, "slurm")),
         lanes=common.flag(values, "lanes"),
+        threads=common.flag(values, "threads") or None,
         retry_failed=common.flag(values, "retry_failed"),
         wait=common.flag(values, "wait"),
     )

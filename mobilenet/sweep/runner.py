@@ -2,6 +2,7 @@
 
     WORKDIR/points/KEY/     a run directory each, with point.json beside config.json; log.txt
     WORKDIR/plans/          the points of each command, for its worker processes
+    WORKDIR/machine.json    the threads that all points are computed with
 
 The run directories are the ledger: a point is done when its summary says so, and whoever holds the
 lock of its directory trains it. So a sweep can be killed and started again, and two sweeps can work
@@ -24,6 +25,7 @@ from mobilenet.config import ConfigError
 from mobilenet.data.datasets import DatasetError
 from mobilenet.rundir import InUseError, RunDirectoryError
 from mobilenet.sweep import lanes as lanes_lib
+from mobilenet.sweep import machine
 from mobilenet.sweep.lanes import Standing
 from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
@@ -108,6 +110,7 @@ def run(
     left = sum(status in OPEN for status in statuses(points, workdir).values())
     jobs = max(1, min(jobs, left))
     with Progress(points, workdir, show=progress), _using(workdir):
+        machine.join(workdir, computes=jobs == 1)
         if jobs == 1:
             work(points, workdir, lanes=lanes, max_failures=max_failures, shared=shared)
         else:
@@ -498,7 +501,8 @@ def accelerator_share(index: int, jobs: int, names: Sequence[str]) -> dict[str, 
 def cores(index: int, jobs: int) -> set[int]:
     """The cores of worker `index` of `jobs`: an equal part of those this process may use.
 
-    With more workers than cores some share one.
+    With more workers than cores some share one. Cores do the work and do not change it: the threads
+    are of the sweep (`mobilenet.sweep.machine`).
     """
     available = sorted(os.sched_getaffinity(0))
     if jobs >= len(available):

@@ -33,8 +33,8 @@ from optuna.trial import TrialState
 from mobilenet import build, rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.rundir import InUseError
+from mobilenet.sweep import machine, runner
 from mobilenet.sweep import points as points_lib
-from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
 from mobilenet.train.lanes import Pruned
@@ -127,6 +127,7 @@ def run(
     shared = build.Shared()
     _check_ends(base, overrides, ranges, workdir, shared)
     study = _open(workdir, base, overrides, method=method, seed=seed, prune=prune)
+    machine.join(workdir)
     with contextlib.suppress(_Enough):
         while True:
             with _next(study, ranges, workdir, method=method, seed=seed, trials=trials) as trial:

@@ -18,8 +18,8 @@ from typing import Any
 from mobilenet import build, rundir, runtime
 from mobilenet.config import ConfigError
 from mobilenet.sweep import lanes as lanes_lib
+from mobilenet.sweep import machine, runner
 from mobilenet.sweep import points as points_lib
-from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.progress import Progress
 from mobilenet.train.signals import Interrupted
@@ -50,6 +50,7 @@ class Job:
         # submitit's own handler, which queues the job again. The train loop takes the signal in
         # between, to save first.
         requeue: Any = signal.getsignal(signal.SIGUSR2)
+        machine.join(Path(workdir))
         runtime.prepare_compiler()
         planned = [p for p in points_lib.read_plan(Path(plan)) if p.key in keys]
         try:
@@ -99,6 +100,7 @@ def run(
     *,
     settings: Mapping[str, Any],
     lanes: int = 1,
+    threads: int | None = None,
     retry_failed: bool = False,
     wait: bool = True,
     progress: bool = True,
@@ -110,6 +112,8 @@ def run(
       workdir: of the sweep, on a file system that the nodes share.
       settings: of `parse`.
       lanes: points of one shape that one job trains together.
+      threads: of a sweep that begins here; None is the cores that `settings` give a job, or those
+        of this machine.
       retry_failed: submit points again that failed before.
       wait: until no job of these points is queued or running. Ending this process ends no job.
       progress: show it on stderr.
@@ -127,6 +131,7 @@ def run(
     queued = _queue()
     runner.check(points, workdir, build.Shared(), lanes=lanes, retry_failed=retry_failed)
     runner.register(points, workdir, retry_failed=retry_failed)
+    machine.begin(workdir, threads or settings.get("cpus_per_task"))
     waiting = [p for p in points if _job_of(p, workdir) in queued]
     statuses = runner.statuses(points, workdir)
     open_points = [p for p in points if p not in waiting and statuses[p.key] in runner.OPEN]

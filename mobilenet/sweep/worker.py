@@ -26,13 +26,14 @@ def main(argv: list[str]) -> int:
     runtime.end_with_parent(parent)
     runtime.keep_memory()
     from mobilenet.rundir import RunDirectoryError
-    from mobilenet.sweep import points, runner
+    from mobilenet.sweep import machine, points, runner
     from mobilenet.train.signals import Interrupted
 
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, runner.cores(index, jobs))  # before XLA counts its threads
-    runtime.prepare_compiler()
+        os.sched_setaffinity(0, runner.cores(index, jobs))  # XLA's threads inherit it
     try:
+        machine.join(workdir)
+        runtime.prepare_compiler()
         planned = points.read_plan(plan)
         runner.work(planned, workdir, lanes=lanes, max_failures=max_failures, offset=index / jobs)
     except Interrupted:

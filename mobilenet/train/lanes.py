@@ -114,6 +114,9 @@ class Lane:
         self.checkpoints.discard_after(self.saved)
         self.validations = records.read_validations(self.workdir, start)
         self._seconds_before = _seconds_before(self.workdir, start)
+        parts = records.computed(self.workdir, start, self.summary)
+        if parts:
+            self.summary["computed"] = parts
         if self._main:
             self._writer = records.MetricsWriter(
                 self.workdir, resume_step=start, tensorboard=tensorboard

@@ -3,7 +3,7 @@
 config.json     the configuration, complete
 metrics.jsonl   one JSON object a line: training means, validations
 events/         the same numbers for TensorBoard
-summary.json    final metrics, counts, versions, device, commit, wall time, status
+summary.json    final metrics, counts, versions, device, threads, commit, wall time, status
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
-from mobilenet import rundir
+from mobilenet import rundir, runtime
 from mobilenet.rundir import writing
 from mobilenet.streams import Lasting
 from mobilenet.terminal import printable
@@ -32,21 +32,95 @@ log = logging.getLogger("mobilenet")
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
 
+# What decides in which order sums are taken, besides the configuration; its name in a sentence.
+NUMERICS = {
+    "threads": "threads",
+    "vector_bits": "bits of a vector",
+    "processor": "processor",
+    "device": "devices",
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+}
+
+
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as every result row states them."""
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    versions["python"] = platform.python_version()
+    """Versions, device and commit, as every result row states them.
+
+    `threads` are those that XLA computes with on the CPU (None on other devices), `vector_bits` the
+    width it compiles for, `cores` those that this process may use; `processor` names the machine.
+    """
     device = jax.devices()[0]
     return {
-        "versions": versions,
+        "versions": versions(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "processor": _processor(),
+        "processor": processor(),
+        "threads": runtime.threads() if device.platform == "cpu" else None,
+        "vector_bits": runtime.vector_bits() if device.platform == "cpu" else None,
+        "cores": runtime.usable_cores(),
         "processes": jax.process_count(),
         "commit": commit(),
     }
 
 
-def _processor() -> str:
+def versions() -> dict[str, str]:
+    """Of what results depend on."""
+    found = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return found | {"python": platform.python_version()}
+
+
+def numerics(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of NUMERICS in an `environment()` or a summary; None is unknown."""
+    found = {name: environment.get(name) for name in NUMERICS}
+    versions = environment.get("versions") or {}
+    found |= {name: versions.get(name) for name in ("jax", "jaxlib")}
+    # The cores of the machine change nothing when the threads are known.
+    found["processor"] = str(environment.get("processor") or "").rpartition(", ")[0] or None
+    return found
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between values of NUMERICS, both known: "2 threads before and 1 now", or ""."""
+    return "; ".join(
+        f"{name} {before[key]} before and {now[key]} now"
+        for key, name in NUMERICS.items()
+        if None not in (before.get(key), now.get(key)) and before[key] != now[key]
+    )
+
+
+def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How the parts of a run were computed, if not all alike, and says so when this one differs.
+
+    Args:
+      workdir: of a run that continues, with the summary of its last part.
+      step: at which it continues.
+      now: of `environment()`.
+
+    Returns:
+      One entry a part, this one last: `from_step`, and the values of NUMERICS. Empty if all parts
+      were computed alike.
+    """
+    before: dict[str, Any] = {}
+    with contextlib.suppress(rundir.FileError):  # named where the summary is read first
+        before = rundir.read_json(workdir / "summary.json", dict) or {}
+    parts = before.get("computed")
+    if not isinstance(parts, list):
+        parts = [{"from_step": 0, **numerics(before)}]
+    kept = [part for part in parts if part["from_step"] < step]
+    if not kept:
+        return []
+    changed = differing(kept[-1], numerics(now))
+    if changed:
+        log.warning(
+            "%s was computed with other means until step %d (%s): its remaining steps differ from "
+            "those of an undisturbed run by rounding, and summary.json lists both.",
+            workdir, step, changed,
+        )  # fmt: skip
+        kept.append({"from_step": step, **numerics(now)})
+    return kept if len(kept) > 1 else []
+
+
+def processor() -> str:
+    """The processor's name and the number of cores of the machine."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 import jax
 
-from mobilenet import build, rundir
+from mobilenet import build, rundir, runtime
 from mobilenet.config import Config
 from mobilenet.train import loop
 
@@ -36,7 +36,11 @@ def train(
       InUseError: another process trains in the directory.
       Others as `loop.train`.
     """
-    workdir, is_main = Path(workdir), jax.process_index() == 0
+    workdir = Path(workdir)
+    # For a notebook: the command line has done so.
+    runtime.use_wide_vectors()
+    runtime.use_threads(rundir.threads(workdir))
+    is_main = jax.process_index() == 0
     # Process 0 holds the lock for all.
     with rundir.locked(workdir) if is_main else contextlib.nullcontext():
         parts = build.build(config, workdir, shared=shared)

@@ -39,17 +39,18 @@ def of_run(directory: Path) -> str | None:
 
     Returns:
       16 hexadecimal digits, or None if there is no complete run.
-    """
-    from mobilenet.train import checkpoints  # with JAX, which reading a record need not wait for
 
-    try:
-        digests = checkpoints.read_digests(directory)
-        stored = rundir.read_json(directory / "data.json", dict)
-        config = rundir.read_config(directory)
-    except (checkpoints.CheckpointError, rundir.RunDirectoryError, ConfigError):
+    Raises:
+      ConfigError, CheckpointError, RunDirectoryError: one is there and cannot be read.
+    """
+    from mobilenet.train.checkpoints import read_digests  # with JAX, which records do not need
+
+    if not (directory / "config.json").is_file():
         return None
-    if stored is None:
+    digests, stored = read_digests(directory), rundir.read_json(directory / "data.json", dict)
+    if digests is None or stored is None:
         return None
+    config = rundir.read_config(directory)
     others = [k for k, _ in config_lib.flatten(config) if not k.startswith(("model.", "quantize."))]
     return _digest(
         {

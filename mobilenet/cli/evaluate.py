@@ -61,6 +61,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.apply_cpu_devices(values)
 
     from mobilenet import build, inference, runtime
+    from mobilenet.data import datasets
     from mobilenet.train import records
 
     runtime.prepare_compiler()
@@ -74,13 +75,34 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             report = full_report(evaluation, data.class_names)
             report |= {"split": split, "step": restored.step, **records.environment()}
             report |= {"overrides": {key: new for key, (_, new) in changed.items()}}
-            other = f"_{config_lib.fingerprint(config)}" if changed else ""
-            path = workdir / f"evaluation_{split}{other}.json"
+            report["seen"] = datasets.identify(data.dataset.splits[split])
+            path = workdir / file_name(split, config if changed else None, report["seen"], workdir)
             print(f"{workdir}, step {restored.step}, {split} split")
             print(table(evaluation, data.class_names), flush=True)
             if common.keeps("evaluate", lambda: write(path, report, evaluation)):
                 print(f"written to {path} and {path.with_suffix('.npz').name}")
     return 0
+
+
+def file_name(split: str, other: Any, seen: dict[str, Any], workdir: Path) -> str:
+    """Where a result is kept: that on the run's own data is not replaced by one on other data.
+
+    Args:
+      split: that was evaluated.
+      other: the configuration, if overrides changed what is computed; else None.
+      seen: what the images are known by (`datasets.identify`).
+      workdir: the run directory, whose data.json says what the run's own images are.
+    """
+    from mobilenet import build
+
+    stored = build.read_stored(workdir) or {}
+    own = (stored.get("examples") or {}).get(split)
+    parts = [f"evaluation_{split}"]
+    if other is not None:
+        parts.append(config_lib.fingerprint(other))
+    elif own is not None and own != seen:
+        parts.append(seen["digest"])
+    return "_".join(parts) + ".json"
 
 
 def write(path: Path, report: dict[str, Any], evaluation: Evaluation) -> None:

@@ -292,7 +292,7 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
     return checkpoints.read(step)
 
 
-def read_digests(workdir: Path) -> dict[str, str]:
+def read_digests(workdir: Path) -> dict[str, str] | None:
     """Digests of the items of a run's result, from its record alone: item -> hash of its bytes.
 
     JAX's backend is not started: the parent of a sweep's workers must not take their memory.
@@ -300,15 +300,19 @@ def read_digests(workdir: Path) -> dict[str, str]:
     Args:
       workdir: the run directory.
 
+    Returns:
+      The digests, or None if there is no whole checkpoint.
+
     Raises:
-      CheckpointError: there is no checkpoint whose record can be read.
+      CheckpointError, RunDirectoryError: something is there and cannot be read.
     """
     summary = rundir.read_json(workdir / "summary.json", dict) or {}
     steps = _finished_steps(workdir / "checkpoints")
-    for step in [summary["result_step"]] if "result_step" in summary else reversed(steps):
+    result = summary.get("result_step")
+    for step in [result] if result in steps else reversed(steps):
         with contextlib.suppress(DamageError):
             return checkpoint_files.read_meta(workdir / "checkpoints" / str(step))["digests"]
-    raise CheckpointError(f"{workdir} has no checkpoint whose record can be read.")
+    return None
 
 
 def _by_score(scores: Mapping[int, float | None]) -> list[int]:

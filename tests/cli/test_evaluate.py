@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from random_weights import small_weights
 
-from mobilenet import conversion, imagenet
+from mobilenet import build, conversion, imagenet, rundir
 from mobilenet.cli.main import main
 
 
@@ -35,3 +35,25 @@ def test_converted_imagenet_weights_are_evaluated_on_a_folder(
     matrix = np.array(found["confusion_matrix"])
     assert matrix.sum(1)[[0, 517]].tolist() == [2, 2] and matrix.sum() == 4
     assert found["overrides"]["data.name"] == "folder"
+
+
+def test_a_result_on_other_images_does_not_replace_the_runs_own(tmp_path: Path):
+    folders = []
+    for name, count in (("own", 2), ("other", 3)):
+        for place, label in enumerate(("a", "b")):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((16, 16, 3), 90 * place + number, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / label / f"{number}.png")
+        folders.append(tmp_path / name)
+    run = tmp_path / "run"
+    options = {"data.name": "folder", "data.data_dir": str(folders[0]), "data.test_fraction": 1.0}
+    config = conversion.write_run(small_weights(2), run, labels=("a", "b"), overrides=options)
+    # As a run that has trained on the folder says it.
+    stored = build.build_data(config, None).stored()
+    rundir.write_json(run / "data.json", stored)
+    for folder in folders:
+        assert main(["evaluate", f"--workdir={run}", f"--config.data.data_dir={folder}"]) == 0
+    found = {path.name: json.loads(path.read_text()) for path in run.glob("evaluation_test*.json")}
+    assert len(found) == 2 and found["evaluation_test.json"]["examples"] == 4
+    assert {report["examples"] for report in found.values()} == {4, 6}

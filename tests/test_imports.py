@@ -20,8 +20,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/models": ("mobilenet.models",),
     "mobilenet/data": ("mobilenet.data",),
     "mobilenet/streams.py": (),
+    "mobilenet/terminal.py": (),
     "mobilenet/train": (
         "mobilenet.train", "mobilenet.rundir", "mobilenet.runtime", "mobilenet.streams",
+        "mobilenet.terminal",
     ),
     "mobilenet/trees.py": (),
     "mobilenet/quantize": ("mobilenet.quantize", "mobilenet.models", "mobilenet.trees"),
@@ -34,7 +36,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/compress/rules.py": (),
     "mobilenet/analysis": (
         "mobilenet.analysis", "mobilenet.rundir", "mobilenet.rows", "mobilenet.config",
-        "mobilenet.identity", "mobilenet.sweep.space",
+        "mobilenet.identity", "mobilenet.sweep.space", "mobilenet.terminal",
     ),
     "mobilenet/teacher.py": (
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",
@@ -99,7 +101,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.rundir",
         "mobilenet.runtime", "mobilenet.train", "mobilenet.models", "mobilenet.data.datasets",
-        "mobilenet.streams",
+        "mobilenet.streams", "mobilenet.terminal",
     ),
     # What experiment files are written with.
     "mobilenet/sweep/space.py": (),
@@ -113,7 +115,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.experiment", "mobilenet.reproduction", "mobilenet.conversion",
         "mobilenet.quantization",
         "mobilenet.export", "mobilenet.deployment",
-        "mobilenet.compression", "mobilenet.workflows", "mobilenet.streams",
+        "mobilenet.compression", "mobilenet.workflows", "mobilenet.streams", "mobilenet.terminal",
     ),
     "mobilenet/__main__.py": ("mobilenet.cli",),
     "mobilenet/__init__.py": (),

@@ -26,6 +26,7 @@ from mobilenet import rundir
 from mobilenet.analysis import plots, results, runs, stats
 from mobilenet.analysis.results import ResultError
 from mobilenet.analysis.stats import Frame
+from mobilenet.terminal import printable
 
 TABLE = "comparison"
 WIDTH = 100  # columns of a terminal
@@ -437,6 +438,7 @@ def text(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """Rows as a table of at most WIDTH columns, and below it what holds for all of them."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
     sizes = "/".join(dict.fromkeys(row["batch_size"] for row in rows if row["batch_size"]))
@@ -449,7 +451,7 @@ def text(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     for row in rows:
         done = bool(row["top1_mean"])
         table.add_row(
-            row["network"],
+            Text(printable(row["network"])),
             _accuracy(row) if done else "-",
             str(len(row["seeds"].split())),
             *(_digits(int(row[field]) / 1e6) if done else "-" for field in COUNTS),

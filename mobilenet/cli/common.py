@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rundir, runtime
+from mobilenet import experiment, rundir, runtime, terminal
 from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
 from mobilenet.config import Config, ConfigError
 
@@ -38,7 +39,8 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         rest = parse(verb, module, values, argv)
         if rest is None:
             return 0
-        return module.main(values, overrides, rest)
+        with terminal.plain_output():
+            return module.main(values, overrides, rest)
     except flags.Error as error:
         return _fail(verb, f"{error} `mobilenet {verb} --help` lists the flags.", USAGE)
     except (UsageError, ConfigError) as error:
@@ -95,7 +97,7 @@ def keeps(verb: str, write: Callable[[], None]) -> bool:
         write()
     except (rundir.RunDirectoryError, OSError) as error:
         text = str(error) if isinstance(error, rundir.RunDirectoryError) else explain(error)
-        print(f"mobilenet {verb}: {text} The result above is not kept.", file=sys.stderr)
+        _fail(verb, f"{text} The result above is not kept.", FAILED)
         return False
     return True
 
@@ -107,12 +109,24 @@ def explain(error: OSError) -> str:
 
 
 def _fail(verb: str, message: str, code: int) -> int:
-    print(f"mobilenet {verb}: {message}", file=sys.stderr)
+    # Lines of a message that has several are indented; a break elsewhere is part of a name.
+    shown = "\n".join(map(terminal.printable, re.split(r"\n(?=  )", message)))
+    print(f"mobilenet {verb}: {shown}", file=sys.stderr)
     return code
 
 
+class _PrintableLog(logging.Formatter):
+    """Messages in one line each; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = terminal.printable(record.message)
+        return super().formatMessage(record)
+
+
 def _configure_logging() -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableLog("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("mobilenet").setLevel(logging.INFO)
     # Orbax and JAX narrate there; what goes wrong comes back as an exception.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ from absl import flags
 from mobilenet import config as config_lib
 from mobilenet import experiment
 from mobilenet.cli import common
+from mobilenet.terminal import printable
 
 
 def define(values: flags.FlagValues) -> None:
@@ -88,7 +89,7 @@ def _read(
         f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, pictures {data.normalization}"
     )
     for note in (*weights.notes, *conversion.assumptions(weights, labels, changes)):
-        print(note)
+        print(printable(note))
     return 0
 
 
@@ -128,5 +129,5 @@ def _write(
     notes = conversion.write_file(weights, target, names)
     print(f"{target}: {weights.source}, with {names}'s names")
     for note in notes:
-        print(note)
+        print(printable(note))
     return 0

@@ -21,6 +21,7 @@ from absl import flags
 from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.cli import common
+from mobilenet.terminal import printable
 from mobilenet.train.metrics import Evaluation
 
 # Keys that say which pictures are evaluated, and not what the run computes of one.
@@ -125,9 +126,9 @@ def table(evaluation: Evaluation, class_names: tuple[str, ...], most: int = 30) 
         f"{evaluation.mean_loss:.4f}   {len(evaluation.label)} images"
     ]
     for index, why in list(evaluation.skipped.items())[:5]:
-        lines.append(f"not counted, unreadable: #{index} {why}")
+        lines.append(f"not counted, unreadable: #{index} {printable(why)}")
     classes = evaluation.per_class()
-    names = list(class_names) + [
+    names = [printable(name) for name in class_names] + [
         f"class {i}" for i in range(len(class_names), evaluation.num_classes)
     ]
     shown = np.arange(evaluation.num_classes)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from mobilenet import runtime, streams
+from mobilenet import runtime, streams, terminal
 
 STARTED = time.time()  # the program's start, before the heavy imports below a verb
 
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:  # not a call from Python, whose process is not ours to change
         streams.open_standard_files()
+        terminal.show_every_character()
     with streams.lasting():
         return _run(argv)
 

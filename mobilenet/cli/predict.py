@@ -12,12 +12,21 @@ import numpy as np
 from absl import flags
 
 from mobilenet.cli import common
+from mobilenet.terminal import printable
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     common.define_checkpoint(values)
     flags.DEFINE_boolean("json", False, "one JSON object a line", flag_values=values)
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"{path}: it needs more memory than there is."
+    return f"{path}: {error}"
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -28,7 +37,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     config = common.run_config(workdir, overrides, verb="predict")
 
     from mobilenet import inference, runtime
-    from mobilenet.data import images
+    from mobilenet.data.memory import READ_ERRORS
 
     runtime.prepare_compiler()
     restored = inference.read_checkpoint(workdir, common.flag(values, "checkpoint"))
@@ -41,10 +50,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             try:
                 pictures.append(predictor.load(Path(path).read_bytes()))
                 paths.append(path)
-            except (OSError, images.UnreadableImage) as error:
+            except READ_ERRORS as error:
                 failed += 1
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                print(f"mobilenet predict: {path}: {reason}", file=sys.stderr)
+                print(f"mobilenet predict: {printable(_reason(path, error))}", file=sys.stderr)
         if not pictures:
             continue
         for path, probabilities in zip(paths, predictor(np.stack(pictures)), strict=True):
@@ -53,6 +61,6 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             if common.flag(values, "json"):
                 print(json.dumps({"file": path, "classes": found}))
                 continue
-            shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in found.items())
-            print(f"{path}: {shown}")
+            shown = ", ".join(f"{printable(name)} {100 * p:.1f} %" for name, p in found.items())
+            print(f"{printable(path)}: {shown}")
     return 2 if failed else 0

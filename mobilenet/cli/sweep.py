@@ -27,6 +27,7 @@ from mobilenet.cli import common
 from mobilenet.cli.main import DIVERGED, FAILED
 from mobilenet.config import Config
 from mobilenet.experiment import load_config, load_sweep
+from mobilenet.terminal import printable
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.points import Point
@@ -170,7 +171,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
         trials=common.flag(values, "trials"),
         seed=common.flag(values, "seed"),
         prune=common.flag(values, "prune"),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=lambda text: print(printable(text), file=sys.stderr, flush=True),
     )
     counts = {s: sum(t.status == s for t in trials) for s in ("complete", "pruned", "fail")}
     print(f"{len(trials)} trials: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))

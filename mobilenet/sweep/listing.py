@@ -5,18 +5,20 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mobilenet import architecture, build, rundir
 from mobilenet.models import cost
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.progress import failure
+from mobilenet.terminal import printable
 
 WIDTH = 100  # columns of a table that goes to a file
 
 
 def _render(table: Table) -> str:
-    console = Console(width=None if Console().is_terminal else WIDTH)
+    console = Console(width=None if Console().is_terminal else WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()
@@ -50,8 +52,8 @@ def table(points: Sequence[Point], workdir: Path) -> str:
         total_steps += 0 if status in rundir.FINAL else steps
         shapes.add(build.lane_key(point.config))
         shown.add_row(
-            point.key[:8], point.label, f"{costs.params:,}", f"{costs.macs / 1e6:,.1f}",
-            f"{steps:,}", status,
+            point.key[:8], Text(printable(point.label)), f"{costs.params:,}",
+            f"{costs.macs / 1e6:,.1f}", f"{steps:,}", status,
         )  # fmt: skip
     done = sum(status == "done" for status in statuses.values())
     return (
@@ -68,7 +70,8 @@ def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path)
         status = statuses[point.key]
         if status in ("failed", "diverged", "damaged"):
             directory = point.directory(workdir)
-            lines.append(f"  {status}: {point.label}: {failure(directory)} ({directory}/log.txt)")
+            why = printable(f"{point.label}: {failure(directory)}")
+            lines.append(f"  {status}: {why} ({directory}/log.txt)")
     if counts["failed"]:
         lines.append("Start again with --retry_failed when the cause is gone.")
     if counts["damaged"]:

@@ -17,6 +17,7 @@ from rich.text import Text
 from mobilenet import rundir
 from mobilenet.streams import Lasting
 from mobilenet.sweep.points import Point
+from mobilenet.terminal import printable
 
 SECONDS = 1.0  # between two looks at the run directories
 ROWS = 12  # of the live table, so that it fits a terminal of 24 lines
@@ -103,7 +104,7 @@ class Progress:
                     self._summaries[key] = rundir.read_json(directory / "summary.json", dict)
 
     def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def headline(self) -> str:
         """Counts, the time that is left, and the best point so far, in one line."""
@@ -163,10 +164,11 @@ class Progress:
         for column in ("status", "point", "progress"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         for key in keys[:ROWS]:
-            table.add_row(self._statuses[key], self._points[key].label, self.describe(key))
+            label, state = self._points[key].label, self.describe(key)
+            table.add_row(self._statuses[key], Text(printable(label)), Text(printable(state)))
         hidden = len(keys) - ROWS
         more = [Text(f"and {hidden} more")] if hidden > 0 else []
-        return Group(Text(self.headline()), table, *more)
+        return Group(Text(printable(self.headline())), table, *more)
 
 
 def failure(directory: Path) -> str:

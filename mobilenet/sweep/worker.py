@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from mobilenet import runtime
+from mobilenet import runtime, terminal
 
 
 def main(argv: list[str]) -> int:
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
       2 if points could not begin, for their configuration or data, 1 if the worker could not. The
       last line on stderr says why.
     """
+    terminal.show_every_character()
     parent, plan, workdir = int(argv[0]), Path(argv[1]), Path(argv[2])
     index, jobs, lanes, max_failures = map(int, argv[3:])
     # A sweep that is killed takes its workers with it; they save first.
@@ -37,10 +38,10 @@ def main(argv: list[str]) -> int:
     except Interrupted:
         return 0
     except runner.REFUSALS as error:
-        print(error, file=sys.stderr)
+        print(terminal.printable(error), file=sys.stderr)
         return runner.REFUSED
     except (runtime.BackendError, RunDirectoryError) as error:
-        print(error, file=sys.stderr)
+        print(terminal.printable(error), file=sys.stderr)
         return 1
     return 0
 

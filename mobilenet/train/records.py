@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mobilenet import rundir
 from mobilenet.rundir import writing
 from mobilenet.streams import Lasting
+from mobilenet.terminal import printable
 
 log = logging.getLogger("mobilenet")
 
@@ -256,6 +257,7 @@ class Progress:
         """Prints a line above the bar."""
         if self._quiet:
             return
+        text = printable(text)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

@@ -146,14 +146,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"it is not JSON: {error}") from error
+        raise _damaged(path, f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise _damaged(path, "it is not a JSON object")
     return value
 
 
 def _damaged(path: Path, what: str) -> DatasetError:
-    return DatasetError(f"{path} is damaged ({what}); copy or prepare the data set again.")
+    return DatasetError(f"{path} cannot be used, {what}; copy or prepare the data set again.")
 
 
 def _check_name(path: Path, key: str, value: Any, *, optional: bool = False) -> None:

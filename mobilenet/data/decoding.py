@@ -195,6 +195,8 @@ def _decode_upright(
             raise UnreadableImage(
                 f"it declares {image.width} x {image.height} pixels, above {MAX_PIXELS:,}."
             )
+        if image.format == "EPS":  # Pillow would start Ghostscript, if it is there
+            raise UnreadableImage("it is an EPS program, not pixels; save it as PNG.")
         (width, height), factor, orientation, picture = image.size, 1, 1, None
         if image.format == "JPEG":
             orientation = _orientation(image)

@@ -137,6 +137,7 @@ def _bomb() -> bytes:
         (lambda encode: encode(np.zeros((64, 64, 3), np.uint8), "JPEG")[:-200], "[Tt]runcated"),
         (lambda encode: encode(NOISE)[:2000], "[Tt]runcated"),
         (lambda encode: _bomb(), "pixels"),
+        (lambda encode: encode(NOISE, "EPS"), "an EPS program"),
         (lambda encode: encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "no fixed"),
         (lambda encode: encode(Image.fromarray(np.ones((2, 2), np.int32)), "TIFF"), "no fixed"),
     ],

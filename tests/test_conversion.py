@@ -206,10 +206,10 @@ def test_settings_are_configuration_keys():
 def test_paths_that_cannot_be_used_are_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
-        with pytest.raises(RunDirectoryError, match="(could not be written|cannot be made): "):
+        with pytest.raises(RunDirectoryError, match="could not be|cannot be made"):
             conversion.write_run(small_weights(), path)
         path = path.with_name(f"{path.name}.pth")
-        with pytest.raises(RunDirectoryError, match="(could not be written|cannot be made): "):
+        with pytest.raises(RunDirectoryError, match="could not be|cannot be made"):
             conversion.write_file(random_weights(0.1), path, "torchvision")
     with pytest.raises(PretrainedError, match="cannot be read: File name too long"):
         pretrained.read("keras", tmp_path / ("x" * 300))

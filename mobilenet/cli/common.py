@@ -131,6 +131,8 @@ def _configure_logging() -> None:
     logging.getLogger("mobilenet").setLevel(logging.INFO)
     # Orbax and JAX narrate there; what goes wrong comes back as an exception.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Every retry of a download; the error after the last one says what happened.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 def parse(

@@ -390,8 +390,8 @@ def test_a_teacher_is_an_argument_and_no_part_of_the_state(finished: Path, tmp_p
         augment__mixup_alpha=0.0,
     )  # fmt: skip
     shared = build.Shared()
-    parts = build.build(config, tmp_path, shared=shared)
-    data = build.build_data(config, tmp_path, shared)
+    parts = build.build(config, tmp_path / "taught", shared=shared)
+    data = build.build_data(config, tmp_path / "taught", shared)
     taught = shared.teacher(config, data, 10)
     assert taught is not None
     ignorant = dataclasses.replace(
@@ -414,7 +414,8 @@ def test_a_teacher_is_an_argument_and_no_part_of_the_state(finished: Path, tmp_p
     assert losses(parts.train_step) != losses(other)
     # Without a weight the loss is that of a run without a teacher.
     plain = build.build(
-        tiny(model__width_multiplier=0.5, train__ema_decay=0.0, augment__mixup_alpha=0.0), tmp_path
+        tiny(model__width_multiplier=0.5, train__ema_decay=0.0, augment__mixup_alpha=0.0),
+        tmp_path / "plain",
     )
     alone = losses(parts.train_step, soft_weight=0.0, transfer_weight=0.0)
     np.testing.assert_allclose(alone, losses(plain.train_step), rtol=1e-4)

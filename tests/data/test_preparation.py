@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import units
 from tensorflow_datasets.core.download import checksums, downloader
 
 from mobilenet.cli.main import main
@@ -44,8 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"other")
 
-    def log_message(self, *args):
-        pass
+    def log_message(self, format, *args):
+        del format, args
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_what_the_network_brings_is_told_in_a_sentence(file, reason, server, tmp
     url = f"{server}/{file}"
     monkeypatch.setattr(DownloadedByTest, "url", url)
     if file == "other.zip":
-        expected = checksums.UrlInfo(tfds.core.utils.Size(9), "00", file)
+        expected = checksums.UrlInfo(units.Size(9), "00", file)
         monkeypatch.setattr(DownloadedByTest, "url_infos", {url: expected})
     with pytest.raises(DownloadError) as caught:
         datasets.prepare("downloaded_by_test", tmp_path)

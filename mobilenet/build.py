@@ -245,14 +245,13 @@ class Data:
     def stored(self) -> dict[str, Any]:
         """What `evaluate` and `predict` need to treat images as training did, and which they were.
 
-        `mean`, `std`, `class_names`, and `examples`: split -> `datasets.identify`.
+        `mean`, `std`, `class_names`, and `examples` of `datasets.Dataset`.
         """
-        splits = self.dataset.splits
         return {
             "mean": list(self.mean),
             "std": list(self.std),
             "class_names": list(self.class_names),
-            "examples": {name: datasets.identify(source) for name, source in splits.items()},
+            "examples": self.dataset.examples,
         }
 
 
@@ -423,8 +422,8 @@ def check_examples(config: Config, dataset: datasets.Dataset, workdir: Path) -> 
         for name, count in (records.read_summary(workdir).get("examples") or {}).items()
     }
     changed = []
-    for name, source in dataset.splits.items() if began else ():
-        was, now = began.get(name, {"count": 0}), datasets.identify(source)
+    for name, now in dataset.examples.items() if began else ():
+        was = began.get(name, {"count": 0})
         if was["count"] != now["count"]:
             changed.append(f"{was['count']} examples of {name} then, {now['count']} now")
         elif was.get("digest", now["digest"]) != now["digest"]:

@@ -61,7 +61,6 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.apply_cpu_devices(values)
 
     from mobilenet import build, inference, runtime
-    from mobilenet.data import datasets
     from mobilenet.train import records
 
     runtime.prepare_compiler()
@@ -75,7 +74,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             report = full_report(evaluation, data.class_names)
             report |= {"split": split, "step": restored.step, **records.environment()}
             report |= {"overrides": {key: new for key, (_, new) in changed.items()}}
-            report["seen"] = datasets.identify(data.dataset.splits[split])
+            report["seen"] = data.dataset.examples[split]
             path = workdir / file_name(split, config if changed else None, report["seen"], workdir)
             print(f"{workdir}, step {restored.step}, {split} split")
             print(table(evaluation, data.class_names), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,11 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @functools.cached_property
+    def examples(self) -> dict[str, dict[str, Any]]:
+        """What the examples of each split are known by: split -> `identify`."""
+        return {name: identify(source) for name, source in self.splits.items()}
 
 
 @dataclass(frozen=True)

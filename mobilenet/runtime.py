@@ -12,9 +12,9 @@ the work changes nothing: one core, two, `taskset`, `sweep --jobs=2`, a Slurm jo
 a program from the compilation cache give the same bits. A run is not equal to the bit with another
 number of threads, another vector width, another kind of processor, another version of jaxlib,
 another number of devices, or as one of several lanes. One training step then differs by float32
-rounding (the digits baseline's parameters by 1e-7 of their size, with one thread instead of two);
-training amplifies that (5e-3 after ten steps, 0.2 after a hundred), up to several points of top-1
-of a small run. `tests/sweep/test_threads.py` holds what is equal to it, and prints a difference.
+rounding, which training amplifies, so that small runs can end as two different trainings.
+`tests/sweep/test_threads.py` holds what is equal to the bit, and prints the difference of a small run
+with one thread and with two.
 """
 
 import contextlib

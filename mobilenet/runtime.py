@@ -13,8 +13,8 @@ a program from the compilation cache give the same bits. A run is not equal to t
 number of threads, another vector width, another kind of processor, another version of jaxlib,
 another number of devices, or as one of several lanes. One training step then differs by float32
 rounding, which training amplifies, so that small runs can end as two different trainings.
-`tests/sweep/test_threads.py` holds what is equal to the bit, and prints the difference of a small run
-with one thread and with two.
+`tests/sweep/test_threads.py` holds what is equal to the bit, and prints the difference of a small
+run with one thread and with two.
 """
 
 import contextlib

@@ -2,7 +2,9 @@
 
     get_config(arg="")    the configuration; every experiment has it
     sweep(arg="")         overrides of the points, for `mobilenet sweep`
-    arms, contrasts       what the papers' claims compare (`mobilenet.reproduction`)
+    variants(arg="")      name of a variant -> what it overrides
+    baselines(arg="")     variant -> the variant that it is compared with
+    comparisons(arg="")   claim of a paper -> the two variants that decide it
     cases()               what `mobilenet benchmark` measures
 
 A path is `file.py` or `file.py:arg`. Overrides are dotted keys with values as text, as a command
@@ -33,9 +35,9 @@ RETURNS: dict[str, tuple[type | tuple[type, ...], str]] = {
         "the configuration that mobilenet.config.get_config() makes, with its changes",
     ),
     "sweep": ((list, tuple), "a list of overrides, such as [{'seed': 0}, {'seed': 1}]"),
-    "arms": (Mapping, "a dictionary of names and overrides"),
-    "against": (Mapping, "a dictionary of names and names"),
-    "contrasts": (Mapping, "a dictionary of claims and pairs of names"),
+    "variants": (Mapping, "a dictionary of names and overrides"),
+    "baselines": (Mapping, "a dictionary of names and names"),
+    "comparisons": (Mapping, "a dictionary of claims and pairs of names"),
     "cases": ((list, tuple), "a list of dictionaries, as experiments/benchmarks/steps.py does"),
 }
 

@@ -20,7 +20,7 @@ from mobilenet import architecture, rows
 from mobilenet import config as config_lib
 from mobilenet.analysis import analytic, claims
 from mobilenet.analysis.analytic import Finding
-from mobilenet.analysis.claims import Arm, Claim, Measured
+from mobilenet.analysis.claims import Claim, Measured, Variant
 from mobilenet.analysis.results import ResultError
 from mobilenet.config import Config, ConfigError
 from mobilenet.experiment import load_config, load_module
@@ -56,23 +56,23 @@ class Trial:
 
     Attributes:
       points: of its sweep.
-      arms: name -> arm.
-      contrasts: claim -> (arm claimed to be better, arm compared with).
+      variants: name -> variant.
+      comparisons: claim -> (variant claimed to be better, variant compared with).
     """
 
     points: Sequence[Point]
-    arms: Mapping[str, Arm]
-    contrasts: Mapping[str, tuple[str, str]]
+    variants: Mapping[str, Variant]
+    comparisons: Mapping[str, tuple[str, str]]
 
     def measure(self) -> dict[str, Measured]:
-        """Name of an arm -> what its runs gave; ResultError as `claims.measure`."""
-        return {name: claims.measure(arm) for name, arm in self.arms.items()}
+        """Name of a variant -> what its runs gave; ResultError as `claims.measure`."""
+        return {name: claims.measure(variant) for name, variant in self.variants.items()}
 
 
 def load_trial(
     root: Path, file: str, scale: str, runs: Path, overrides: Mapping[str, str]
 ) -> Trial:
-    """The arms of an experiment file, and where their runs are.
+    """The variants of an experiment file, and where their runs are.
 
     Args:
       root: the checkout.
@@ -82,39 +82,39 @@ def load_trial(
       overrides: of every point, dotted keys with values as text.
 
     Raises:
-      ConfigError: a file without arms, a point of no arm, or overrides that cannot be.
+      ConfigError: a file without variants, a point of no variant, or overrides that cannot be.
     """
     path = str(root / file)
     module = load_module(path)
-    for name in ("arms", "contrasts", "sweep"):
+    for name in ("variants", "comparisons", "sweep"):
         if not hasattr(module, name):
             raise ConfigError(
                 f"{path} has no {name}(arg); a claim's experiment needs it, as "
                 "experiments/ablations/bottleneck.py shows."
             )
     config = load_config(f"{path}:{scale}", overrides)
-    named = module.arms(scale)
+    named = module.variants(scale)
     planned = points.points_of(config, module.sweep(scale))
-    # A run belongs to the arm whose configuration is its own but for the seed.
+    # A run belongs to the variant whose configuration is its own but for the seed.
     by_group = {points.make_point(config, changes).group: name for name, changes in named.items()}
     found: dict[str, dict[int, Path]] = {name: {} for name in named}
     for point in planned:
         if point.group not in by_group:
             raise ConfigError(
-                f"{path}: the point with {point.label} belongs to none of its arms "
-                f"({', '.join(named)}); add an arm, or take it out of sweep()."
+                f"{path}: the point with {point.label} belongs to none of its variants "
+                f"({', '.join(named)}); add a variant, or take it out of sweep()."
             )
         found[by_group[point.group]][point.config.seed] = runs / point.key
-    arms = {name: Arm(name, named[name], found[name]) for name in named}
-    return Trial(planned, arms, module.contrasts(scale))
+    variants = {name: Variant(name, named[name], found[name]) for name in named}
+    return Trial(planned, variants, module.comparisons(scale))
 
 
 def collect(
     root: Path, runs: Path, scale: str, overrides: Mapping[str, str] | None = None
 ) -> list[tuple[Claim, Mapping[str, Measured], tuple[str, str]]]:
-    """Every claim that needs runs, with its arms as measured and the two that it compares.
+    """Every claim that needs runs, with its variants as measured and the two that it compares.
 
-    An arm that no claim names stands with the first claim of its experiment.
+    A variant that no claim names stands with the first claim of its experiment.
 
     Args:
       root: the checkout.
@@ -132,12 +132,16 @@ def collect(
         if not file:
             continue
         trial = load_trial(root, file, scale, runs, overrides or {})
-        arms = trial.measure()
-        named = {arm for contrast in trial.contrasts.values() for arm in contrast}
-        others = [name for name in arms if name not in named]
-        for name, contrast in trial.contrasts.items():
-            shown = {arm: arms[arm] for arm in arms if arm in contrast or arm in others}
-            found.append((find_claim(name), shown, contrast))
+        variants = trial.measure()
+        named = {variant for comparison in trial.comparisons.values() for variant in comparison}
+        others = [name for name in variants if name not in named]
+        for name, comparison in trial.comparisons.items():
+            shown = {
+                variant: variants[variant]
+                for variant in variants
+                if variant in comparison or variant in others
+            }
+            found.append((find_claim(name), shown, comparison))
             others = []
     return found
 
@@ -281,28 +285,30 @@ def measured(
 ) -> dict[str, list[Answer]]:
     """Claim -> its answer from WORKDIR/SCALE, of claims that need runs; as `collect`."""
     return {
-        claim.name: [answer(claim, arms, contrast, scale, overrides)]
-        for claim, arms, contrast in collect(root, workdir / scale / "points", scale, overrides)
+        claim.name: [answer(claim, variants, comparison, scale, overrides)]
+        for claim, variants, comparison in collect(
+            root, workdir / scale / "points", scale, overrides
+        )
     }
 
 
 def answer(
     claim: Claim,
-    arms: Mapping[str, Measured],
-    contrast: tuple[str, str],
+    variants: Mapping[str, Measured],
+    comparison: tuple[str, str],
     scale: str,
     overrides: Mapping[str, str],
 ) -> Answer:
-    """A claim's answer from what its arms gave.
+    """A claim's answer from what its variants gave.
 
     Args:
       claim: that needs runs.
-      arms: name -> what was measured.
-      contrast: names of the arm that is claimed to be better and of the one compared with.
+      variants: name -> what was measured.
+      comparison: names of the variant that is claimed to be better and of the one compared with.
       scale, overrides: that the runs were made with.
     """
-    first, second = arms[contrast[0]], arms[contrast[1]]
-    judged = claims.judge_arms(claim, first, second)
+    first, second = variants[comparison[0]], variants[comparison[1]]
+    judged = claims.judge_variants(claim, first, second)
     where = [f"scale {scale}"]
     commits = dict.fromkeys(str(s["commit"]) for s in (*first.summaries, *second.summaries))
     if judged.seeds:
@@ -310,7 +316,7 @@ def answer(
     # Where the data lie changes no number; anything else is no longer the scale's own recipe.
     changed = [key for key in overrides if not key.startswith(config_lib.RUNTIME_KEYS)]
     where += [f"with {key}={overrides[key]}" for key in changed]
-    ours = f"{contrast[0]} against {contrast[1]}: {judged.text}"
+    ours = f"{comparison[0]} against {comparison[1]}: {judged.text}"
     return Answer(judged.verdict, judged.reason, ours, ", ".join(where))
 
 
@@ -329,7 +335,7 @@ def committed(root: Path, scale: str = "") -> dict[str, list[Answer]]:
 
 
 def _from_row(row: Mapping[str, str]) -> Answer:
-    difference = "no seed in both arms"
+    difference = "no seed in both variants"
     if row["difference"]:
         ends = [row[k] for k in ("difference_low", "difference_high") if row[k]]
         interval = f" [{', '.join(f'{float(end):+.2f}' for end in ends)}]" if ends else ""
@@ -338,10 +344,10 @@ def _from_row(row: Mapping[str, str]) -> Answer:
             f"{len(row['seeds'].split())} seeds; detectable at 80 % power: "
             f"{row['detectable'] or 'unknown'}"
         )
-    against = f" against {row['versus']}" if row["versus"] else ""
+    against = f" against {row['baseline']}" if row["baseline"] else ""
     return Answer(
         row["verdict"],
         row["reason"],
-        f"{row['arm']}{against}: {difference}",
+        f"{row['variant']}{against}: {difference}",
         f"scale {row['scale']}, seeds {row['seeds']}, commit {row['commit']}",
     )

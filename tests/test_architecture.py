@@ -153,12 +153,12 @@ def test_cost_prints_every_network(name: str, tmp_path: Path, capsys: pytest.Cap
 
 def test_the_comparison_is_at_nearly_equal_macs():
     module: Any = experiment.load_module(str(COMPARISON))
-    arms = module.arms()
+    variants = module.variants()
     for budget in ("28 M", "88 M"):
         macs = [
             cost.totals(architecture.layer_costs(point.config, 10)).macs
             for label, _, _ in module.BUDGETS[budget]
-            for point in [points.make_point(module.get_config(), arms[label])]
+            for point in [points.make_point(module.get_config(), variants[label])]
         ]
         assert all(abs(m / macs[0] - 1) <= 0.1 for m in macs), macs
         assert round(macs[0] / 1e6) == int(budget.removesuffix(" M"))
@@ -168,7 +168,7 @@ def test_the_comparison_is_at_nearly_equal_macs():
 def test_every_point_of_the_comparison_can_run(arg: str):
     module: Any = experiment.load_module(str(COMPARISON))
     planned = points.points_of(module.get_config(arg), module.sweep(arg))
-    assert len(planned) == len(module.arms(arg)) * (2 if arg == "smoke" else 3)
+    assert len(planned) == len(module.variants(arg)) * (2 if arg == "smoke" else 3)
     for point in planned:
         config_lib.validate(point.config, devices=2)
         size = point.config.data.image_size

@@ -93,12 +93,12 @@ def test_mistakes_of_a_sweep_are_named(
 
 
 def test_what_else_a_file_is_asked_for_is_checked_too(tmp_path: Path):
-    text = "def get_config(arg=''): ...\ndef arms(arg=''): ...\ndef cases(): return {}\n"
+    text = "def get_config(arg=''): ...\ndef variants(arg=''): ...\ndef cases(): return {}\n"
     module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
     with pytest.raises(
-        ConfigError, match=r"arms\(\) returned nothing; it must return a dictionary"
+        ConfigError, match=r"variants\(\) returned nothing; it must return a dictionary"
     ):
-        module.arms("cpu")
+        module.variants("cpu")
     with pytest.raises(ConfigError, match=r"cases\(\) returned a dict; it must return a list"):
         module.cases()
 

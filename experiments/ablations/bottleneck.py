@@ -17,8 +17,8 @@ def get_config(arg=""):
     return scales.base(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides; the paper's network is the baseline of all ablations."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides; the paper's network is the ablations' baseline."""
     del arg  # the same at every scale
     return {
         "linear": {"model.bottleneck_activation": "identity"},
@@ -26,11 +26,11 @@ def arms(arg=""):
     }
 
 
-def contrasts(arg=""):
-    """Claim -> the arm that it says is better, and the arm that it is compared with."""
+def comparisons(arg=""):
+    """Claim -> the variant that it says is better, and the variant that it is compared with."""
     del arg
     return {"fig6a": ("linear", "ReLU6")}
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

@@ -1,7 +1,7 @@
 """Expansion ratio. Asks: how does accuracy depend on t, at one width and at one cost?
 
 Sandler et al. 2018, arXiv 1801.04381, section 4: ratios of 5 to 10 give nearly the same curve of
-accuracy over cost. At one width a larger t costs more, so the claim is judged on an arm that a
+accuracy over cost. At one width a larger t costs more, so the claim is judged on a variant that a
 narrower network brings to the MACs of t = 6 (within 10 %: channels come in steps of 8).
 
 Claims: expansion_5_to_10
@@ -21,11 +21,11 @@ def get_config(arg=""):
     return scales.base(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides; every stage but the first has the ratio."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides; every stage but the first has the ratio."""
     scale = scales.name_of(arg)
     ratios = {"smoke": (6,), "cifar": (1, 2, 4, 6, 10)}.get(scale, range(1, 11))
-    # t = 6 is the block table's: left alone, that arm is the baseline of all ablations.
+    # t = 6 is the block table's: left alone, that variant is the baseline of all ablations.
     at_one_width = {
         f"t = {t}": {} if t == 6 else {"model.expansion_ratio": float(t)} for t in ratios
     }
@@ -36,11 +36,11 @@ def arms(arg=""):
     return {**at_one_width, "t = 10, narrower": narrower}
 
 
-def contrasts(arg=""):
-    """Claim -> the two arms whose difference it says is small."""
+def comparisons(arg=""):
+    """Claim -> the two variants whose difference it says is small."""
     del arg
     return {"expansion_5_to_10": ("t = 10, narrower", "t = 6")}
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

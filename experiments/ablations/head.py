@@ -17,8 +17,8 @@ def get_config(arg=""):
     return scales.base(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     widths = (0.25,) if scales.name_of(arg) == "smoke" else (0.35, 0.5)
     return {
         f"width {width}, head {word}": {
@@ -30,11 +30,11 @@ def arms(arg=""):
     }
 
 
-def contrasts(arg=""):
-    """Claim -> the arm that it says is better, and the arm that it is compared with."""
-    kept, thinned = list(arms(arg))[:2]  # of the narrowest network
+def comparisons(arg=""):
+    """Claim -> the variant that it says is better, and the variant that it is compared with."""
+    kept, thinned = list(variants(arg))[:2]  # of the narrowest network
     return {"head": (kept, thinned)}
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

@@ -17,8 +17,8 @@ def get_config(arg=""):
     return scales.base(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     del arg  # the same at every scale
     return {
         "between bottlenecks": {"model.shortcut": "bottleneck"},
@@ -27,8 +27,8 @@ def arms(arg=""):
     }
 
 
-def contrasts(arg=""):
-    """Claim -> the arm that it says is better, and the arm that it is compared with."""
+def comparisons(arg=""):
+    """Claim -> the variant that it says is better, and the variant that it is compared with."""
     del arg
     return {
         "fig6b_expansion": ("between bottlenecks", "between expansions"),
@@ -37,4 +37,4 @@ def contrasts(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

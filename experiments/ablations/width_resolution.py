@@ -29,8 +29,8 @@ def _name(width, size):
     return f"width {width}, {size} px"
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     widths, sizes = GRID[scales.name_of(arg)]
     return {
         _name(width, size): {"model.width_multiplier": width, "data.image_size": size}
@@ -40,8 +40,8 @@ def arms(arg=""):
     }
 
 
-def contrasts(arg=""):
-    """Claim -> the arm that it says is better, and the arm that it is compared with."""
+def comparisons(arg=""):
+    """Claim -> the variant that it says is better, and the variant that it is compared with."""
     widths, sizes = GRID[scales.name_of(arg)]
     large, small = widths[-1], widths[0]
     width = scales.base(arg).model.width_multiplier
@@ -52,4 +52,4 @@ def contrasts(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

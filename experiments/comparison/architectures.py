@@ -73,8 +73,8 @@ def get_config(arg=""):
     return base.shrink(config) if arg == "smoke" else config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     _check(arg)
     return {
         label: {
@@ -88,4 +88,4 @@ def arms(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(2 if arg == "smoke" else 3))
+    return product(list(variants(arg).values()), seeds(2 if arg == "smoke" else 3))

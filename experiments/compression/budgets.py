@@ -50,8 +50,8 @@ def get_config(arg=""):
     return scales.dense(arg, SCALES)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     if arg == "smoke":  # there is nothing to cut and nobody to teach
         narrow = {f"narrow, {100 * m:.0f} %": w for m, w in WIDTHS[arg].items()}
         return {
@@ -72,10 +72,10 @@ def arms(arg=""):
     return found
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: the narrow network, and the same one without a teacher."""
+def baselines(arg=""):
+    """Variant -> its baseline: the narrow network, and the same one without a teacher."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("narrow") and "taught" not in name:
             found[name] = "dense, longer"
         elif "taught" in name:
@@ -86,4 +86,4 @@ def against(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

@@ -29,8 +29,8 @@ def get_config(arg=""):
     return scales.dense(arg, SCALES)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     if arg == "smoke":
         return {"no teacher": {}}
     scale = scales.name_of(arg, SCALES)
@@ -53,13 +53,13 @@ def arms(arg=""):
             f"{DISTILLATION}weight": 0.0,
             f"{DISTILLATION}transfer": "attention",
         }
-    return {name: {**student, **arm} for name, arm in found.items()}
+    return {name: {**student, **variant} for name, variant in found.items()}
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: the student alone."""
-    return {name: "no teacher" for name in arms(arg) if name != "no teacher"}
+def baselines(arg=""):
+    """Variant -> its baseline: the student alone."""
+    return {name: "no teacher" for name in variants(arg) if name != "no teacher"}
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

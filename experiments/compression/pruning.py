@@ -55,8 +55,8 @@ def _gradually(run, start=0.0):
     }
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     scale, after, longer = scales.name_of(arg, SCALES), _after(arg), scales.as_long(arg, SCALES)
     gradual, anew = _gradually(after), _gradually(longer, start=1 / 8)
     at_90 = {**gradual, f"{PRUNING}sparsity": 0.9}
@@ -85,10 +85,10 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: dense weights, or the other one of as many weights."""
+def baselines(arg=""):
+    """Variant -> its baseline: dense weights, or the other one of as many weights."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("width"):
             found[name] = name.removeprefix("width for ")
         elif name.endswith("%, from scratch"):
@@ -99,4 +99,4 @@ def against(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))
+    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

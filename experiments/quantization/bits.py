@@ -2,9 +2,9 @@
 
 Post-training quantisation (PTQ) rounds a finished network; quantisation-aware training (QAT) goes
 on from it with the rounding in place, by the running extremes of tensors (Jacob et al. 2017,
-arXiv 1712.05877) or with learned steps (LSQ, Esser et al. 2019, 1902.08153). All arms start from
-one float parent and see the same pictures; the first layer and the classifier have the bits of the
-others.
+arXiv 1712.05877) or with learned steps (LSQ, Esser et al. 2019, 1902.08153). All variants start
+from one float parent and see the same images; the first layer and the classifier have the bits of
+the others.
 
     (none)   CIFAR-10 at 32 pixels, 20 epochs from the parent of experiments/baselines: for a GPU
     cifar    a slice of it and a narrow network, 2 epochs: a minute a run on two cores
@@ -37,8 +37,8 @@ def get_config(arg=""):
     return scales.quantized(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     found = {"float": {"train.num_epochs": 0.0}, "float, trained on": {}}
     for weights, activations in FEWER if scales.name_of(arg) == "cifar" else BITS:
         name = f"w{weights}a{activations}"
@@ -52,22 +52,24 @@ def arms(arg=""):
             f"QAT {name}, LSQ": {**bits, **LEAST_ERROR, **LSQ},
         }
     if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round as it is
-        return {name: arm for name, arm in found.items() if "train.num_epochs" not in arm}
+        return {
+            name: variant for name, variant in found.items() if "train.num_epochs" not in variant
+        }
     return found
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: float weights, learned steps against extremes."""
+def baselines(arg=""):
+    """Variant -> its baseline: float weights, learned steps against extremes."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("PTQ"):
             found[name] = "float"
         elif name.startswith("QAT"):
             found[name] = "float, trained on"
             if name.endswith("LSQ"):
                 found[name] = name.replace("LSQ", "extremes")
-    return {name: other for name, other in found.items() if other in arms(arg)}
+    return {name: other for name, other in found.items() if other in variants(arg)}
 
 
 def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+    return scales.replicates(variants(arg).values(), arg)

@@ -33,8 +33,8 @@ def get_config(arg=""):
     return scales.quantized(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     trained = {f"QAT w8a8, {name}": {**W8A8, **grid} for name, grid in GRIDS.items()}
     if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round as it is
         return trained
@@ -48,9 +48,9 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> float weights, trained on for as long."""
-    named = arms(arg)
+def baselines(arg=""):
+    """Variant -> float weights, trained on for as long."""
+    named = variants(arg)
     found = {
         name: "float, trained on" if name.startswith("QAT") else "float"
         for name in named
@@ -60,4 +60,4 @@ def against(arg=""):
 
 
 def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+    return scales.replicates(variants(arg).values(), arg)

@@ -3,7 +3,7 @@
 Krishnamoorthi 2018 (arXiv 1806.08342, table 2) and Nagel et al. 2019 (1906.04721, table 2) report
 that MobileNetV2 with 8-bit weights and one scale a tensor classifies at chance, that a scale a
 channel loses little, and that equalised layers with corrected biases nearly repair one scale a
-tensor. Nothing is trained here: each arm quantises the same weights in another way.
+tensor. Nothing is trained here: each variant quantises the same weights in another way.
 
 Weights: any conversion of an ImageNet classifier, as `mobilenet convert --from=tflite` makes it.
 Pictures: a folder with ImageNet's classes, by WordNet id; activations are calibrated on another
@@ -48,8 +48,8 @@ def get_config(arg=""):
     return config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     del arg
     return {
         "float": {},
@@ -86,4 +86,4 @@ def arms(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(1))
+    return product(list(variants(arg).values()), seeds(1))

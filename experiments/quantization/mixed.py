@@ -61,8 +61,8 @@ def rules(mean):
     )
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     uniform = {mean: {**A8, "quantize.weights.bits": mean} for mean in CHOSEN}
     if scales.name_of(arg) != "cifar":  # choices are of one network
         return {"QAT, 3 bits": uniform[3]}
@@ -78,10 +78,10 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> the one with the same bits everywhere."""
-    return {name: name.replace("mixed, ", "") for name in arms(arg) if "mixed" in name}
+def baselines(arg=""):
+    """Variant -> the one with the same bits everywhere."""
+    return {name: name.replace("mixed, ", "") for name in variants(arg) if "mixed" in name}
 
 
 def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+    return scales.replicates(variants(arg).values(), arg)

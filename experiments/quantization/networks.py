@@ -35,13 +35,13 @@ W4A4 = {"quantize.weights.bits": 4, "quantize.activations.bits": 4}
 
 def get_config(arg=""):
     config = scales.quantized(arg)
-    config.pretrained = ""  # every arm has its own, and a network comes with its weights
+    config.pretrained = ""  # every variant has its own, and a network comes with its weights
     base.unset(config, "model.width_multiplier")
     return config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     if scales.name_of(arg) == "smoke":
         return {"w4a4": W4A4}  # from scratch
     as_it_is, found = {"train.num_epochs": 0.0}, {}
@@ -56,12 +56,12 @@ def arms(arg=""):
     return found
 
 
-def against(arg=""):
-    """Arm -> its float network."""
-    named = arms(arg)
+def baselines(arg=""):
+    """Variant -> its float network."""
+    named = variants(arg)
     found = {name: f"{name.partition(', ')[0]}, float" for name in named}
     return {name: other for name, other in found.items() if name != other and other in named}
 
 
 def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+    return scales.replicates(variants(arg).values(), arg)

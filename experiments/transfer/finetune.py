@@ -6,7 +6,7 @@ was all that the recipe was chosen by; the test pictures are measured once.
 Convert: mobilenet convert --from=tfjs model.json --to=runs/imagenet
 Run:     mobilenet train --config=experiments/transfer/finetune.py --workdir=runs/flowers \
              --config.pretrained=runs/imagenet --config.data.data_dir=flowers
-Arms:    mobilenet sweep --config=experiments/transfer/finetune.py --workdir=runs/transfer \
+Variants:    mobilenet sweep --config=experiments/transfer/finetune.py --workdir=runs/transfer \
              --config.pretrained=runs/imagenet --config.data.data_dir=flowers
 Result:  experiments/results/transfer.csv
 """
@@ -46,8 +46,8 @@ def get_config(arg=""):
     return config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     del arg
     return {
         "all layers": {},
@@ -67,4 +67,4 @@ def arms(arg=""):
 
 
 def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(3))
+    return product(list(variants(arg).values()), seeds(3))

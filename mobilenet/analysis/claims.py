@@ -1,11 +1,11 @@
 """What the papers claim, as data; verdicts of our runs on it; rows and tables of both.
 
-A claim about accuracy compares two arms of one experiment over seeds. The runs of a seed share
+A claim about accuracy compares two variants of one experiment over seeds. The runs of a seed share
 initial values and data order, so the difference is taken seed by seed, and judged by its 95 %
 t-interval. Accuracies are of the test split with the final weights, in percent, by a recipe that
 was fixed before; differences are in percentage points.
 
-    experiments/results/ablations.csv                  a row an arm of a claim
+    experiments/results/ablations.csv                  one row for each variant of a claim
     experiments/results/logs/ablations/SCALE/KEY/      configuration, summary and metrics of a run
 """
 
@@ -40,9 +40,9 @@ class Claim:
       statement: what is claimed, in a sentence.
       published: the printed figure, or what the text says without one.
       check: how it is judged. "analytic": by arithmetic (`mobilenet.analysis.analytic`). "higher":
-        the first arm is more accurate than the second. "equivalent": they differ by less than
+        the first variant is more accurate than the second. "equivalent": they differ by less than
         `margin`.
-      experiment: its file, for claims that need runs; the file's `contrasts` names the two arms.
+      experiment: its file, for claims that need runs; its `comparisons` name the two variants.
       margin: of "equivalent", in percentage points, chosen before anything was measured.
       recalled: the statement was not read in its source: no threshold, only a direction.
     """
@@ -234,8 +234,8 @@ class Verdict:
     Attributes:
       verdict: "confirmed", "contradicted" or "inconclusive".
       reason: in a sentence.
-      difference: first arm minus second over their common seeds, in points; None without one.
-      seeds: that both arms have finished.
+      difference: first variant minus second over their common seeds, in points; None without one.
+      seeds: that both variants have finished.
       detectable: the smallest true difference that so many seeds would find with a power of 80 %,
         given the spread that was measured; NaN for fewer than two seeds.
     """
@@ -252,7 +252,7 @@ class Verdict:
         count = len(self.seeds)
         shown = f"{count} seed{'s' if count > 1 else ''}"
         if self.difference is None:
-            return "no seed in both arms"
+            return "no seed in both variants"
         if count < 2:
             return f"{self.difference.mean:+.2f} points, {shown}, no interval"
         return (
@@ -272,9 +272,9 @@ def judge(
 
     Args:
       claim: with `check` "higher" or "equivalent".
-      first: seed -> accuracy in percent of the arm that is claimed to be better.
-      second: of the arm that it is compared with.
-      unfinished: runs of the two arms that did not finish, named with their status. One is enough
+      first: seed -> accuracy in percent of the variant that is claimed to be better.
+      second: of the variant that it is compared with.
+      unfinished: runs of the two variants that did not finish, with their status. One is enough
         for "inconclusive": what is left is no longer a sample that was chosen beforehand.
 
     Returns:
@@ -288,7 +288,9 @@ def judge(
         raise ValueError(f"{claim.name} is judged by {claim.check!r}; only runs are judged here.")
     seeds = tuple(sorted(first.keys() & second.keys()))
     if not seeds:
-        reason = "not run" if not (first or second or unfinished) else "an arm has no finished run"
+        reason = (
+            "not run" if not (first or second or unfinished) else "a variant has no finished run"
+        )
         if unfinished:
             reason += f": {', '.join(unfinished)}"
         return Verdict(INCONCLUSIVE, reason, None, (), math.nan)
@@ -317,12 +319,12 @@ def judge(
     return verdict(INCONCLUSIVE, f"the interval crosses +-{margin:g}")
 
 
-# ------------------------------------------------------------------------------- arms from runs
+# ------------------------------------------------------------------------------- variants from runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One arm of an experiment and the run directories of its seeds.
+class Variant:
+    """One variant of an experiment and the run directories of its seeds.
 
     Attributes:
       name, overrides: as the experiment file has them, without the seed.
@@ -336,7 +338,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the runs of an arm gave.
+    """What the runs of a variant gave.
 
     Attributes:
       top1: seed -> test accuracy in percent, of finished runs.
@@ -345,7 +347,7 @@ class Measured:
       summaries, configs: of finished runs, as they were written.
     """
 
-    arm: Arm
+    variant: Variant
     top1: Mapping[int, float]
     unfinished: tuple[str, ...]
     started: bool
@@ -358,16 +360,16 @@ class Measured:
         return stats.mean_interval(self.top1.values()) if self.top1 else None
 
 
-def measure(arm: Arm) -> Measured:
-    """Reads the runs of an arm.
+def measure(variant: Variant) -> Measured:
+    """Reads the runs of a variant.
 
     Raises:
-      ResultError: a finished run without test metrics, or with another seed than its arm says.
+      ResultError: a finished run without test metrics, or with another seed than its variant says.
     """
     top1: dict[int, float] = {}
     others: dict[str, list[str]] = {}
     summaries, configs = [], []
-    for seed, run in sorted(arm.runs.items()):
+    for seed, run in sorted(variant.runs.items()):
         status = rundir.status(run)
         if status != "done":
             others.setdefault(status, []).append(str(seed))
@@ -376,20 +378,20 @@ def measure(arm: Arm) -> Measured:
         if "test" not in summary:
             raise ResultError(f"{run} has no test metrics; its data set needs a test split.")
         if config["seed"] != seed:
-            raise ResultError(f"{run} has seed {config['seed']}, and its arm expects {seed}.")
+            raise ResultError(f"{run} has seed {config['seed']}, and its variant expects {seed}.")
         top1[seed] = 100 * summary["test"]["top1"]
         summaries.append(summary)
         configs.append(config)
     unfinished = tuple(
-        f"{arm.name}, seed{'s' if len(seeds) > 1 else ''} {' '.join(seeds)}: {status}"
+        f"{variant.name}, seed{'s' if len(seeds) > 1 else ''} {' '.join(seeds)}: {status}"
         for status, seeds in others.items()
     )
     started = bool(top1) or any(status != "pending" for status in others)
-    return Measured(arm, top1, unfinished, started, tuple(summaries), tuple(configs))
+    return Measured(variant, top1, unfinished, started, tuple(summaries), tuple(configs))
 
 
-def judge_arms(claim: Claim, first: Measured, second: Measured) -> Verdict:
-    """`judge` on the runs of two arms; "not run" while nobody has begun one of them."""
+def judge_variants(claim: Claim, first: Measured, second: Measured) -> Verdict:
+    """`judge` on the runs of two variants; "not run" while nobody has begun one of them."""
     if not (first.started and second.started):
         return judge(claim, {}, {})
     return judge(claim, first.top1, second.top1, (*first.unfinished, *second.unfinished))
@@ -400,7 +402,7 @@ def judge_arms(claim: Claim, first: Measured, second: Measured) -> Verdict:
 FIELDS = (
     "claim",
     "scale",
-    "arm",
+    "variant",
     "role",
     "config",
     "overrides",
@@ -409,7 +411,7 @@ FIELDS = (
     "top1_std",
     "low",
     "high",
-    "versus",
+    "baseline",
     "difference",
     "difference_low",
     "difference_high",
@@ -432,53 +434,53 @@ FIELDS = (
 def make_rows(
     claim: Claim,
     scale: str,
-    arms: Mapping[str, Measured],
-    contrast: tuple[str, str],
+    variants: Mapping[str, Measured],
+    comparison: tuple[str, str],
     *,
     logs: str = "",
     remarks: str = "",
 ) -> list[dict[str, str]]:
-    """The rows of a claim: its two arms, and the experiment's others beside them.
+    """The rows of a claim: its two variants, and the experiment's others beside them.
 
     Args:
       claim: that the runs were made for.
       scale: of the runs.
-      arms: name -> what was measured; the two of the contrast and any others to show.
-      contrast: names of the arm that is claimed to be better and of the one compared with.
+      variants: name -> what was measured; the two of the comparison and any others to show.
+      comparison: names of the variant that is claimed to be better and of the one compared with.
       logs: where the logs are, below experiments/results.
       remarks: what a reader must know beside the numbers.
 
     Raises:
-      ResultError: finished runs of an arm that differ in more than their seed.
+      ResultError: finished runs of a variant that differ in more than their seed.
     """
-    first, second = arms[contrast[0]], arms[contrast[1]]
-    judged = judge_arms(claim, first, second)
+    first, second = variants[comparison[0]], variants[comparison[1]]
+    judged = judge_variants(claim, first, second)
     made = []
-    for name in (*contrast, *(other for other in arms if other not in contrast)):
-        arm = arms[name]
+    for name in (*comparison, *(other for other in variants if other not in comparison)):
+        variant = variants[name]
         row = dict.fromkeys(FIELDS, "")
         row |= {
             "claim": claim.name,
             "scale": scale,
-            "arm": name,
+            "variant": name,
             "config": f"{claim.experiment}:{scale}",
-            "overrides": json.dumps(dict(arm.arm.overrides), sort_keys=True),
-            "seeds": " ".join(map(str, arm.top1)),
+            "overrides": json.dumps(dict(variant.variant.overrides), sort_keys=True),
+            "seeds": " ".join(map(str, variant.top1)),
             "logs": logs,
             "remarks": remarks,
         }
-        if name in contrast:
-            row["role"] = "claimed" if name == contrast[0] else "compared"
-        if arm.interval is not None:
-            row |= _numbers("top1_mean", "low", "high", arm.interval)
-            row["top1_std"] = _number(arm.interval.std)
-            row |= _provenance(arm)
-        common = arm.top1.keys() & second.top1.keys()
-        if name != contrast[1] and common:
-            difference = stats.paired_difference(arm.top1, second.top1)
-            row["versus"] = contrast[1]
+        if name in comparison:
+            row["role"] = "claimed" if name == comparison[0] else "compared"
+        if variant.interval is not None:
+            row |= _numbers("top1_mean", "low", "high", variant.interval)
+            row["top1_std"] = _number(variant.interval.std)
+            row |= _provenance(variant)
+        common = variant.top1.keys() & second.top1.keys()
+        if name != comparison[1] and common:
+            difference = stats.paired_difference(variant.top1, second.top1)
+            row["baseline"] = comparison[1]
             row |= _numbers("difference", "difference_low", "difference_high", difference)
-        if name == contrast[0]:
+        if name == comparison[0]:
             row |= {
                 "verdict": judged.verdict,
                 "reason": judged.reason,
@@ -500,27 +502,28 @@ def _numbers(mean: str, low: str, high: str, interval: Interval) -> dict[str, st
     }
 
 
-def _provenance(arm: Measured) -> dict[str, str]:
-    """What an arm's runs have in common; machines, versions and commits may be several."""
+def _provenance(variant: Measured) -> dict[str, str]:
+    """What a variant's runs have in common; machines, versions and commits may be several."""
 
     def one(name: str, values: Sequence[Any]) -> str:
         distinct = list(dict.fromkeys(map(str, values)))
         if len(distinct) > 1:
             raise ResultError(
-                f"The runs of the arm {arm.arm.name!r} differ in {name}: {', '.join(distinct)}."
+                f"The runs of the variant {variant.variant.name!r} differ in {name}: "
+                f"{', '.join(distinct)}."
             )
         return distinct[0]
 
     def several(values: Sequence[Any]) -> str:
         return "; ".join(dict.fromkeys(map(str, values)))
 
-    summaries = arm.summaries
+    summaries = variant.summaries
     return {
         "params": one("parameters", [s["params"] for s in summaries]),
         "macs": one("MACs", [s["macs"] for s in summaries]),
         "train_examples": one("training size", [s["examples"]["train"] for s in summaries]),
         "test_examples": one("test size", [s["test"]["examples"] for s in summaries]),
-        "epochs": one("epochs", [f"{c['train']['num_epochs']:g}" for c in arm.configs]),
+        "epochs": one("epochs", [f"{c['train']['num_epochs']:g}" for c in variant.configs]),
         "processor": several(list(map(results.processor, summaries))),
         "versions": several(
             [" ".join(f"{k}={v}" for k, v in s["versions"].items()) for s in summaries]
@@ -529,9 +532,9 @@ def _provenance(arm: Measured) -> dict[str, str]:
     }
 
 
-def was_run(arms: Mapping[str, Measured], contrast: tuple[str, str]) -> bool:
-    """Whether both arms that a claim compares have begun."""
-    return all(arms[name].started for name in contrast)
+def was_run(variants: Mapping[str, Measured], comparison: tuple[str, str]) -> bool:
+    """Whether both variants that a claim compares have begun."""
+    return all(variants[name].started for name in comparison)
 
 
 def logs_of(scale: str) -> str:
@@ -550,8 +553,8 @@ def add(
     Args:
       results: the experiments/results directory.
       scale: of the runs.
-      found: claim, its arms, and the two that it compares; claims of which nobody has begun an arm
-        are not run and have no rows.
+      found: claim, its variants, and the two that it compares; claims of which no variant
+        was begun are not run and have no rows.
       remarks: what a reader must know beside the numbers.
 
     Returns:
@@ -568,36 +571,38 @@ def add(
         )
     made = [
         row
-        for claim, arms, contrast in found
-        for row in make_rows(claim, scale, arms, contrast, logs=logs_of(scale), remarks=remarks)
+        for claim, variants, comparison in found
+        for row in make_rows(
+            claim, scale, variants, comparison, logs=logs_of(scale), remarks=remarks
+        )
     ]
     target = results / logs_of(scale)
     shutil.rmtree(target, ignore_errors=True)
-    for _, arms, _ in found:
-        for arm in arms.values():
-            for run in arm.arm.runs.values():
+    for _, variants, _ in found:
+        for variant in variants.values():
+            for run in variant.variant.runs.values():
                 # Unfinished ones too: the verdict counts them.
                 logs = target / run.name
-                if rundir.status(run) != "pending" and not logs.exists():  # claims share arms
+                if rundir.status(run) != "pending" and not logs.exists():  # claims share variants
                     copy_logs(run, logs, [file for file in LOGGED if (run / file).exists()])
     path = results / f"{TABLE}.csv"
     others = [row for row in table_rows.read(path) if row["scale"] != scale]
     order = [claim.name for claim in CLAIMS]
-    # Sorting is stable: arms stay in their order.
+    # Sorting is stable: variants stay in their order.
     both = sorted([*others, *made], key=lambda row: (row["scale"], order.index(row["claim"])))
     table_rows.write(path, FIELDS, both)
     return made
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """README tables of committed rows: one a scale, with a row an arm."""
+    """README tables of committed rows: one for each scale, with one row for each variant."""
     known = {claim.name: claim for claim in CLAIMS}
     parts = []
     for scale in dict.fromkeys(row["scale"] for row in rows):
         lines = [
             f"Scale `{scale}`, logs in [`{logs_of(scale)}`](experiments/results/{logs_of(scale)}):",
             "",
-            "| claim | arm | top-1 % [95 % interval], n | difference, points | verdict "
+            "| claim | variant | top-1 % [95 % interval], n | difference, points | verdict "
             "| params | MACs |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -609,7 +614,7 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
                 title += " (recalled, not read)"
             before = row["claim"]
             lines.append(
-                f"| {title} | {row['arm']} | {_accuracy(row)} | {_difference(row)} | "
+                f"| {title} | {row['variant']} | {_accuracy(row)} | {_difference(row)} | "
                 f"{_judged(row)} | {_count(row['params'])} | {_macs(row['macs'])} |"
             )
         parts.append("\n".join(lines))
@@ -633,7 +638,7 @@ def _difference(row: Mapping[str, str]) -> str:
 
 def _judged(row: Mapping[str, str]) -> str:
     if not row["verdict"]:
-        return f"compared with {row['versus']}" if row["versus"] else "–"
+        return f"compared with {row['baseline']}" if row["baseline"] else "–"
     detectable = f"; detectable {row['detectable']}" if row["detectable"] else ""
     return f"**{row['verdict']}**: {row['reason']}{detectable}"
 

@@ -442,19 +442,19 @@ def figure5(published: Frame, ours: Frame | None = None) -> Figure:
 
 
 def intervals(table: Frame, *, label: str = TOP1) -> Figure:
-    """Arms of an experiment as points with their intervals, one below the other.
+    """Variants of an experiment as points with their intervals, one below the other.
 
     Args:
-      table: columns arm, mean, low, high (fractions; NaN ends draw no bar), and optionally n
-        (seeds, written beside the arm) and baseline (boolean: the arm the others are compared with,
+      table: columns variant, mean, low, high (fractions; NaN ends draw no bar), and optionally n
+        (seeds, written beside the variant) and baseline (boolean: the others are compared with it,
         drawn hollow with a dashed line through its mean). Drawn in the table's order.
       label: of the axis, with its unit; values are multiplied by 100.
 
     Raises:
       ValueError: a column that is missing.
     """
-    stats.require(table, ["arm", "mean", "low", "high"])
-    figure, axes = _rows(table["arm"], table.get("n"))
+    stats.require(table, ["variant", "mean", "low", "high"])
+    figure, axes = _rows(table["variant"], table.get("n"))
     dark = _colours(1)[0]
     places = np.arange(len(table))
     marked = np.zeros(len(table), dtype=bool)
@@ -475,16 +475,16 @@ def differences(table: Frame) -> Figure:
     """Differences of accuracy with their intervals, one below the other, and a line at zero.
 
     Args:
-      table: columns contrast ("A against B", its difference being A - B), mean, low, high
+      table: columns comparison ("A against B", its difference being A - B), mean, low, high
         (fractions; NaN ends draw no bar), and optionally n (common seeds, written beside the
-        contrast) and margin (a fraction: accuracies that differ by less count as equal, a grey box
-        around zero; NaN draws none). Drawn in the table's order.
+        comparison) and margin (a fraction: accuracies that differ by less count as equal, a grey
+        box around zero; NaN draws none). Drawn in the table's order.
 
     Raises:
       ValueError: a column that is missing.
     """
-    stats.require(table, ["contrast", "mean", "low", "high"])
-    figure, axes = _rows(table["contrast"], table.get("n"))
+    stats.require(table, ["comparison", "mean", "low", "high"])
+    figure, axes = _rows(table["comparison"], table.get("n"))
     places = np.arange(len(table))
     axes.axvline(0, color="0.2", linewidth=0.8, zorder=1)
     if "margin" in table.columns:

@@ -126,8 +126,8 @@ def paired_difference(
     common = sorted(a.keys() & b.keys())
     if not common:
         raise ValueError(
-            f"The arms have no seed in common: one has {sorted(a)}, the other {sorted(b)}; train "
-            "both with the same seeds."
+            f"The variants have no seed in common: one has {sorted(a)}, the other {sorted(b)}; "
+            "train both with the same seeds."
         )
     return mean_interval([a[seed] - b[seed] for seed in common], confidence)
 

@@ -5,10 +5,10 @@
         --config.data.data_dir=DIR                   # trains what is missing, then judges
     mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # every claim, from those runs
 
-Claims about structure, cost and memory are computed at once. Claims about accuracy train arms and
-seeds of an experiment in WORKDIR/SCALE, which claims share, and are judged by the 95 % interval of
-the difference over seeds. Scales: smoke (seconds; says only that it works), cifar (minutes a run on
-a CPU core), full (CIFAR-10, for a GPU), imagenet. --config.KEY=VALUE changes every arm alike.
+Claims about structure, cost and memory are computed at once. Claims about accuracy train variants
+and seeds of an experiment in WORKDIR/SCALE, which claims share, and are judged by the 95 % interval
+of the difference over seeds. Scales: smoke (seconds; says only that it works), cifar (minutes for a
+run on a CPU core), full (CIFAR-10, for a GPU), imagenet. --config.KEY=VALUE changes every variant.
 
 A contradiction is a finding and the exit code 0; it is 1 when runs did not finish.
 """
@@ -94,11 +94,11 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
         retry_failed=common.flag(values, "retry_failed"),
     )
     print(listing.summary(trial.points, outcome.statuses, directory))
-    arms = trial.measure()
-    print(f"\n{table(arms)}")
-    for name, contrast in trial.contrasts.items():
+    variants = trial.measure()
+    print(f"\n{table(variants)}")
+    for name, comparison in trial.comparisons.items():
         answered = reproduction.find_claim(name)
-        answer = reproduction.answer(answered, arms, contrast, scale, overrides)
+        answer = reproduction.answer(answered, variants, comparison, scale, overrides)
         print(f"\n{block(answered, answer)}")
     return 0 if len(outcome.done) == len(outcome.statuses) else FAILED
 
@@ -129,22 +129,24 @@ def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str])
     return 0
 
 
-def table(arms: "Mapping[str, Measured]") -> str:
-    """Arms with mean and interval over seeds; runs that did not finish stand below."""
-    width = max(map(len, arms))
-    lines = [f"{'arm':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params    MMACs"]
+def table(variants: "Mapping[str, Measured]") -> str:
+    """Variants with mean and interval over seeds; runs that did not finish stand below."""
+    width = max(map(len, variants))
+    lines = [
+        f"{'variant':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params    MMACs"
+    ]
     unfinished = []
-    for name, arm in arms.items():
-        interval = arm.interval
-        unfinished += arm.unfinished
+    for name, variant in variants.items():
+        interval = variant.interval
+        unfinished += variant.unfinished
         if interval is None:
             lines.append(f"{name:<{width}}  {'-':>7}  {'-':>16}  none")
             continue
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" if interval.n > 1 else "-"
-        seeds = " ".join(map(str, arm.top1))
+        seeds = " ".join(map(str, variant.top1))
         lines.append(
             f"{name:<{width}}  {interval.mean:>7.2f}  {ends:>16}  {seeds:<8}"
-            f"{arm.summaries[0]['params']:>9,}  {arm.summaries[0]['macs'] / 1e6:>7,.1f}"
+            f"{variant.summaries[0]['params']:>9,}  {variant.summaries[0]['macs'] / 1e6:>7,.1f}"
         )
     return "\n".join([*lines, *(f"not finished: {text}" for text in unfinished)])
 

@@ -5,8 +5,8 @@
     full        CIFAR-10 in 200 epochs, as experiments/baselines/cifar10.py: for a GPU
     imagenet    ImageNet in 150 epochs, as experiments/baselines/imagenet_cosine.py
 
-One base a scale makes the baseline arms of all ablations the same configuration, so that a sweep
-trains them once. The recipe is fixed before anything is measured and the same for every arm.
+One base for each scale makes the baseline of all ablations the same configuration, so that a sweep
+trains it once. The recipe is fixed before anything is measured and the same for every variant.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,11 +103,11 @@ def as_long(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any]:
     return {"train.num_epochs": config.train.num_epochs + after["train.num_epochs"]}
 
 
-def replicates(arms: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[str, Any]]:
-    """Points of arms: those that train with every seed of the scale, those that do not with one."""
-    found = [dict(arm) for arm in arms]
-    once = [arm for arm in found if arm.get("train.num_epochs") == 0.0]
-    several = [arm for arm in found if arm not in once]
+def replicates(variants: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[str, Any]]:
+    """Points of variants: every seed of the scale for those that train, one for the others."""
+    found = [dict(variant) for variant in variants]
+    once = [variant for variant in found if variant.get("train.num_epochs") == 0.0]
+    several = [variant for variant in found if variant not in once]
     return [
         *space.product(once, space.seeds(1)),
         *space.product(several, space.seeds(seeds_at(arg))),
@@ -115,7 +115,7 @@ def replicates(arms: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[st
 
 
 def seeds_at(arg: str = "") -> int:
-    """Seeds an arm: 3, as few as give an interval that means something; "smoke" has 2."""
+    """Seeds of a variant: 3, as few as give an interval that means something; "smoke" has 2."""
     return 2 if name_of(arg) == "smoke" else 3
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mobilenet import reproduction, rows
 from mobilenet.analysis import analytic, claims, results
-from mobilenet.analysis.claims import Arm, Claim, judge
+from mobilenet.analysis.claims import Claim, Variant, judge
 from mobilenet.analysis.results import ResultError
 from mobilenet.experiment import load_module
 
@@ -72,16 +72,16 @@ def test_one_seed_is_never_enough():
     ("first", "second", "reason"),
     [
         ({}, {}, "not run"),
-        ({0: 1.0}, {}, "an arm has no finished run"),
-        ({0: 1.0}, {1: 1.0}, "an arm has no finished run"),
+        ({0: 1.0}, {}, "a variant has no finished run"),
+        ({0: 1.0}, {1: 1.0}, "a variant has no finished run"),
     ],
 )
-def test_missing_arms_are_inconclusive(
+def test_missing_variants_are_inconclusive(
     first: Mapping[int, float], second: Mapping[int, float], reason: str
 ):
     verdict = judge(HIGHER, first, second)
     assert (verdict.verdict, verdict.reason) == ("inconclusive", reason)
-    assert verdict.difference is None and verdict.text == "no seed in both arms"
+    assert verdict.difference is None and verdict.text == "no seed in both variants"
 
 
 def test_a_run_that_failed_makes_it_inconclusive_whatever_the_rest_says():
@@ -151,7 +151,7 @@ def test_every_claim_can_be_checked():
             assert claim.check in ("higher", "equivalent")
             assert (claim.margin > 0) == (claim.check == "equivalent")
             module = load_module(str(ROOT / claim.experiment))
-            assert claim.name in module.contrasts("cifar")
+            assert claim.name in module.comparisons("cifar")
             assert f"{claim.name}" in (module.__doc__ or "")
     assert set(analytic.CHECKS) == {c.name for c in claims.CLAIMS if c.check == "analytic"}
 
@@ -263,15 +263,15 @@ def make_run(path: Path, seed: int, top1: float, status: str = "done") -> Path:
 
 
 @pytest.fixture
-def arms(tmp_path: Path) -> dict[str, Arm]:
-    """The claim's two arms with three seeds, and one more arm with one."""
+def variants(tmp_path: Path) -> dict[str, Variant]:
+    """The claim's two variants with three seeds, and one more variant with one."""
     scores = {
         "linear": {0: 0.92, 1: 0.93, 2: 0.94},
         "ReLU6": {0: 0.90, 1: 0.905, 2: 0.91},
         "other": {0: 0.5},
     }
     return {
-        name: Arm(
+        name: Variant(
             name,
             {"model.bottleneck_activation": name},
             {
@@ -287,16 +287,16 @@ FIG6A = next(claim for claim in claims.CLAIMS if claim.name == "fig6a")
 CONTRAST = ("linear", "ReLU6")
 
 
-def measured(arms: Mapping[str, Arm]) -> dict[str, claims.Measured]:
-    return {name: claims.measure(arm) for name, arm in arms.items()}
+def measured(variants: Mapping[str, Variant]) -> dict[str, claims.Measured]:
+    return {name: claims.measure(variant) for name, variant in variants.items()}
 
 
-def test_rows_hold_arms_differences_and_the_verdict(arms: dict[str, Arm]):
-    first, second, third = claims.make_rows(FIG6A, "cifar", measured(arms), CONTRAST)
+def test_rows_hold_variants_differences_and_the_verdict(variants: dict[str, Variant]):
+    first, second, third = claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)
     assert (first["role"], second["role"], third["role"]) == ("claimed", "compared", "")
     assert (first["top1_mean"], first["top1_std"], first["seeds"]) == ("93.00", "1.00", "0 1 2")
     assert (first["low"], first["high"]) == ("90.52", "95.48")
-    assert (first["versus"], first["difference"]) == ("ReLU6", "2.50")
+    assert (first["baseline"], first["difference"]) == ("ReLU6", "2.50")
     assert (first["difference_low"], first["difference_high"]) == ("1.26", "3.74")
     assert first["verdict"] == "confirmed" and float(first["detectable"]) > 0
     assert second["verdict"] == second["difference"] == ""
@@ -306,67 +306,69 @@ def test_rows_hold_arms_differences_and_the_verdict(arms: dict[str, Arm]):
     assert first["config"] == "experiments/ablations/bottleneck.py:cifar"
 
 
-def test_failed_and_missing_runs_are_told(arms: dict[str, Arm]):
-    run = arms["ReLU6"].runs[2]
+def test_failed_and_missing_runs_are_told(variants: dict[str, Variant]):
+    run = variants["ReLU6"].runs[2]
     point = json.loads((run / "point.json").read_text())
     (run / "summary.json").unlink()
     (run / "point.json").write_text(json.dumps({**point, "error": "OutOfMemory: no memory"}))
-    row = claims.make_rows(FIG6A, "cifar", measured(arms), CONTRAST)[0]
+    row = claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)[0]
     assert row["verdict"] == "inconclusive"
     assert row["reason"] == "runs are missing: ReLU6, seed 2: failed"
     assert row["difference"] == "2.25"  # of the two seeds that are left
-    shutil.rmtree(arms["ReLU6"].runs[0])
-    reason = claims.make_rows(FIG6A, "cifar", measured(arms), CONTRAST)[0]["reason"]
+    shutil.rmtree(variants["ReLU6"].runs[0])
+    reason = claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)[0]["reason"]
     assert reason == "runs are missing: ReLU6, seed 0: pending, ReLU6, seed 2: failed"
 
 
-def test_arms_that_nobody_ran_are_not_run(tmp_path: Path):
-    nothing = {n: Arm(n, {}, {s: tmp_path / f"{n}{s}" for s in range(3)}) for n in CONTRAST}
+def test_variants_that_nobody_ran_are_not_run(tmp_path: Path):
+    nothing = {n: Variant(n, {}, {s: tmp_path / f"{n}{s}" for s in range(3)}) for n in CONTRAST}
     found = measured(nothing)
-    verdict = claims.judge_arms(FIG6A, found["linear"], found["ReLU6"])
+    verdict = claims.judge_variants(FIG6A, found["linear"], found["ReLU6"])
     assert (verdict.verdict, verdict.reason) == ("inconclusive", "not run")
-    # Nor is a claim of which one arm is another claim's.
-    shared = Arm("linear", {}, {0: make_run(tmp_path / "linear", 0, 0.9)})
+    # Nor is a claim of which one variant is another claim's.
+    shared = Variant("linear", {}, {0: make_run(tmp_path / "linear", 0, 0.9)})
     half = {"linear": claims.measure(shared), "ReLU6": found["ReLU6"]}
-    assert claims.judge_arms(FIG6A, half["linear"], half["ReLU6"]).reason == "not run"
+    assert claims.judge_variants(FIG6A, half["linear"], half["ReLU6"]).reason == "not run"
     with pytest.raises(ResultError, match="No claim was run at scale cifar"):
         claims.add(tmp_path, "cifar", [(FIG6A, found, CONTRAST)])
 
 
-def test_runs_that_do_not_belong_are_refused(arms: dict[str, Arm]):
-    run = arms["linear"].runs[1]
+def test_runs_that_do_not_belong_are_refused(variants: dict[str, Variant]):
+    run = variants["linear"].runs[1]
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "seed": 7}))
-    with pytest.raises(ResultError, match="has seed 7, and its arm expects 1"):
-        claims.measure(arms["linear"])
+    with pytest.raises(ResultError, match="has seed 7, and its variant expects 1"):
+        claims.measure(variants["linear"])
     (run / "config.json").write_text(json.dumps(config))
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "params": 1}))
     with pytest.raises(ResultError, match="'linear' differ in parameters"):
-        claims.make_rows(FIG6A, "cifar", measured(arms), CONTRAST)
+        claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)
     summary.pop("test")
     (run / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ResultError, match="has no test metrics"):
-        claims.measure(arms["linear"])
+        claims.measure(variants["linear"])
 
 
-def test_committed_logs_give_the_same_rows_again(arms: dict[str, Arm], tmp_path: Path):
+def test_committed_logs_give_the_same_rows_again(variants: dict[str, Variant], tmp_path: Path):
     # An unfinished run is committed too: the verdict depends on it.
-    (arms["other"].runs[0] / "summary.json").write_text('{"status": "diverged"}')
+    (variants["other"].runs[0] / "summary.json").write_text('{"status": "diverged"}')
     results_dir = tmp_path / "results"
     results_dir.mkdir()
-    made = claims.add(results_dir, "cifar", [(FIG6A, measured(arms), CONTRAST)], "a remark")
+    made = claims.add(results_dir, "cifar", [(FIG6A, measured(variants), CONTRAST)], "a remark")
     assert rows.read(results_dir / "ablations.csv") == made
     assert made[2]["top1_mean"] == "" and made[0]["remarks"] == "a remark"
     logs = results_dir / claims.logs_of("cifar")
     assert sorted(path.name for path in logs.iterdir()) == sorted(
-        f"{name}{seed}" for name, arm in arms.items() for seed in arm.runs
+        f"{name}{seed}" for name, variant in variants.items() for seed in variant.runs
     )
     config = json.loads((logs / "linear0" / "config.json").read_text())
     assert config["data"]["data_dir"] == "" and config["model"]["width_multiplier"] == 0.75
     again = {
-        name: Arm(name, arm.overrides, {s: logs / run.name for s, run in arm.runs.items()})
-        for name, arm in arms.items()
+        name: Variant(
+            name, variant.overrides, {s: logs / run.name for s, run in variant.runs.items()}
+        )
+        for name, variant in variants.items()
     }
     assert made == claims.make_rows(
         FIG6A, "cifar", measured(again), CONTRAST,
@@ -374,8 +376,8 @@ def test_committed_logs_give_the_same_rows_again(arms: dict[str, Arm], tmp_path:
     )  # fmt: skip
 
 
-def test_scales_are_replaced_one_by_one(arms: dict[str, Arm], tmp_path: Path):
-    found = [(FIG6A, measured(arms), CONTRAST)]
+def test_scales_are_replaced_one_by_one(variants: dict[str, Variant], tmp_path: Path):
+    found = [(FIG6A, measured(variants), CONTRAST)]
     for scale in ("full", "cifar", "full"):
         claims.add(tmp_path, scale, found)
     assert [row["scale"] for row in rows.read(tmp_path / "ablations.csv")] == (
@@ -383,9 +385,9 @@ def test_scales_are_replaced_one_by_one(arms: dict[str, Arm], tmp_path: Path):
     )
 
 
-def test_the_table_shows_intervals_verdicts_and_gaps(arms: dict[str, Arm]):
-    (arms["other"].runs[0] / "summary.json").unlink()
-    made = claims.make_rows(FIG6A, "cifar", measured(arms), CONTRAST)
+def test_the_table_shows_intervals_verdicts_and_gaps(variants: dict[str, Variant]):
+    (variants["other"].runs[0] / "summary.json").unlink()
+    made = claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)
     text = claims.markdown(made)
     assert "93.00 [90.52, 95.48], 3" in text and "+2.50 [+1.26, +3.74]" in text
     assert "**confirmed**: the interval is above zero; detectable" in text
@@ -405,12 +407,12 @@ def test_committed_rows_follow_from_their_logs(scale: str):
     expected = [row for row in COMMITTED if row["scale"] == scale]
     again = [
         row
-        for claim, arms, contrast in reproduction.collect(
+        for claim, variants, comparison in reproduction.collect(
             ROOT, RESULTS / claims.logs_of(scale), scale
         )
-        if claims.was_run(arms, contrast)
+        if claims.was_run(variants, comparison)
         for row in claims.make_rows(
-            claim, scale, arms, contrast,
+            claim, scale, variants, comparison,
             logs=claims.logs_of(scale), remarks=expected[0]["remarks"],
         )
     ]  # fmt: skip

@@ -55,7 +55,7 @@ OURS = pd.DataFrame(
 )
 ARMS = pd.DataFrame(
     {
-        "arm": ["identity", "relu6", "none"],
+        "variant": ["identity", "relu6", "none"],
         "mean": [0.71, 0.69, 0.66],
         "low": [0.70, 0.67, np.nan],
         "high": [0.72, 0.71, np.nan],
@@ -63,9 +63,9 @@ ARMS = pd.DataFrame(
         "baseline": [True, False, False],
     }
 )
-CONTRASTS = pd.DataFrame(
+COMPARISONS = pd.DataFrame(
     {
-        "contrast": ["linear against relu6", "t = 10 against t = 6", "SE against none"],
+        "comparison": ["linear against relu6", "t = 10 against t = 6", "SE against none"],
         "mean": [0.05, -0.01, 0.02],
         "low": [0.03, -0.015, np.nan],
         "high": [0.07, -0.005, np.nan],
@@ -96,7 +96,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "confusion_matrix": lambda: plots.confusion_matrix(COUNTS, ["cat", "dog", "bird"]),
     "figure5": lambda: plots.figure5(PUBLISHED, OURS),
     "intervals": lambda: plots.intervals(ARMS),
-    "differences": lambda: plots.differences(CONTRASTS),
+    "differences": lambda: plots.differences(COMPARISONS),
 }
 
 
@@ -254,14 +254,16 @@ def test_learning_curves_are_means_and_intervals_over_seeds():
 
 def test_learning_curves_keep_the_order_of_categories():
     metrics = recorded({"a": [0.5], "b": [0.6], "c": [0.7], "d": [0.8]})
-    arms = pd.Categorical(["t = 10", "t = 2", None, "t = 1"], ["t = 1", "t = 2", "t = 5", "t = 10"])
-    frame = pd.DataFrame({"seed": 0, "arm": arms}, index=pd.Index(["a", "b", "c", "d"]))
-    axes = axes_of(plots.learning_curves(metrics, frame, "arm"))
+    variants = pd.Categorical(
+        ["t = 10", "t = 2", None, "t = 1"], ["t = 1", "t = 2", "t = 5", "t = 10"]
+    )
+    frame = pd.DataFrame({"seed": 0, "variant": variants}, index=pd.Index(["a", "b", "c", "d"]))
+    axes = axes_of(plots.learning_curves(metrics, frame, "variant"))
     shown = ["t = 1 (n = 1)", "t = 2 (n = 1)", "t = 10 (n = 1)", "None (n = 1)"]
     assert list(lines(axes)) == shown
     assert lines(axes)["t = 10 (n = 1)"] == pytest.approx(np.array([[1, 50]]))
     # Without categories texts are in the alphabet's order.
-    plain = axes_of(plots.learning_curves(metrics, frame.astype({"arm": object}), "arm"))
+    plain = axes_of(plots.learning_curves(metrics, frame.astype({"variant": object}), "variant"))
     assert list(lines(plain)) == [shown[0], shown[2], shown[1], shown[3]]
 
 
@@ -363,18 +365,18 @@ def test_intervals_mark_the_baseline():
     ticks = [label.get_text() for label in axes.get_yticklabels()]
     assert ticks == ["identity (n = 3)", "relu6 (n = 3)", "none (n = 1)"]
     assert axes.get_xlabel() == "top-1 on test, %" and axes.yaxis_inverted()
-    plain = axes_of(plots.intervals(ARMS[["arm", "mean", "low", "high"]]))
+    plain = axes_of(plots.intervals(ARMS[["variant", "mean", "low", "high"]]))
     assert not any(line.get_linestyle() == "--" for line in plain.lines)
 
 
 def test_differences_stand_beside_zero_and_their_margin():
-    axes = axes_of(plots.differences(CONTRASTS))
+    axes = axes_of(plots.differences(COMPARISONS))
     (container,) = [c for c in axes.containers if hasattr(c, "has_xerr")]
     assert container[0].get_xydata() == pytest.approx(np.array([[5, 0], [-1, 1], [2, 2]]))
     assert bars(axes)[:, :, 0] == pytest.approx(np.array([[3, 7], [-1.5, -0.5]]))
     zero = axes.lines[0]
     assert np.asarray(zero.get_xdata()).tolist() == [0, 0]
-    # One box, of the one contrast that has a margin, and behind the points.
+    # One box, of the one comparison that has a margin, and behind the points.
     (box,) = axes.patches
     edges = box.get_window_extent().transformed(axes.transData.inverted())
     assert [edges.x0, edges.x1] == pytest.approx([-1, 1])
@@ -382,17 +384,17 @@ def test_differences_stand_beside_zero_and_their_margin():
     ticks = [label.get_text() for label in axes.get_yticklabels()]
     assert ticks[0] == "linear against relu6 (n = 3)" and len(ticks) == 3
     assert axes.yaxis_inverted() and "percentage points" in axes.get_xlabel()
-    columns = ["contrast", "mean", "low", "high"]
-    plain = axes_of(plots.differences(CONTRASTS[columns]))
+    columns = ["comparison", "mean", "low", "high"]
+    plain = axes_of(plots.differences(COMPARISONS[columns]))
     assert not plain.patches and plain.get_yticklabels()[0].get_text() == "linear against relu6"
-    with pytest.raises(ValueError, match="no column low; it has contrast"):
-        plots.differences(CONTRASTS.drop(columns="low"))
+    with pytest.raises(ValueError, match="no column low; it has comparison"):
+        plots.differences(COMPARISONS.drop(columns="low"))
 
 
 def test_long_names_leave_the_axes_their_width():
-    long = CONTRASTS.assign(contrast="between bottlenecks against between expansions")
+    long = COMPARISONS.assign(comparison="between bottlenecks against between expansions")
     widths = []
-    for table in (CONTRASTS, long):
+    for table in (COMPARISONS, long):
         figure = plots.differences(table)
         figure.draw_without_rendering()
         axes = axes_of(figure)

@@ -255,9 +255,9 @@ def test_what_is_left_of_runs_becomes_a_table(
     file = tmp_path / "named.py"
     file.write_text(
         "from mobilenet.config import get_config\n"
-        "def arms(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
+        "def variants(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
     )
-    flags = [f"--arms={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
+    flags = [f"--variants={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
     assert main(["report", f"--root={root}", *flags]) == 0
     (row,) = rows.read(root / "experiments/results/compression.csv")
     left = compression.describe_run(pruned)

@@ -1,4 +1,4 @@
-"""Committed results of experiments whose file names its arms: a row an arm, with its interval.
+"""Committed results of experiments whose file names its variants: one row for each variant.
 
 experiments/results/TABLE.csv
 experiments/results/logs/TABLE/EXPERIMENT/KEY/     config, summary, metrics of every run
@@ -25,7 +25,7 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
 FIELDS = (
     "experiment",
-    "arm",
+    "variant",
     "config",
     "overrides",
     "split",
@@ -35,7 +35,7 @@ FIELDS = (
     "high",
     "interval",
     "seeds",
-    "against",
+    "baseline",
     *DIFFERENCE,
     "epochs",
     "train_examples",
@@ -71,7 +71,7 @@ def _size(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
 def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
     del summary
     if not all(found):
-        raise ResultError("A run has no compression.json; `mobilenet report --arms` writes it.")
+        raise ResultError("A run has no compression.json; `mobilenet report --variants` writes it.")
 
     def mean(*keys: str) -> float:
         values: list[Any] = list(found)
@@ -111,7 +111,7 @@ def draw_budgets(rows: Sequence[Row]) -> Figure:
         table.append(
             {
                 "kind": f"{kind}, taught" if taught else kind,
-                "label": row["arm"].split(", ")[0] if kind.startswith("zeros") else "",
+                "label": row["variant"].split(", ")[0] if kind.startswith("zeros") else "",
                 "mean": percent.pop("top1"),
                 **percent,
                 **{cost: float(row[cost] or "nan") for cost in BUDGETS},
@@ -174,16 +174,16 @@ TABLES = {
 }
 
 
-def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Path]]:
-    """Arm -> its run directories by seed.
+def find_runs(directory: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Path]]:
+    """Variant -> its run directories by seed.
 
     Args:
       directory: whose sub-directories are the runs of a sweep, with `point.json`.
-      arms: name -> what it overrides, besides the seed.
+      variants: name -> what it overrides, besides the seed.
 
     Raises:
-      ResultError: an arm without a run, with two of one seed, or with one that is not done; runs
-        that differ in more than their arms say.
+      ResultError: a variant without a run, with two of one seed, or with one that is not done; runs
+        that differ in more than their variants say.
     """
     by_overrides: dict[str, list[Path]] = {}
     seeds: set[int] = set()
@@ -195,25 +195,26 @@ def find_runs(directory: Path, arms: Mapping[str, Mapping[str, Any]]) -> dict[st
         seeds.add(overrides["seed"])
         by_overrides.setdefault(_canonical(overrides), []).append(path.parent)
     found = {}
-    for name, overrides in arms.items():
+    for name, overrides in variants.items():
         wanted = [_canonical({**overrides, "seed": seed}) for seed in sorted(seeds)]
         candidates = [by_overrides[each] for each in wanted if each in by_overrides]
         if not candidates:
             raise ResultError(
-                f"{directory} has no run of the arm {name!r}; finish the sweep first."
+                f"{directory} has no run of the variant {name!r}; finish the sweep first."
             )
         for several in candidates:
             if len(several) > 1:
                 raise ResultError(
-                    f"The arm {name!r} has two runs of one seed, {several[0]} and {several[1]}, "
-                    f"{_differing(several[:2])}; keep the sweeps in directories of their own."
+                    f"The variant {name!r} has two runs of one seed, {several[0]} and "
+                    f"{several[1]}, {_differing(several[:2])}; keep the sweeps in directories "
+                    "of their own."
                 )
         runs = [run for (run,) in candidates]
         for run in runs:
             if rundir.status(run) != "done":
                 raise ResultError(f"{run} is {rundir.status(run)}, not done; finish it first.")
         found[name] = runs
-    _check_one_experiment(found, arms)
+    _check_one_experiment(found, variants)
     return found
 
 
@@ -223,12 +224,12 @@ def _differing(runs: Sequence[Path]) -> str:
 
 
 def _check_one_experiment(
-    found: Mapping[str, Sequence[Path]], arms: Mapping[str, Mapping[str, Any]]
+    found: Mapping[str, Sequence[Path]], variants: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuses runs that differ in a key that their arms leave alone: they are of several sweeps."""
+    """Refuses runs of several sweeps: they differ in a key that their variants leave alone."""
     first: dict[str, tuple[Any, Path]] = {}
     for name, runs in found.items():
-        own = {"seed", *arms[name]}
+        own = {"seed", *variants[name]}
         if any(key.startswith("data.") for key in own):
             own.add("examples")
         if "pretrained" in own:  # and what comes with the weights
@@ -241,7 +242,7 @@ def _check_one_experiment(
                 if known != value:
                     raise ResultError(
                         f"{other} and {run} differ in {key} ({known!r}, {value!r}), which their "
-                        "arms leave alone: they are not of one sweep. Keep the sweeps in "
+                        "variants leave alone: they are not of one sweep. Keep the sweeps in "
                         "directories of their own."
                     )
 
@@ -269,7 +270,7 @@ def _canonical(overrides: Mapping[str, Any]) -> str:
 
 
 def make_row(
-    arm: str,
+    variant: str,
     runs: Sequence[Path],
     overrides: Mapping[str, Any],
     *,
@@ -277,22 +278,22 @@ def make_row(
     experiment: str,
     config: str,
     common: str = "",
-    against: str = "",
+    baseline: str = "",
     others: Sequence[Path] = (),
     logs: str = "",
     remarks: str = "",
 ) -> dict[str, str]:
-    """The row of an arm.
+    """The row of a variant.
 
     Args:
-      arm: its name.
+      variant: its name.
       runs: finished run directories, or their logs, that differ in their seed alone.
-      overrides: that make the arm.
+      overrides: that make the variant.
       table: one of TABLES.
       experiment: name among the table's experiments.
       config: path of the experiment file, with its argument.
-      common: what the command line added for all arms.
-      against: the arm that it is held against; "" for none.
+      common: what the command line added for all variants.
+      baseline: the variant that it is compared with; "" for none.
       others: the runs of that one.
       logs: where the logs are, below experiments/results.
       remarks: what a reader must know beside the numbers.
@@ -318,7 +319,7 @@ def make_row(
     changes = {key: value for key, value in overrides.items()}
     return {
         "experiment": experiment,
-        "arm": arm,
+        "variant": variant,
         "config": config,
         "overrides": " ".join(filter(None, [common, json.dumps(changes) if changes else ""])),
         "split": "test",
@@ -328,8 +329,8 @@ def make_row(
         "high": f"{100 * high:.2f}",
         "interval": SEEDS if len(top1) > 1 else PICTURES,
         "seeds": " ".join(str(c["seed"]) for c in configs),
-        "against": against,
-        **(_difference(runs, others) if against else dict.fromkeys(DIFFERENCE, "")),
+        "baseline": baseline,
+        **(_difference(runs, others) if baseline else dict.fromkeys(DIFFERENCE, "")),
         "epochs": f"{configs[0]['train']['num_epochs']:g}",
         "train_examples": str(summaries[0]["examples"]["train"]),
         **_table_facts(table, runs, facts, summaries[0]),
@@ -367,10 +368,10 @@ def add(
     table: str,
     experiment: str,
     directory: Path,
-    arms: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Mapping[str, Any]],
     *,
     config: str,
-    against: Mapping[str, str] | None = None,
+    baselines: Mapping[str, str] | None = None,
     common: str = "",
     remarks: str = "",
 ) -> list[dict[str, str]]:
@@ -381,35 +382,37 @@ def add(
       table: the CSV's name without ending, one of TABLES.
       experiment: name of these rows: letters, digits, ".", "_" and "-", as it names a folder too.
       directory: of the sweep.
-      arms: name -> what it overrides, in the order of the rows.
+      variants: name -> what it overrides, in the order of the rows.
       config, common, remarks: as `make_row`.
-      against: arm -> the arm that it is held against.
+      baselines: variant -> the variant that it is compared with.
 
     Raises:
       ResultError: as `find_runs` and `make_row`, or a name with other characters.
     """
     results.check_name("The experiment's name", experiment)
-    runs = find_runs(directory / "points", arms)
+    runs = find_runs(directory / "points", variants)
     logs = f"logs/{table}/{experiment}"
-    against = against or {}
-    unknown = [name for pair in against.items() for name in pair if name not in arms]
+    baselines = baselines or {}
+    unknown = [name for pair in baselines.items() for name in pair if name not in variants]
     if unknown:
-        raise ResultError(f"against() names the arm {unknown[0]!r}; arms are {', '.join(arms)}.")
+        raise ResultError(
+            f"baselines() names the variant {unknown[0]!r}; variants are {', '.join(variants)}."
+        )
     made = [
         make_row(
-            arm,
-            runs[arm],
-            arms[arm],
+            variant,
+            runs[variant],
+            variants[variant],
             table=table,
             experiment=experiment,
             config=config,
             common=common,
-            against=against.get(arm, ""),
-            others=runs[against[arm]] if arm in against else (),
+            baseline=baselines.get(variant, ""),
+            others=runs[baselines[variant]] if variant in baselines else (),
             logs=logs,
             remarks=remarks,
         )
-        for arm in arms
+        for variant in variants
     ]
     target = results_dir / logs
     shutil.rmtree(target, ignore_errors=True)
@@ -448,14 +451,14 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
         def several(field: str, mine: Sequence[Row] = mine) -> str:
             return ", ".join(dict.fromkeys(row[field] for row in mine))
 
-        compared = any(row["against"] for row in mine)
+        compared = any(row["baseline"] for row in mine)
         remarks = f" {first['remarks']}." if first["remarks"] else ""
         lines = [
             f"`{first['config']}`, logs in [`{first['logs']}`](experiments/results/"
             f"{first['logs']}): {several('split')} split, {several('examples')} images; "
             f"{several('processor')} ({several('device')}), commit {several('commit')}.{remarks}",
             "",
-            "| arm | top-1 % [95 % interval] | interval of | "
+            "| variant | top-1 % [95 % interval] | interval of | "
             + ("difference, points | " if compared else "")
             + " | ".join([*shown, "epochs", "a run |"]),
             "|---" * (len(shown) + (6 if compared else 5)) + "|",
@@ -464,7 +467,7 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
             seeds = len(row["seeds"].split())
             of = f"{seeds} seeds" if row["interval"] == SEEDS else "pictures"
             lines.append(
-                f"| {row['arm']} | {row['top1']} [{row['low']}, {row['high']}] | {of} | "
+                f"| {row['variant']} | {row['top1']} [{row['low']}, {row['high']}] | {of} | "
                 + (f"{_compared(row)} | " if compared else "")
                 + "".join(f"{cell(row)} | " for cell in shown.values())
                 + f"{row['epochs']} | {results.duration(float(row['seconds_mean']))} |"
@@ -474,11 +477,11 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
 
 
 def _compared(row: Row) -> str:
-    """Cell of a table: how far an arm is from another, and whether seeds alone could say so."""
-    if not row["against"]:
+    """Cell of a table: how far a variant is from another, and whether seeds alone could say so."""
+    if not row["baseline"]:
         return "–"
     if not row["difference_low"]:
-        return f"{row['difference']} than {row['against']}"
+        return f"{row['difference']} than {row['baseline']}"
     low, high = float(row["difference_low"]), float(row["difference_high"])
     verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
-    return f"{row['difference']} [{low:+.2f}, {high:+.2f}] than {row['against']}: **{verdict}**"
+    return f"{row['difference']} [{low:+.2f}, {high:+.2f}] than {row['baseline']}: **{verdict}**"

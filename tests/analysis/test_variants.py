@@ -1,4 +1,4 @@
-"""Arms of an experiment: rows from run directories written here, table, commits."""
+"""Variants of an experiment: rows from run directories written here, table, commits."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from support import write_run
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rows
-from mobilenet.analysis import arms, results, stats
+from mobilenet.analysis import results, stats, variants
 from mobilenet.analysis.results import ResultError
 from mobilenet.cli import common
 from mobilenet.cli.main import main
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 COMMITTED = [
     (table, row)
-    for table in arms.TABLES
+    for table in variants.TABLES
     if (RESULTS / f"{table}.csv").exists()
     for row in rows.read(RESULTS / f"{table}.csv")
 ]
@@ -33,10 +33,10 @@ from mobilenet import config as base
 def get_config(arg=""):
     return base.get_config(arg)
 
-def arms(arg=""):
+def variants(arg=""):
     return {NAMED!r}
 
-def against(arg=""):
+def baselines(arg=""):
     return {{"w8": "float"}}
 """
 
@@ -54,9 +54,11 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(arm: str, sweep: Path) -> dict[str, str]:
-    runs = arms.find_runs(sweep / "points", NAMED)[arm]
-    return arms.make_row(arm, runs, NAMED[arm], table="quantization", experiment="e", config="c.py")
+def make(variant: str, sweep: Path) -> dict[str, str]:
+    runs = variants.find_runs(sweep / "points", NAMED)[variant]
+    return variants.make_row(
+        variant, runs, NAMED[variant], table="quantization", experiment="e", config="c.py"
+    )
 
 
 def test_several_runs_have_an_interval_over_seeds(sweep: Path):
@@ -77,18 +79,18 @@ def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
     assert row["overrides"] == '{"quantize.weights.bits": 8}'
 
 
-def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
+def test_variants_are_compared_seed_by_seed(tmp_path: Path):
     for seed, gain in enumerate((0.01, 0.02, 0.03)):
         write_run(tmp_path / f"f{seed}", 0.5 + 0.1 * seed, FLOAT, seed)
         write_run(tmp_path / f"c{seed}", 0.5 + 0.1 * seed + gain, CUT, seed)
     named = {"float": FLOAT, "cut": CUT}
-    runs = arms.find_runs(tmp_path, named)
+    runs = variants.find_runs(tmp_path, named)
     assert [run.name for run in runs["cut"]] == ["c0", "c1", "c2"]
 
-    def row(of: str, against: str) -> dict[str, str]:
-        return arms.make_row(
+    def row(of: str, baseline: str) -> dict[str, str]:
+        return variants.make_row(
             of, runs[of], named[of], table="quantization", experiment="e", config="c.py",
-            against=against, others=runs[against],
+            baseline=baseline, others=runs[baseline],
         )  # fmt: skip
 
     better = row("cut", "float")
@@ -96,35 +98,39 @@ def test_arms_are_held_against_others_seed_by_seed(tmp_path: Path):
     assert [better[f"difference{end}"] for end in ("", "_low", "_high")] == [
         "+2.00", "-0.48", "+4.48",
     ]  # fmt: skip
-    assert "than float: **inconclusive**" in arms.markdown("quantization", [better])
+    assert "than float: **inconclusive**" in variants.markdown("quantization", [better])
     for run in runs["cut"]:
         summary = json.loads((run / "summary.json").read_text())
         summary["test"]["top1"] += 0.1
         write_json(run / "summary.json", summary)
-    text = arms.markdown("quantization", [row("cut", "float"), row("float", "cut")])
+    text = variants.markdown("quantization", [row("cut", "float"), row("float", "cut")])
     assert "+12.00 [+9.52, +14.48] than float: **better**" in text
     assert "than cut: **worse**" in text
 
 
-def test_unknown_and_disjoint_arms_are_not_compared(sweep: Path, tmp_path: Path):
-    def add(**against: str) -> None:
-        arms.add(tmp_path / "r", "quantization", "e", sweep, NAMED, config="c.py", against=against)
+def test_unknown_and_disjoint_variants_are_not_compared(sweep: Path, tmp_path: Path):
+    def add(**baselines: str) -> None:
+        variants.add(
+            tmp_path / "r", "quantization", "e", sweep, NAMED, config="c.py", baselines=baselines
+        )
 
-    with pytest.raises(ResultError, match="against\\(\\) names the arm 'w9'; arms are float, w8"):
+    with pytest.raises(
+        ResultError, match="baselines\\(\\) names the variant 'w9'; variants are float, w8"
+    ):
         add(w8="w9")
     config = json.loads((sweep / "points/w8/config.json").read_text())
     write_json(sweep / "points/w8/config.json", {**config, "seed": 7})
-    with pytest.raises(ResultError, match="The arms have no seed in common"):
+    with pytest.raises(ResultError, match="The variants have no seed in common"):
         add(w8="float")
 
 
-def test_arms_without_finished_runs_are_refused(sweep: Path):
-    with pytest.raises(ResultError, match="no run of the arm 'w4'; finish the sweep"):
-        arms.find_runs(sweep / "points", {**NAMED, "w4": {"quantize.weights.bits": 4}})
+def test_variants_without_finished_runs_are_refused(sweep: Path):
+    with pytest.raises(ResultError, match="no run of the variant 'w4'; finish the sweep"):
+        variants.find_runs(sweep / "points", {**NAMED, "w4": {"quantize.weights.bits": 4}})
     summary = json.loads((sweep / "points/w8/summary.json").read_text())
     write_json(sweep / "points/w8/summary.json", {**summary, "status": "interrupted"})
     with pytest.raises(ResultError, match="w8 is interrupted, not done"):
-        arms.find_runs(sweep / "points", NAMED)
+        variants.find_runs(sweep / "points", NAMED)
 
 
 def test_runs_of_two_sweeps_are_not_mixed(tmp_path: Path):
@@ -137,16 +143,16 @@ def test_runs_of_two_sweeps_are_not_mixed(tmp_path: Path):
 
     one = write("one", "a", FLOAT, 0)
     write("w8", "a", W8, 0)
-    assert arms.find_runs(tmp_path, NAMED)["float"] == [one]
-    # The same path, another network there: two candidates for one arm.
+    assert variants.find_runs(tmp_path, NAMED)["float"] == [one]
+    # The same path, another network there: two candidates for one variant.
     two = write("two", "b", FLOAT, 0)
     with pytest.raises(ResultError, match=f"{one} and {two}, which differ in pretrained"):
-        arms.find_runs(tmp_path, NAMED)
+        variants.find_runs(tmp_path, NAMED)
     # Or a seed of one sweep and a seed of the other.
     (one / "config.json").write_text((two / "config.json").read_text())
     write_json(two / "point.json", {"overrides": {"seed": 1}, "error": None})
     with pytest.raises(ResultError, match="differ in pretrained .'a', 'b'."):
-        arms.find_runs(tmp_path, NAMED)
+        variants.find_runs(tmp_path, NAMED)
 
 
 def test_runs_that_are_not_one_experiment_are_refused(sweep: Path):
@@ -154,11 +160,11 @@ def test_runs_that_are_not_one_experiment_are_refused(sweep: Path):
     summary = json.loads((runs[1] / "summary.json").read_text())
     write_json(runs[1] / "summary.json", {**summary, "commit": "other"})
     with pytest.raises(ResultError, match="differ in commit: abc, other"):
-        arms.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
+        variants.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
     del summary["test"]
     write_json(runs[1] / "summary.json", summary)
     with pytest.raises(ResultError, match="no test metrics"):
-        arms.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
+        variants.make_row("float", runs, {}, table="quantization", experiment="e", config="c.py")
 
 
 def test_report_commits_logs_rows_and_the_table(
@@ -170,12 +176,12 @@ def test_report_commits_logs_rows_and_the_table(
     (root / "README.md").write_text(marked)
     file = tmp_path / "named.py"
     file.write_text(EXPERIMENT)
-    flags = [f"--root={root}", f"--arms={sweep}", "--table=quantization", "--row=mine"]
+    flags = [f"--root={root}", f"--variants={sweep}", "--table=quantization", "--row=mine"]
     for _ in range(2):  # again: rows are replaced
         assert main(["report", *flags, f"--config_file={file}", "--remarks=three pictures"]) == 0
-    assert "2 arms of" in capsys.readouterr().out
+    assert "2 variants of" in capsys.readouterr().out
     found = rows.read(root / "experiments/results/quantization.csv")
-    assert [row["arm"] for row in found] == ["float", "w8"]
+    assert [row["variant"] for row in found] == ["float", "w8"]
     readme = (root / "README.md").read_text()
     assert "| float | 52.00 [47.03, 56.97] | 3 seeds | – | 32 | 1,000 |" in readme
     # Of one seed; the float run of that seed is at 50 %.
@@ -190,7 +196,10 @@ def test_report_commits_logs_rows_and_the_table(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--table=ablations", "--row=a"], "with --arms it is one of quantization, compression"),
+        (
+            ["--table=ablations", "--row=a"],
+            "with --variants it is one of quantization, compression",
+        ),
         (["--table=quantization", "--row=a/b"], "a/b"),
     ],
 )
@@ -200,7 +209,7 @@ def test_report_refuses(
     (tmp_path / "experiments/results").mkdir(parents=True)
     file = tmp_path / "named.py"
     file.write_text(EXPERIMENT)
-    given = [f"--root={tmp_path}", f"--arms={sweep}", f"--config_file={file}", *flags]
+    given = [f"--root={tmp_path}", f"--variants={sweep}", f"--config_file={file}", *flags]
     assert main(["report", *given]) == 2
     assert message in capsys.readouterr().err
 
@@ -209,24 +218,26 @@ def test_report_refuses(
 
 
 @pytest.mark.parametrize(
-    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["arm"]
+    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["variant"]
 )
 def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
-    named = experiment.load_module(str(ROOT / row["config"])).arms(row["config"].partition(":")[2])
-    found = arms.find_runs(RESULTS / row["logs"], {row["arm"]: named[row["arm"]]})
-    changes = json.dumps(named[row["arm"]])
-    against = row["against"]
-    others = {against: named[against]} if against else {}
-    again = arms.make_row(
-        row["arm"],
-        found[row["arm"]],
-        named[row["arm"]],
-        against=against,
-        others=arms.find_runs(RESULTS / row["logs"], others).get(against, ()),
+    named = experiment.load_module(str(ROOT / row["config"])).variants(
+        row["config"].partition(":")[2]
+    )
+    found = variants.find_runs(RESULTS / row["logs"], {row["variant"]: named[row["variant"]]})
+    changes = json.dumps(named[row["variant"]])
+    baseline = row["baseline"]
+    others = {baseline: named[baseline]} if baseline else {}
+    again = variants.make_row(
+        row["variant"],
+        found[row["variant"]],
+        named[row["variant"]],
+        baseline=baseline,
+        others=variants.find_runs(RESULTS / row["logs"], others).get(baseline, ()),
         table=table,
         experiment=row["experiment"],
         config=row["config"],
-        common=row["overrides"].removesuffix(changes if named[row["arm"]] else "").strip(),
+        common=row["overrides"].removesuffix(changes if named[row["variant"]] else "").strip(),
         logs=row["logs"],
         remarks=row["remarks"],
     )
@@ -235,18 +246,18 @@ def test_rows_follow_from_their_logs(table: str, row: dict[str, str]):
 
 
 @pytest.mark.parametrize(
-    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["arm"]
+    ("table", "row"), COMMITTED, ids=lambda v: v if isinstance(v, str) else v["variant"]
 )
 def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str, str]):
-    arm = experiment.load_module(str(ROOT / row["config"])).arms(row["config"].partition(":")[2])[
-        row["arm"]
-    ]
-    text = row["overrides"].removesuffix(json.dumps(arm) if arm else "").strip()
+    variant = experiment.load_module(str(ROOT / row["config"])).variants(
+        row["config"].partition(":")[2]
+    )[row["variant"]]
+    text = row["overrides"].removesuffix(json.dumps(variant) if variant else "").strip()
     _, overrides = common.split_overrides(text.split())
-    for run in arms.find_runs(RESULTS / row["logs"], {row["arm"]: arm})[row["arm"]]:
+    for run in variants.find_runs(RESULTS / row["logs"], {row["variant"]: variant})[row["variant"]]:
         got = config_lib.from_json((run / "config.json").read_text())
         expected = experiment.load_config(str(ROOT / row["config"]), overrides)
-        config_lib.update(expected, space.filled({**arm, "seed": got.seed}, got.seed))
+        config_lib.update(expected, space.filled({**variant, "seed": got.seed}, got.seed))
         if expected.pretrained:
             # What came with the weights is in the log, of weights before they were equalised.
             source = got.copy_and_resolve_references()
@@ -260,8 +271,8 @@ def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str,
 def test_the_readme_shows_the_rows():
     readme = (ROOT / "README.md").read_text()
     tables = {
-        name: arms.markdown(name, rows.read(RESULTS / f"{name}.csv"))
-        for name in arms.TABLES
+        name: variants.markdown(name, rows.read(RESULTS / f"{name}.csv"))
+        for name in variants.TABLES
         if (RESULTS / f"{name}.csv").exists()
     }
     assert results.render(readme, tables) == readme, "run `mobilenet report`"

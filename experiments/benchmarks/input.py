@@ -21,7 +21,7 @@ def cases():
             "work": "input",
             "model": "photographs to crops, one thread",
             "batch_size": 100,
-            "subjects": ("ours", "pillow", "tf_data"),
+            "implementations": ("ours", "pillow", "tf_data"),
             "memory": "system",
         }
     ]

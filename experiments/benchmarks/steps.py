@@ -31,14 +31,14 @@ def get_config(arg=""):
     return base.shrink(config) if arg == "smoke" else config
 
 
-def case(name, work, model, subjects, overrides=(), **more):
+def case(name, work, model, implementations, overrides=(), **more):
     label, batch_size = model
     return {
         "name": name,
         "work": work,
         "model": label,
         "batch_size": batch_size,
-        "subjects": subjects,
+        "implementations": implementations,
         "overrides": dict(overrides),
         **more,
     }
@@ -67,8 +67,8 @@ def cases():
         ),
         case("train_224_remat", "train", paper, ("ours", "remat")),
         *(
-            case(f"{n}_{subject}", "train", m, ("ours", subject), o, **k)
-            for subject in ("qat", "pruned")
+            case(f"{n}_{implementation}", "train", m, ("ours", implementation), o, **k)
+            for implementation in ("qat", "pruned")
             for n, m, o, k in shapes
         ),
         *(case(n, "train", m, ("ours", "torch"), o) for n, m, o in variants),

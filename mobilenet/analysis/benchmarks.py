@@ -64,7 +64,7 @@ def markdown(rows: Sequence[Row]) -> str:
                 f"| {ours['work']}, {ours['image_size']} px{note} | {ours['model']} | "
                 f"{ours['batch_size']} | {_milliseconds(ours)} | "
                 f"{float(ours['images_per_second']):,.4g} | "
-                f"{LABELS[peer['subject']]} | {_milliseconds(peer)} | "
+                f"{LABELS[peer['implementation']]} | {_milliseconds(peer)} | "
                 f"**{float(peer['ratio']):.2f}** ({float(peer['ratio_low']):.2f}–"
                 f"{float(peer['ratio_high']):.2f}) | {float(ours['first_step_seconds']):.1f} / "
                 f"{float(peer['first_step_seconds']):.1f} s | "
@@ -104,7 +104,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         r
         for r in rows
         if r["work"] == "train"
-        and r["subject"] == "ours"
+        and r["implementation"] == "ours"
         and r["memory"] == "kept"
         and int(r["image_size"]) == 224
     ]
@@ -113,7 +113,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     bars = [
         r
         for r in rows
-        if r["work"] not in ("block", "input") and r["subject"] not in ("ours", *VARIANTS)
+        if r["work"] not in ("block", "input") and r["implementation"] not in ("ours", *VARIANTS)
     ]
     # What two shapes or more were measured of: one point shows no proportion.
     lines = [
@@ -142,9 +142,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
     if bars:
         axis = axes[-1]
-        names = [f"{r['case']}, {LABELS[r['subject']]}" for r in bars]
+        names = [f"{r['case']}, {LABELS[r['implementation']]}" for r in bars]
         ratios = [float(r["ratio"]) for r in bars]
-        axis.barh(names, ratios, color=["C1" if "flax" in r["subject"] else "C0" for r in bars])
+        axis.barh(
+            names, ratios, color=["C1" if "flax" in r["implementation"] else "C0" for r in bars]
+        )
         axis.axvline(1, color="0.3")
         axis.set(xscale="log", xlim=(0.5, None), xlabel="peer's time / ours")
         axis.invert_yaxis()

@@ -161,10 +161,10 @@ def executor_markdown(rows: Sequence[Row]) -> str:
             least = min(operations, key=lambda other: float(other["equal"]))
             largest = max(int(other["largest"]) for other in operations)
             worst = f"{least['part']}: {100 * float(least['equal']):.3f} % equal, {largest} apart"
-        same = round(float(row["top1_agreement"]) * int(row["pictures"]))
+        same = round(float(row["top1_agreement"]) * int(row["images"]))
         lines.append(
             f"| {row['file']} | {row['rounding']} | {row['kernels']} | "
-            f"{same} of {row['pictures']} | {100 * float(row['equal']):.2f} % | "
+            f"{same} of {row['images']} | {100 * float(row['equal']):.2f} % | "
             f"{row['largest']} ({float(row['largest_real']):.2f}) | {float(row['top1']):.1f} / "
             f"{float(row['litert_top1']):.1f} | {worst} |"
         )

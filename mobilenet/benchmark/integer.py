@@ -1,6 +1,6 @@
 """Integer executor against LiteRT: are the codes of real int8 networks the same?
 
-    python -m mobilenet.benchmark.integer --files=DIR --pictures=DIR \\
+    python -m mobilenet.benchmark.integer --files=DIR --images=DIR \\
         --out=experiments/results/integer_executor.csv
 
 Each quantised TFLite classifier of a folder classifies the photographs of another (`labels.csv`
@@ -40,7 +40,7 @@ KERNELS = ("builtin", "xnnpack")
 # LiteRT's own, and the one that the executor has by default.
 ROUNDINGS: tuple[integer.Rounding, ...] = ("builtin", "double")
 FIELDS = (
-    *("file", "part", "kernels", "rounding", "pictures", "values", "equal", "off_by_one"),
+    *("file", "part", "kernels", "rounding", "images", "values", "equal", "off_by_one"),
     *("largest", "mean", "largest_real", "mean_real"),
     *("top1_agreement", "top1", "top5", "litert_top1", "litert_top5"),
     *("processor", "versions", "commit"),
@@ -50,12 +50,12 @@ FIELDS = (
 class Photographs(NamedTuple):
     """Pictures [B, size, size, 3], float32 in [-1, 1], and labels int64 [B], 0 .. 999."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     labels: np.ndarray
 
 
 def photographs(folder: Path, size: int, limit: int | None = None) -> Photographs:
-    """The pictures of a folder's labels.csv as they are evaluated, centre crop of 87.5 %.
+    """The images of a folder's labels.csv as they are evaluated, centre crop of 87.5 %.
 
     Args:
       folder: with labels.csv: the columns path (relative to it) and class_index.
@@ -87,7 +87,7 @@ def executor_logits(
     rounding: integer.Rounding = "double",
     batch_size: int = 4,
 ) -> np.ndarray:
-    """Codes of the logits [B, classes] of codes of pictures, a few pictures at a time."""
+    """Codes of the logits [B, classes] of codes of images, a few images at a time."""
     return np.concatenate(
         [
             integer.run(graph, codes[start : start + batch_size], rounding=rounding)
@@ -101,12 +101,12 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
 
     Args:
       path: of the file.
-      found: pictures of its size.
-      compared: number of pictures on which operation after operation is compared.
+      found: images of its size.
+      compared: number of images on which operation after operation is compared.
     """
     graph = tflite_file.read(path)
     scale = graph.grids[graph.output].scale
-    codes = graph.quantize_input(found.pictures)
+    codes = graph.quantize_input(found.images)
     runtimes = {name: LiteRT(path, int(graph.output), kernels=name) for name in KERNELS}
     answers = {
         name: np.stack([runtime.run(picture).ravel() for picture in codes])
@@ -129,7 +129,7 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
                 **apart,
                 "part": "network",
                 "kernels": kernels,
-                "pictures": len(codes),
+                "images": len(codes),
                 "largest_real": scale * apart["largest"],
                 "mean_real": scale * apart["mean"],
                 "top1_agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
@@ -139,10 +139,10 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
                 "litert_top5": litert_top5,
             }
         for part, apart in compare_operations(path, graph, few, rounding=rounding).items():
-            yield {**common, **apart, "part": part, "kernels": "builtin", "pictures": len(few)}
+            yield {**common, **apart, "part": part, "kernels": "builtin", "images": len(few)}
 
 
-def rows(files: Path, pictures: Path, *, compared: int) -> Iterator[dict[str, Any]]:
+def rows(files: Path, images: Path, *, compared: int) -> Iterator[dict[str, Any]]:
     """The rows of every .tflite file of a folder."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("ai-edge-litert", "numpy")
@@ -152,7 +152,7 @@ def rows(files: Path, pictures: Path, *, compared: int) -> Iterator[dict[str, An
     for path in sorted(files.glob("*.tflite")):
         shape = tflite_file.read(path).input_shape
         assert shape is not None  # the reader always has one
-        for row in measure(path, photographs(pictures, shape[0]), compared=compared):
+        for row in measure(path, photographs(images, shape[0]), compared=compared):
             yield {**row, **stamp}
 
 
@@ -160,17 +160,17 @@ def main(argv: list[str] | None = None) -> int:
     """Writes the table and prints it; 1 if an operation is more than one code away."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--files", type=Path, required=True, help="folder of .tflite files")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder with labels.csv")
+    parser.add_argument("--images", type=Path, required=True, help="folder with labels.csv")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     parser.add_argument(
-        "--compared", type=int, default=8, help="pictures compared operation by operation"
+        "--compared", type=int, default=8, help="images compared operation by operation"
     )
     args = parser.parse_args(argv)
     if not installed():
         print("LiteRT is not installed; `pip install .[export]` brings it.", file=sys.stderr)
         return 2
     found: list[dict[str, Any]] = []
-    for row in rows(args.files, args.pictures, compared=args.compared):
+    for row in rows(args.files, args.images, compared=args.compared):
         found.append(row)
         print(
             f"{row['file'][:28]:<28} {row['rounding']:<8} {row['part']:<14} {row['kernels']:<8} "

@@ -21,7 +21,7 @@ from typing import Any
 
 
 def main(argv: list[str]) -> None:
-    """Serves one subject; `argv` holds the request as JSON (see `suite.Case`)."""
+    """Serves one implementation; `argv` holds the request as JSON (see `suite.Case`)."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not reach the parent as an answer
 
@@ -43,25 +43,25 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
     kept = request["memory"] == "kept" and runtime.keep_memory()
     runtime.use_wide_vectors()
     runtime.use_threads()
-    if request["subject"].startswith("torch"):
+    if request["implementation"].startswith("torch"):
         # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # The subjects of a case are on the device together.
+    # The implementations of a case are on the device together.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from mobilenet import config as config_lib
-    from mobilenet.benchmark import subjects
+    from mobilenet.benchmark import implementations
 
     config = config_lib.from_json(request["config"])
-    names = ("subject", "work", "batch_size", "num_classes", "block")
-    spec = subjects.Spec(**{name: request[name] for name in names})
-    subject = subjects.prepare(config, spec)
+    names = ("implementation", "work", "batch_size", "num_classes", "block")
+    spec = implementations.Spec(**{name: request[name] for name in names})
+    implementation = implementations.prepare(config, spec)
     _forget_peak()
     before = _resident("VmRSS")
     started = time.perf_counter()
-    first = subject.step()
-    subject.wait(first)
+    first = implementation.step()
+    implementation.wait(first)
     seconds = time.perf_counter() - started
-    answer({"first_step_seconds": seconds, "check": subject.check(first), "kept": kept})
+    answer({"first_step_seconds": seconds, "check": implementation.check(first), "kept": kept})
     del first
     _forget_peak()  # of the compilation
     for line in sys.stdin:
@@ -71,11 +71,11 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
         times = []
         for _ in range(int(count)):
             started = time.perf_counter()
-            subject.wait(subject.step())
+            implementation.wait(implementation.step())
             times.append(time.perf_counter() - started)
         answer({"seconds": times})
-    facts = {"peak_bytes": subjects.device_peak(spec) or max(0, _resident("VmHWM") - before)}
-    answer({**facts, **subject.analyse()})
+    facts = {"peak_bytes": implementations.device_peak(spec) or max(0, _resident("VmHWM") - before)}
+    answer({**facts, **implementation.analyse()})
 
 
 def _resident(field: str) -> int:

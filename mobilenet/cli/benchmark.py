@@ -25,8 +25,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("config", "", "file.py, with or without cases()", flag_values=values)
     flags.DEFINE_string("workdir", "", "where the results go", flag_values=values)
     flags.DEFINE_list("only", [], "names of cases, separated by commas", flag_values=values)
-    flags.DEFINE_list("subjects", [], "measure these instead of the file's", flag_values=values)
-    flags.DEFINE_integer("rounds", 7, "turns of every subject", flag_values=values)
+    flags.DEFINE_list(
+        "implementations", [], "measure these instead of the file's", flag_values=values
+    )
+    flags.DEFINE_integer("rounds", 7, "turns of every implementation", flag_values=values)
     flags.DEFINE_integer("batch_size", 16, "pictures a step, without cases()", flag_values=values)
 
 
@@ -41,14 +43,14 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from mobilenet.analysis import benchmarks
-    from mobilenet.benchmark import subjects, suite
+    from mobilenet.benchmark import implementations, suite
     from mobilenet.train import records
 
-    chosen = tuple(common.flag(values, "subjects"))
-    unknown = [name for name in chosen if name not in subjects.NAMES]
+    chosen = tuple(common.flag(values, "implementations"))
+    unknown = [name for name in chosen if name not in implementations.NAMES]
     if unknown:
         raise common.UsageError(
-            f"--subjects has {unknown[0]!r}; allowed are {', '.join(subjects.NAMES)}."
+            f"--implementations has {unknown[0]!r}; allowed are {', '.join(implementations.NAMES)}."
         )
     described = getattr(load_module(path), "cases", None)
     entries = (
@@ -66,7 +68,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         config_lib.update(config, entry.pop("overrides", {}))
         config_lib.validate(config)
         if chosen:
-            entry["subjects"] = chosen
+            entry["implementations"] = chosen
         cases.append(suite.Case(config=config, **entry))
     only = common.flag(values, "only")
     missing = [name for name in only if name not in {case.name for case in cases}]

@@ -27,14 +27,14 @@ def test_rows_say_where_they_come_from_and_computed_the_same(case: str):
 
 
 def check_case(rows: list[dict[str, str]]) -> None:
-    assert rows[0]["subject"] == "ours" and float(rows[0]["ratio"]) == 1
+    assert rows[0]["implementation"] == "ours" and float(rows[0]["ratio"]) == 1
     for row in rows:
         assert row["device"] and row["processor"] and "jax=" in row["versions"]
         assert row["commit"] != "unknown" and not row["commit"].endswith("-dirty")
         assert int(row["rounds"]) >= 3
         assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
         same = 2e-3
-        if row["subject"] == "qat":
+        if row["implementation"] == "qat":
             # Rounds what the others compute; clipped to nothing it would guess among the classes.
             same = 5e-3
             assert all(abs(float(row["check"]) - math.log(k)) > 1e-5 for k in (10, 1000))
@@ -43,7 +43,9 @@ def check_case(rows: list[dict[str, str]]) -> None:
 
 def test_depthwise_docstrings_claim_holds_in_the_committed_rows():
     """`resolve_form`: a training step about 10 times as fast."""
-    ratios = [float(r["ratio"]) for r in ROWS if r["subject"] == "flax" and r["work"] == "train"]
+    ratios = [
+        float(r["ratio"]) for r in ROWS if r["implementation"] == "flax" and r["work"] == "train"
+    ]
     assert ratios and min(ratios) >= 10
 
 

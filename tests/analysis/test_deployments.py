@@ -87,7 +87,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path):
 
 
 def test_networks_of_the_executor_show_their_worst_operation():
-    shared = {"file": "f.tflite", "rounding": "double", "kernels": "builtin", "pictures": "200"}
+    shared = {"file": "f.tflite", "rounding": "double", "kernels": "builtin", "images": "200"}
     network = {
         **shared, "part": "network", "equal": "0.9", "largest": "3", "largest_real": "0.3",
         "top1_agreement": "0.995", "top1": "92.0", "litert_top1": "92.5",
@@ -126,7 +126,7 @@ def test_somebody_elses_networks_are_classified_as_by_litert():
         row for row in rows.read(RESULTS / "integer_executor.csv") if row["part"] == "network"
     ]
     for row in networks:
-        assert set(row) == set(integer.FIELDS) and int(row["pictures"]) == 200
+        assert set(row) == set(integer.FIELDS) and int(row["images"]) == 200
         assert not row["commit"].endswith("-dirty")
         if row["kernels"] == row["rounding"] == "builtin":
             assert float(row["top1_agreement"]) >= 199 / 200, row["file"]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mobilenet.benchmark.subjects import Spec, Subject
+from mobilenet.benchmark.implementations import Implementation, Spec
 from mobilenet.config import Config
 from mobilenet.data import images
 
 
-def prepare(config: Config, spec: Spec) -> Subject:
-    """A subject that turns `spec.batch_size` files a step into uint8 [B, S, S, 3].
+def prepare(config: Config, spec: Spec) -> Implementation:
+    """An implementation that turns `spec.batch_size` files a step into uint8 [B, S, S, 3].
 
     Raises:
       ValueError: `data.data_dir` holds no JPEG files.
@@ -31,10 +31,12 @@ def prepare(config: Config, spec: Spec) -> Subject:
             f"data.data_dir is {config.data.data_dir!r}, which holds no JPEG files; give a folder "
             "of photographs with --config.data.data_dir=FOLDER."
         )
-    make = {"ours": _ours, "pillow": _pillow, "tf_data": _tf_data}[spec.subject]
+    make = {"ours": _ours, "pillow": _pillow, "tf_data": _tf_data}[spec.implementation]
     step = make(paths, config.data.image_size, spec.batch_size)
     # Crops are random; what can be compared is that as many pictures of that size come out.
-    return Subject(step, lambda batch: batch, lambda batch: float(np.asarray(batch).size), dict)
+    return Implementation(
+        step, lambda batch: batch, lambda batch: float(np.asarray(batch).size), dict
+    )
 
 
 def _batches(

@@ -1,7 +1,7 @@
 """What a benchmark times: one step of one implementation, made ready to be called again and again.
 
-Every subject of a case starts from the same variables and sees the same pictures, so that the loss
-of its first step can be compared: a fast step that computes something else is refused.
+Every implementation of a case starts from the same variables and sees the same images, so that the
+loss of its first step can be compared: a fast step that computes something else is refused.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ NAMES = {
     "torch": "PyTorch, channels last, eager",
     "torch_compile": "PyTorch, channels last, torch.compile",
 }
-# What a subject of this project changes in the configuration.
+# What an implementation of this project changes in the configuration.
 CHANGES: dict[str, dict[str, Any]] = {
     "grouped": {"model.conv_form": "grouped"},
     "shifted": {"model.conv_form": "shifted"},
@@ -61,7 +61,7 @@ class Spec:
     """One implementation at one piece of work.
 
     Attributes:
-      subject: of `NAMES`.
+      implementation: of `NAMES`.
       work: "train", a whole update; "evaluate", uint8 pictures to logits; "block", one block or the
         stem or the head in training, forward and backward; "input", JPEG files to random crops.
       batch_size: pictures a step.
@@ -69,7 +69,7 @@ class Spec:
       block: "stem", "head" or a block's name ("blocks_1_0") for the work "block".
     """
 
-    subject: str
+    implementation: str
     work: str
     batch_size: int
     num_classes: int
@@ -77,14 +77,14 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Implementation:
     """Ready to be timed.
 
     Attributes:
       step: starts one step and returns something to wait for.
       wait: returns when that is computed.
-      check: takes what `step` returned; a number (the loss, or a mean square) that every subject of
-        a case must agree on at the first step.
+      check: takes what `step` returned; a number (the loss, or a mean square) on which all
+        implementations of a case must agree at the first step.
       analyse: what the compiler tells of the step, `temp_bytes` and `accessed_bytes`, and
         `bytes_per_second` of a plain pass over memory. May compile.
     """
@@ -101,7 +101,7 @@ def normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def pictures(config: Config, spec: Spec) -> dict[str, np.ndarray]:
-    """A batch of uint8 noise pictures [B, S, S, C] and labels, the same for every subject."""
+    """A batch of uint8 noise images [B, S, S, C] and labels, the same for all implementations."""
     rng = np.random.default_rng(0)
     shape = (spec.batch_size, *architecture.image_shape(config))
     return {
@@ -133,29 +133,29 @@ def block_input(config: Config, spec: Spec) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def prepare(config: Config, spec: Spec) -> Subject:
-    """Builds a subject; nothing of it is compiled yet.
+def prepare(config: Config, spec: Spec) -> Implementation:
+    """Builds an implementation; nothing of it is compiled yet.
 
     Raises:
       ImportError: PyTorch is not installed.
       ValueError: a configuration that PyTorch's network here has no equal for.
     """
     if spec.work == "input":
-        from mobilenet.benchmark import input_subjects
+        from mobilenet.benchmark import input_implementations
 
-        return input_subjects.prepare(config, spec)
-    if spec.subject.startswith("torch"):
-        from mobilenet.benchmark import torch_subjects  # PyTorch is an extra
+        return input_implementations.prepare(config, spec)
+    if spec.implementation.startswith("torch"):
+        from mobilenet.benchmark import torch_implementations  # PyTorch is an extra
 
-        return torch_subjects.prepare(config, spec)
+        return torch_implementations.prepare(config, spec)
     return _prepare_jax(config, spec)
 
 
-def _prepare_jax(config: Config, spec: Spec) -> Subject:
+def _prepare_jax(config: Config, spec: Spec) -> Implementation:
     config = config.copy_and_resolve_references()
-    config_lib.update(config, CHANGES.get(spec.subject, {}))
+    config_lib.update(config, CHANGES.get(spec.implementation, {}))
     model = architecture.build_model(config, spec.num_classes)
-    if spec.subject == "flax":
+    if spec.implementation == "flax":
         model = model.clone(conv=plain.conv, norm=plain.norm, conv_form="grouped")
     make = {"train": _jax_train, "evaluate": _jax_evaluate, "block": _jax_block}[spec.work]
     return make(config, spec, model)
@@ -163,10 +163,10 @@ def _prepare_jax(config: Config, spec: Spec) -> Subject:
 
 def device_peak(spec: Spec) -> int:
     """Most bytes in use on an accelerator so far; 0 on CPU, where the process tells."""
-    if spec.subject.startswith("torch"):
-        from mobilenet.benchmark import torch_subjects
+    if spec.implementation.startswith("torch"):
+        from mobilenet.benchmark import torch_implementations
 
-        return torch_subjects.device_peak()
+        return torch_implementations.device_peak()
     return int((jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
 
 
@@ -194,7 +194,7 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
     return found
 
 
-def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
+def _jax_train(config: Config, spec: Spec, model: Network) -> Implementation:
     augment = build.build_augment(config, *normalization(config))
     update: Any = build.build_train_step(config, model, augment)
     given, variables = pictures(config, spec), None
@@ -226,7 +226,7 @@ def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
         taken += 1
         return metrics
 
-    return Subject(
+    return Implementation(
         step,
         # The state too: metrics are ready before the parameters are updated.
         lambda metrics: jax.block_until_ready((metrics, state)),
@@ -235,11 +235,11 @@ def _jax_train(config: Config, spec: Spec, model: Network) -> Subject:
     )
 
 
-def _jax_evaluate(config: Config, spec: Spec, model: Network) -> Subject:
+def _jax_evaluate(config: Config, spec: Spec, model: Network) -> Implementation:
     variables = jax.device_put(build.init_variables(config, spec.num_classes))
     images = pictures(config, spec)["image"]
     apply = jax.jit(build.build_forward(model, *normalization(config)))
-    return Subject(
+    return Implementation(
         lambda: apply(variables, images),
         jax.block_until_ready,
         lambda logits: float(np.square(np.asarray(logits)).mean()),
@@ -247,7 +247,7 @@ def _jax_evaluate(config: Config, spec: Spec, model: Network) -> Subject:
     )
 
 
-def _jax_block(config: Config, spec: Spec, model: Network) -> Subject:
+def _jax_block(config: Config, spec: Spec, model: Network) -> Implementation:
     plan = architecture.plan(config.model)
     conv, norm = model.constructors()
     blocks = {block.name: block for block in plan.blocks}
@@ -287,7 +287,7 @@ def _jax_block(config: Config, spec: Spec, model: Network) -> Subject:
     # The stem's input is the picture, whose gradient nobody needs.
     wanted = 0 if spec.block == "stem" else (0, 1)
     gradient = jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
-    return Subject(
+    return Implementation(
         lambda: gradient(params, x),
         jax.block_until_ready,
         lambda result: float(result[0][0]),

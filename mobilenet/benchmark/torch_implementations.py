@@ -15,13 +15,13 @@ import torch
 from torch.nn import functional
 
 from mobilenet import architecture, build
-from mobilenet.benchmark import subjects, torch_peer
-from mobilenet.benchmark.subjects import Spec, Subject
+from mobilenet.benchmark import implementations, torch_peer
+from mobilenet.benchmark.implementations import Implementation, Spec
 from mobilenet.config import Config
 
 
-def prepare(config: Config, spec: Spec) -> Subject:
-    """Builds a PyTorch subject; see `subjects.prepare`."""
+def prepare(config: Config, spec: Spec) -> Implementation:
+    """Builds a PyTorch implementation; see `implementations.prepare`."""
     if config.optimizer.name != "sgd":
         raise ValueError(
             f"optimizer.name is {config.optimizer.name!r}; PyTorch is measured with sgd."
@@ -47,7 +47,7 @@ def device_peak() -> int:
 
 
 def _compiled(spec: Spec, module: Any) -> Any:
-    return torch.compile(module) if spec.subject == "torch_compile" else module
+    return torch.compile(module) if spec.implementation == "torch_compile" else module
 
 
 def _wait(result: Any) -> None:
@@ -57,11 +57,13 @@ def _wait(result: Any) -> None:
 
 def _normalise(config: Config, images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, C] to float [B, C, H, W] whose memory is channels last already."""
-    mean, std = (torch.tensor(v, device=images.device) for v in subjects.normalization(config))
+    mean, std = (
+        torch.tensor(v, device=images.device) for v in implementations.normalization(config)
+    )
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any) -> Subject:
+def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any) -> Implementation:
     network.train()
     settings = config.optimizer
     optimizer = torch.optim.SGD(
@@ -70,7 +72,7 @@ def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
         momentum=settings.momentum,
         nesterov=settings.nesterov,
     )
-    batch = subjects.pictures(config, spec)
+    batch = implementations.pictures(config, spec)
     smoothing = config.train.label_smoothing
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -89,12 +91,14 @@ def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
         optimizer.step()
         return loss.detach()
 
-    return Subject(step, _wait, float, dict)
+    return Implementation(step, _wait, float, dict)
 
 
-def _evaluate(config: Config, spec: Spec, network: Any, device: Any, autocast: Any) -> Subject:
+def _evaluate(
+    config: Config, spec: Spec, network: Any, device: Any, autocast: Any
+) -> Implementation:
     network.eval()
-    images = subjects.pictures(config, spec)["image"]
+    images = implementations.pictures(config, spec)["image"]
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         with autocast:
@@ -106,12 +110,14 @@ def _evaluate(config: Config, spec: Spec, network: Any, device: Any, autocast: A
     def step() -> torch.Tensor:
         return forward(torch.from_numpy(images).to(device))
 
-    return Subject(step, _wait, lambda logits: float(logits.float().square().mean()), dict)
+    return Implementation(step, _wait, lambda logits: float(logits.float().square().mean()), dict)
 
 
-def _block(config: Config, spec: Spec, network: Any, device: Any, autocast: Any) -> Subject:
+def _block(config: Config, spec: Spec, network: Any, device: Any, autocast: Any) -> Implementation:
     block = network.get_submodule(spec.block).train()
-    inputs = torch.from_numpy(subjects.block_input(config, spec)).permute(0, 3, 1, 2).to(device)
+    inputs = (
+        torch.from_numpy(implementations.block_input(config, spec)).permute(0, 3, 1, 2).to(device)
+    )
     inputs.requires_grad_(spec.block != "stem")  # nobody needs the gradient of the picture
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
@@ -128,4 +134,4 @@ def _block(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
         loss.backward()
         return loss.detach()
 
-    return Subject(step, _wait, float, dict)
+    return Implementation(step, _wait, float, dict)

@@ -147,7 +147,7 @@ def test_torchvisions_names_carry_weights_to_the_last_bit(suffix: str, tmp_path:
     assert [note.split(" ")[0] for note in notes] == [
         "model.padding",
         "model.bn_epsilon",
-        "Pictures",
+        "Images",
     ]
     back = pretrained.read("torchvision", path)
     assert_same(back, weights)
@@ -171,7 +171,7 @@ def test_torchvisions_names_of_other_tables_go_by_metadata(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "names", "settings", "message"),
     [
-        ("w.pth", "torchvision", {"se_ratio": 0.25}, "model.se_ratio is 0.25, which torchvision's"),
+        ("w.pth", "torchvision", {"se_ratio": 0.25}, "model.se_ratio is 0.25, but torchvision"),
         ("w.pth", "torchvision", {"shortcut": "expansion"}, "model.shortcut is 'expansion'"),
         ("w.pth", "torchvision", {"activation": "hard_swish"}, "model.activation is 'hard_swish'"),
         ("w.pth", "torchvision", {"stem_strides": 1}, "write the weights with --names=mobilenet"),

@@ -47,8 +47,8 @@ class _Translation:
         # Tensor -> the one that holds its codes: other shapes, and padding, are not made.
         self._same: dict[int, int] = {}
         self._grids: dict[str, integer.Grid] = {}
-        self._input = graph.picture
-        self._shape = (graph.size, graph.size, graph.tensors[graph.picture].shape[3])
+        self._input = graph.image
+        self._shape = (graph.size, graph.size, graph.tensors[graph.image].shape[3])
 
     def graph(self) -> integer.Graph:
         operations: list[integer.Operation] = []

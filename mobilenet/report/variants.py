@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
-from mobilenet import rows as table_rows
-from mobilenet.analysis import plots, results, stats
-from mobilenet.analysis.results import ResultError, one
+from mobilenet.analysis import plots, stats
+from mobilenet.analysis.runs import processor
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError, one
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
@@ -336,7 +338,7 @@ def make_row(
         **_table_facts(table, runs, facts, summaries[0]),
         "seconds_mean": f"{seconds:.0f}",
         "device": one("device", [s["device"] for s in summaries]),
-        "processor": one("processor", list(map(results.processor, summaries))),
+        "processor": one("processor", list(map(processor, summaries))),
         "versions": versions,
         "commit": one("commit", [s["commit"] for s in summaries]),
         "logs": logs,

@@ -8,11 +8,12 @@ import pytest
 from support import write_run
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rows
-from mobilenet.analysis import results, stats, variants
-from mobilenet.analysis.results import ResultError
+from mobilenet import experiment
+from mobilenet.analysis import stats
 from mobilenet.cli import common
 from mobilenet.cli.main import main
+from mobilenet.report import results, rows, variants
+from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
 from mobilenet.sweep import space
 

@@ -326,7 +326,7 @@ def _measured(
     if done.empty:
         return {"unfinished": unfinished}
     mine = [summaries[run] for run in done.index]
-    top1 = stats.mean_interval(100 * done["test_top1"])
+    top1 = stats.mean_interval(100 * done["test_top1"], within=stats.PERCENT)
 
     def one(name: str, column: str) -> str:
         return str(int(results.one(f"{name} of {label}", done[column].tolist())))

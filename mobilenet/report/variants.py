@@ -314,7 +314,7 @@ def make_row(
     top1 = [s["test"]["top1"] for s in summaries]
     mean, low, high = sum(top1) / len(top1), *stats.wilson(round(top1[0] * examples), examples)
     if len(top1) > 1:
-        interval = stats.mean_interval(top1)
+        interval = stats.mean_interval(top1, within=stats.range_of("top1"))
         mean, low, high = interval.mean, interval.low, interval.high
     seconds = sum(s["wall_seconds"] for s in summaries) / len(summaries)
     versions = results.versions(one("versions", [s["versions"] for s in summaries]))
@@ -357,7 +357,7 @@ def _difference(runs: Sequence[Path], others: Sequence[Path]) -> dict[str, str]:
         return found
 
     try:
-        found = stats.paired_difference(by_seed(runs), by_seed(others))
+        found = stats.paired_difference(by_seed(runs), by_seed(others), within=stats.POINTS)
     except ValueError as error:
         raise ResultError(str(error)) from error
     ends = (found.low, found.high) if found.n > 1 else ()

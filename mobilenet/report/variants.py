@@ -49,8 +49,8 @@ FIELDS = (
     "logs",
     "remarks",
 )
-# What an interval speaks of: other seeds, or, of a single run, other pictures.
-SEEDS, PICTURES = "t over seeds", "Wilson over pictures"
+# What an interval speaks of: other seeds, or, of a single run, other images.
+SEEDS, IMAGES = "t over seeds", "Wilson over images"
 # What a run's verbs leave beside its log, by the table that reads it.
 FACTS = {"quantization": "quantization.json", "compression": "compression.json"}
 LOGGED = (*results.LOGGED, "point.json", *FACTS.values())
@@ -329,7 +329,7 @@ def make_row(
         "top1": f"{100 * mean:.2f}",
         "low": f"{100 * low:.2f}",
         "high": f"{100 * high:.2f}",
-        "interval": SEEDS if len(top1) > 1 else PICTURES,
+        "interval": SEEDS if len(top1) > 1 else IMAGES,
         "seeds": " ".join(str(c["seed"]) for c in configs),
         "baseline": baseline,
         **(_difference(runs, others) if baseline else dict.fromkeys(DIFFERENCE, "")),

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from support import write_run
 
-from mobilenet import build, rows, rundir
+from mobilenet import build, rundir
 from mobilenet import config as config_lib
-from mobilenet.analysis import comparison, deployments, pretrained, results, runs, variants
+from mobilenet.analysis import runs
+from mobilenet.report import comparison, deployments, pretrained, results, rows, variants
 from mobilenet.rundir import FileError, RunDirectoryError
 from mobilenet.sweep import points
 from mobilenet.train import records

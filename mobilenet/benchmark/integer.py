@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mobilenet import rows as csv_rows
 from mobilenet.data import images
 from mobilenet.export.runtimes import LiteRT, compare_operations, difference, installed
 from mobilenet.quantize import integer, tflite_file
+from mobilenet.report import rows as csv_rows
 from mobilenet.train import records
 
 KERNELS = ("builtin", "xnnpack")

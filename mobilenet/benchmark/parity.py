@@ -30,9 +30,9 @@ import numpy as np
 
 from mobilenet import architecture, runtime
 from mobilenet import config as config_lib
-from mobilenet import rows as csv_rows
 from mobilenet.models import pretrained
 from mobilenet.models.pretrained.weights import Weights
+from mobilenet.report import rows as csv_rows
 from mobilenet.train import records
 
 WIDTHS = (0.35, 0.75, 1.0, 1.4)

@@ -18,9 +18,9 @@ from typing import Any
 
 from mobilenet import architecture, rundir, runtime
 from mobilenet import config as config_lib
-from mobilenet import rows as table
 from mobilenet.config import Config
 from mobilenet.models import cost
+from mobilenet.report import rows as table
 
 TURN_SECONDS = 1.0  # a turn repeats short steps until about this long
 MAX_STEPS = 50  # a turn

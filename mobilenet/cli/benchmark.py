@@ -42,8 +42,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     # This process has the device's name from JAX, and leaves its memory to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-    from mobilenet.analysis import benchmarks
     from mobilenet.benchmark import implementations, suite
+    from mobilenet.report import benchmarks
     from mobilenet.train import records
 
     chosen = tuple(common.flag(values, "implementations"))

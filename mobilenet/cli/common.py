@@ -72,9 +72,9 @@ def _surroundings(error: Exception) -> str | None:
 
 def _expected(error: Exception) -> int | None:
     """The exit code of errors that explain themselves; None for bugs: they keep their traceback."""
-    from mobilenet.analysis.results import ResultError
     from mobilenet.data.datasets import DatasetError
     from mobilenet.data.images import UnreadableImage
+    from mobilenet.report.results import ResultError
     from mobilenet.rundir import RunDirectoryError
     from mobilenet.train.checkpoints import CheckpointError
     from mobilenet.train.lanes import Diverged

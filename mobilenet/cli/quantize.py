@@ -23,9 +23,9 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
-from mobilenet import rows as table_rows
 from mobilenet.cli import common
 from mobilenet.config import Config
+from mobilenet.report import rows as table_rows
 
 
 def define(values: flags.FlagValues) -> None:

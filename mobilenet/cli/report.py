@@ -22,17 +22,18 @@ from typing import Any
 
 from absl import flags
 
-from mobilenet import experiment, rows, rundir
-from mobilenet.analysis import (
+from mobilenet import experiment, rundir
+from mobilenet.cli import common
+from mobilenet.report import (
     benchmarks,
     claims,
     comparison,
     deployments,
     pretrained,
     results,
+    rows,
     variants,
 )
-from mobilenet.cli import common
 
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
 TABLES: dict[str, Callable[..., str]] = {
@@ -106,7 +107,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             pretrained.add(directory, made)
             print(f"{made['row']}: top-1 {made['top1']} % of {made['examples']} pictures")
         if common.flag(values, "claims"):
-            from mobilenet import reproduction  # with JAX, which tables need not wait for
+            from mobilenet.report import reproduction  # with JAX, which tables need not wait for
 
             scale = common.flag(values, "scale")
             runs = Path(common.flag(values, "claims")) / scale

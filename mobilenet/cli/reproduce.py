@@ -25,8 +25,8 @@ from mobilenet.cli import common
 from mobilenet.cli.main import FAILED
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
-    from mobilenet.analysis.claims import Claim, Measured
-    from mobilenet.reproduction import Answer
+    from mobilenet.report.claims import Claim, Measured
+    from mobilenet.report.reproduction import Answer
 
 WIDTH = 100  # columns
 
@@ -46,7 +46,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
-    from mobilenet import reproduction
+    from mobilenet.report import reproduction
     from mobilenet.sweep import scales
 
     root, scale = Path(common.flag(values, "root")), common.flag(values, "scale")
@@ -78,7 +78,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 
 def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, str]) -> int:
     """Trains what is missing of a claim's experiment and prints its answers."""
-    from mobilenet import reproduction, runtime
+    from mobilenet import runtime
+    from mobilenet.report import reproduction
     from mobilenet.sweep import listing, runner
 
     root, scale = Path(common.flag(values, "root")), common.flag(values, "scale")
@@ -105,8 +106,7 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
 
 def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str]) -> int:
     """Prints every claim; those that need runs from a workdir, or from committed rows."""
-    from mobilenet import reproduction
-    from mobilenet.analysis import claims
+    from mobilenet.report import claims, reproduction
 
     if workdir and not scale:
         raise common.UsageError("--scale is missing: --workdir holds a directory a scale.")

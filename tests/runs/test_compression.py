@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from support import TINY, Command, metric_rows, start, summary, tiny, write_run
 
-from mobilenet import build, compression, rows, rundir
+from mobilenet import build, compression, rundir
 from mobilenet import config as config_lib
-from mobilenet.analysis import comparison
 from mobilenet.cli.main import main
 from mobilenet.cli.quantize import ptq_config
 from mobilenet.compress import pruning
 from mobilenet.config import ConfigError
 from mobilenet.quantize import layers
+from mobilenet.report import comparison, rows
 from mobilenet.train import loop, steps
 from mobilenet.train.checkpoints import Checkpoints, read_checkpoint
 

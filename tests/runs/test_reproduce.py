@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, Command
 
-from mobilenet import reproduction, rows, rundir
-from mobilenet.analysis import claims
+from mobilenet import rundir
 from mobilenet.cli.main import main
 from mobilenet.config import ConfigError
+from mobilenet.report import claims, reproduction, rows
 
 pytestmark = pytest.mark.slow  # whole commands, each in a process of its own
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from mobilenet import rows
-from mobilenet.analysis import pretrained, results
-from mobilenet.analysis.results import ResultError
+from mobilenet.report import pretrained, results, rows
+from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mobilenet import experiment, rows
-from mobilenet.analysis import results
+from mobilenet import experiment
 from mobilenet.cli import common, report
 from mobilenet.cli.main import main
 from mobilenet.config import from_json, inherit, to_json, update
+from mobilenet.report import results, rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"

@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis.results import ResultError, processor, versions
+from mobilenet.analysis.runs import processor
 from mobilenet.analysis.stats import wilson
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError, versions
 
 PARITY, ACCURACY = "parity", "pretrained"
 FIELDS = (

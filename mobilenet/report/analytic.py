@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mobilenet import rows
+from mobilenet.report import rows
 
 MEGA = 1e6
 

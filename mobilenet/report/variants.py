@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
-from mobilenet import rows as table_rows
-from mobilenet.analysis import plots, results, stats
-from mobilenet.analysis.results import ResultError, one
+from mobilenet.analysis import plots, stats
+from mobilenet.analysis.runs import processor
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError, one
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
@@ -47,8 +49,8 @@ FIELDS = (
     "logs",
     "remarks",
 )
-# What an interval speaks of: other seeds, or, of a single run, other pictures.
-SEEDS, PICTURES = "t over seeds", "Wilson over pictures"
+# What an interval speaks of: other seeds, or, of a single run, other images.
+SEEDS, IMAGES = "t over seeds", "Wilson over images"
 # What a run's verbs leave beside its log, by the table that reads it.
 FACTS = {"quantization": "quantization.json", "compression": "compression.json"}
 LOGGED = (*results.LOGGED, "point.json", *FACTS.values())
@@ -312,7 +314,7 @@ def make_row(
     top1 = [s["test"]["top1"] for s in summaries]
     mean, low, high = sum(top1) / len(top1), *stats.wilson(round(top1[0] * examples), examples)
     if len(top1) > 1:
-        interval = stats.mean_interval(top1)
+        interval = stats.mean_interval(top1, within=stats.range_of("top1"))
         mean, low, high = interval.mean, interval.low, interval.high
     seconds = sum(s["wall_seconds"] for s in summaries) / len(summaries)
     versions = results.versions(one("versions", [s["versions"] for s in summaries]))
@@ -327,7 +329,7 @@ def make_row(
         "top1": f"{100 * mean:.2f}",
         "low": f"{100 * low:.2f}",
         "high": f"{100 * high:.2f}",
-        "interval": SEEDS if len(top1) > 1 else PICTURES,
+        "interval": SEEDS if len(top1) > 1 else IMAGES,
         "seeds": " ".join(str(c["seed"]) for c in configs),
         "baseline": baseline,
         **(_difference(runs, others) if baseline else dict.fromkeys(DIFFERENCE, "")),
@@ -336,7 +338,7 @@ def make_row(
         **_table_facts(table, runs, facts, summaries[0]),
         "seconds_mean": f"{seconds:.0f}",
         "device": one("device", [s["device"] for s in summaries]),
-        "processor": one("processor", list(map(results.processor, summaries))),
+        "processor": one("processor", list(map(processor, summaries))),
         "versions": versions,
         "commit": one("commit", [s["commit"] for s in summaries]),
         "logs": logs,
@@ -355,7 +357,7 @@ def _difference(runs: Sequence[Path], others: Sequence[Path]) -> dict[str, str]:
         return found
 
     try:
-        found = stats.paired_difference(by_seed(runs), by_seed(others))
+        found = stats.paired_difference(by_seed(runs), by_seed(others), within=stats.POINTS)
     except ValueError as error:
         raise ResultError(str(error)) from error
     ends = (found.low, found.high) if found.n > 1 else ()

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from mobilenet import reproduction, rows
-from mobilenet.analysis import analytic, claims, results
-from mobilenet.analysis.claims import Claim, Variant, judge
-from mobilenet.analysis.results import ResultError
 from mobilenet.experiment import load_module
+from mobilenet.report import analytic, claims, reproduction, results, rows
+from mobilenet.report.claims import Claim, Variant, judge
+from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"

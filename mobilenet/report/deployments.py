@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis import results
-from mobilenet.analysis.results import ResultError
 from mobilenet.analysis.stats import wilson
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError
 
 EXPORTS, EXECUTOR = "exports", "integer_executor"
 ENDING = ".rows.json"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import identity, rundir
-from mobilenet import rows as table_rows
+from mobilenet.analysis.runs import processor
+from mobilenet.report import rows as table_rows
 
 FIELDS = (
     "row",
@@ -66,19 +67,6 @@ def differing(runs: Sequence[Path]) -> dict[str, list[Any]]:
 def versions(found: Mapping[str, str]) -> str:
     """Versions as rows state them: "flax=0.12.8 jax=0.10.2"."""
     return " ".join(f"{name}={version}" for name, version in found.items())
-
-
-def processor(summary: Mapping[str, Any]) -> str:
-    """The processor as rows state it, with the threads of a run where they are not its cores.
-
-    Results of other threads differ by rounding: "AMD EPYC, 2 cores, 1 thread".
-    """
-    text = str(summary["processor"])
-    parts = summary.get("computed") or [summary]
-    counts = [str(part["threads"]) for part in parts if part.get("threads")]
-    if all(text.endswith(f", {count} cores") for count in counts):
-        return text
-    return f"{text}, {' then '.join(counts)} thread{'' if counts[-1] == '1' else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -12,10 +12,10 @@ from matplotlib.text import Annotation
 from support import write_run
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rows
-from mobilenet.analysis import comparison, results
-from mobilenet.analysis.results import ResultError
+from mobilenet import experiment
 from mobilenet.cli import common
+from mobilenet.report import comparison, results, rows
+from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
 from mobilenet.sweep import points
 

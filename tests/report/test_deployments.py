@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mobilenet import rows
-from mobilenet.analysis import deployments, results, stats
-from mobilenet.analysis.results import ResultError
+from mobilenet.analysis import stats
 from mobilenet.benchmark import integer
 from mobilenet.cli.main import main
+from mobilenet.report import deployments, results, rows
+from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"

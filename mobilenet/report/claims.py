@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis import results, stats
-from mobilenet.analysis.results import ResultError, copy_logs
+from mobilenet.analysis import stats
+from mobilenet.analysis.runs import processor
 from mobilenet.analysis.stats import Interval
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError, copy_logs
 
 POWER = 0.8
 LOGGED = ("config.json", "summary.json", "metrics.jsonl", "point.json")
@@ -39,7 +41,7 @@ class Claim:
       source: paper and place.
       statement: what is claimed, in a sentence.
       published: the printed figure, or what the text says without one.
-      check: how it is judged. "analytic": by arithmetic (`mobilenet.analysis.analytic`). "higher":
+      check: how it is judged. "analytic": by arithmetic (`mobilenet.report.analytic`). "higher":
         the first variant is more accurate than the second. "equivalent": they differ by less than
         `margin`.
       experiment: its file, for claims that need runs; its `comparisons` name the two variants.
@@ -294,7 +296,7 @@ def judge(
         if unfinished:
             reason += f": {', '.join(unfinished)}"
         return Verdict(INCONCLUSIVE, reason, None, (), math.nan)
-    difference = stats.paired_difference(first, second)
+    difference = stats.paired_difference(first, second, within=stats.POINTS)
     detectable = stats.detectable_difference(difference.std, len(seeds), POWER)
 
     def verdict(name: str, reason: str) -> Verdict:
@@ -357,7 +359,9 @@ class Measured:
     @property
     def interval(self) -> Interval | None:
         """Mean and 95 % interval over seeds; None without a finished run."""
-        return stats.mean_interval(self.top1.values()) if self.top1 else None
+        return (
+            stats.mean_interval(self.top1.values(), within=stats.PERCENT) if self.top1 else None
+        )
 
 
 def measure(variant: Variant) -> Measured:
@@ -477,7 +481,9 @@ def make_rows(
             row |= _provenance(variant)
         common = variant.top1.keys() & second.top1.keys()
         if name != comparison[1] and common:
-            difference = stats.paired_difference(variant.top1, second.top1)
+            difference = stats.paired_difference(
+                variant.top1, second.top1, within=stats.POINTS
+            )
             row["baseline"] = comparison[1]
             row |= _numbers("difference", "difference_low", "difference_high", difference)
         if name == comparison[0]:
@@ -524,7 +530,7 @@ def _provenance(variant: Measured) -> dict[str, str]:
         "train_examples": one("training size", [s["examples"]["train"] for s in summaries]),
         "test_examples": one("test size", [s["test"]["examples"] for s in summaries]),
         "epochs": one("epochs", [f"{c['train']['num_epochs']:g}" for c in variant.configs]),
-        "processor": several(list(map(results.processor, summaries))),
+        "processor": several(list(map(processor, summaries))),
         "versions": several(
             [" ".join(f"{k}={v}" for k, v in s["versions"].items()) for s in summaries]
         ),

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from mobilenet import config as config_lib
-from mobilenet import rows as table_rows
 from mobilenet import rundir
-from mobilenet.analysis import plots, results, runs, stats
-from mobilenet.analysis.results import ResultError
+from mobilenet.analysis import plots, runs, stats
 from mobilenet.analysis.stats import Frame
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError
 from mobilenet.terminal import printable
 
 TABLE = "comparison"
@@ -325,7 +326,7 @@ def _measured(
     if done.empty:
         return {"unfinished": unfinished}
     mine = [summaries[run] for run in done.index]
-    top1 = stats.mean_interval(100 * done["test_top1"])
+    top1 = stats.mean_interval(100 * done["test_top1"], within=stats.PERCENT)
 
     def one(name: str, column: str) -> str:
         return str(int(results.one(f"{name} of {label}", done[column].tolist())))

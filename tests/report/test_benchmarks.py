@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilenet import rows
-from mobilenet.analysis import benchmarks, results
+from mobilenet.report import benchmarks, results, rows
 
 ROOT = Path(__file__).parents[2]
 ROWS = rows.read(ROOT / "experiments" / "results" / "benchmark.csv")

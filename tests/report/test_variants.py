@@ -8,11 +8,12 @@ import pytest
 from support import write_run
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rows
-from mobilenet.analysis import results, stats, variants
-from mobilenet.analysis.results import ResultError
+from mobilenet import experiment
+from mobilenet.analysis import stats
 from mobilenet.cli import common
 from mobilenet.cli.main import main
+from mobilenet.report import results, rows, variants
+from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
 from mobilenet.sweep import space
 
@@ -70,10 +71,10 @@ def test_several_runs_have_an_interval_over_seeds(sweep: Path):
     assert (row["mean_bits"], row["weight_bytes"], row["seconds_mean"]) == ("32", "1000000", "61")
 
 
-def test_a_single_run_has_an_interval_over_pictures(sweep: Path):
+def test_a_single_run_has_an_interval_over_images(sweep: Path):
     row = make("w8", sweep)
     low, high = stats.wilson(91, 200)
-    assert (row["top1"], row["interval"]) == ("45.50", "Wilson over pictures")
+    assert (row["top1"], row["interval"]) == ("45.50", "Wilson over images")
     assert (row["low"], row["high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
     assert (row["mean_bits"], row["weight_bytes"]) == ("8", "1000")
     assert row["overrides"] == '{"quantize.weights.bits": 8}'

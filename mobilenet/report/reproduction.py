@@ -1,6 +1,6 @@
 """The papers' claims on this project's network: which runs answer them, and what the answers are.
 
-`mobilenet.analysis.claims` has the claims and judges numbers; here are the experiments that give
+`mobilenet.report.claims` has the claims and judges numbers; here are the experiments that give
 those numbers, the network that claims by arithmetic are measured on, and every claim's answer from
 run directories, from committed rows, or from arithmetic.
 
@@ -16,16 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import architecture, rows
+from mobilenet import architecture
 from mobilenet import config as config_lib
-from mobilenet.analysis import analytic, claims
-from mobilenet.analysis.analytic import Finding
-from mobilenet.analysis.claims import Claim, Measured, Variant
-from mobilenet.analysis.results import ResultError
 from mobilenet.config import Config, ConfigError
 from mobilenet.experiment import load_config, load_module
 from mobilenet.models import cost, split
 from mobilenet.models.mobilenet_v2 import BlockPlan, InvertedResidual, Plan
+from mobilenet.report import analytic, claims, rows
+from mobilenet.report.analytic import Finding
+from mobilenet.report.claims import Claim, Measured, Variant
+from mobilenet.report.results import ResultError
 from mobilenet.sweep import points, scales
 from mobilenet.sweep.points import Point
 from mobilenet.train import records

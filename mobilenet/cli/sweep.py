@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.points import Point
     from mobilenet.sweep.runner import Outcome
 
+REQUIRED = ("config", "workdir")
+OVERRIDES = "set a key in every point"
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""

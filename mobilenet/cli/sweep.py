@@ -164,7 +164,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
         from mobilenet.sweep import search as search_lib
     except ImportError as error:
         raise common.UsageError(
-            "--search needs Optuna; `pip install .[sweep]` in the checkout brings it."
+            "--search needs Optuna; `pip install -e '.[sweep]'` in the checkout brings it."
         ) from error
 
     runtime.prepare_compiler()

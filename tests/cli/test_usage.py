@@ -2,11 +2,13 @@
 
 import importlib
 import re
+import tomllib
 import types
 from typing import Any
 
 import pytest
 from absl import flags
+from support import ROOT
 
 from mobilenet import __version__
 from mobilenet.cli import common, usage
@@ -54,6 +56,19 @@ def test_required_flags_are_those_that_are_missed(
         assert main([verb, *argv, *(["a.jpg"] if verb == "predict" else [])]) == 2
         error = capsys.readouterr().err
         assert f"--{name} is missing" in error or f"--{name}=" in error
+
+
+def test_hints_install_extras_from_the_checkout():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = set()
+    for path in (ROOT / "mobilenet").rglob("*.py"):
+        # Parts of a text that stands in several lines are joined first.
+        text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+        for hint in re.findall(r"pip\s+install\s+([^`]*)`", text):
+            match = re.fullmatch(r"-e\s+'\.\[(\w+)\]'", hint)
+            assert match, f"{path}: pip install {hint}"
+            found.add(match[1])
+    assert found <= set(project["optional-dependencies"]) and "export" in found
 
 
 MODULE = types.SimpleNamespace(

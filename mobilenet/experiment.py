@@ -24,7 +24,7 @@ from typing import Any
 import ml_collections
 
 from mobilenet import config as config_lib
-from mobilenet.config import Config, ConfigError
+from mobilenet.config import Config, ConfigError, ExperimentError
 from mobilenet.neighbours import Neighbours
 from mobilenet.settings import SettingError
 
@@ -170,7 +170,7 @@ def _run(file: str, neighbours: Neighbours, run: Callable[[], Any]) -> Any:
         with neighbours:
             return run()
     except SettingError as error:
-        raise ConfigError(f"{_place(file, neighbours, error)}: {error}") from error
+        raise ExperimentError(f"{_place(file, neighbours, error)}: {error}") from error
     except ConfigError:
         raise
     except SyntaxError as error:
@@ -181,7 +181,7 @@ def _run(file: str, neighbours: Neighbours, run: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         described = f"{type(error).__name__}{f': {text}' if text else ''}"
-        raise ConfigError(f"{_place(file, neighbours, error)}: {described}") from error
+        raise ExperimentError(f"{_place(file, neighbours, error)}: {described}") from error
 
 
 def _place(file: str, neighbours: Neighbours, error: BaseException) -> str:

@@ -167,7 +167,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if not installed():
-        print("LiteRT is not installed; `pip install .[export]` brings it.", file=sys.stderr)
+        print(
+            "LiteRT is not installed; `pip install -e '.[export]'` in the checkout brings it.",
+            file=sys.stderr,
+        )
         return 2
     found: list[dict[str, Any]] = []
     for row in rows(args.files, args.images, compared=args.compared):

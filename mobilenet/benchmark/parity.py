@@ -4,8 +4,8 @@
 
 Each peer's own MobileNetV2 is built, all of its weights and its BN statistics are drawn at random
 (away from 0 and 1, where faults hide), it is saved in its own file, and
-`mobilenet.models.pretrained` reads that file. Peers that are not installed (`pip install
-.[parity]`) are left out, and named.
+`mobilenet.models.pretrained` reads that file. Peers that are not installed (`pip install -e
+'.[parity]'`) are left out, and named.
 """
 
 # The peers are extras; types are not checked against them.

@@ -1,7 +1,7 @@
 """The same network in PyTorch, from the same plan and with the same weights: the benchmark's peer.
 
 Written as its users write it: `nn` modules, channels-last memory, in-place activations. PyTorch is
-an extra (`pip install .[benchmark]`) that only this module and the benchmark's workers import.
+an extra (`pip install -e '.[benchmark]'`) that only this module and the benchmark's workers import.
 """
 
 # PyTorch is an extra; types are not checked against it.

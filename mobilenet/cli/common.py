@@ -14,8 +14,15 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rundir, runtime, terminal
+from mobilenet.cli import usage
 from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
 from mobilenet.config import Config, ConfigError
+
+# What --config.KEY=VALUE does for a verb that uses a run as it is.
+CARRIED_OUT = (
+    "set how the run is carried out, such as --config.data.data_dir=DIR or "
+    "--config.eval.batch_size=64"
+)
 
 
 class UsageError(ValueError):
@@ -43,9 +50,11 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         with terminal.plain_output():
             return module.main(values, overrides, rest)
     except flags.Error as error:
-        return _fail(verb, f"{error} `mobilenet {verb} --help` lists the flags.", USAGE)
+        return _fail(verb, usage.explain(error, verb, module, values), USAGE)
+    except config_lib.ExperimentError as error:
+        return _fail(verb, str(error), USAGE)  # its keys stand in a file, not on a command line
     except (UsageError, ConfigError) as error:
-        return _fail(verb, str(error), USAGE)
+        return _fail(verb, usage.as_flags(str(error)), USAGE)
     except Failure as error:
         return _fail(verb, str(error), FAILED)
     except KeyboardInterrupt:
@@ -53,7 +62,7 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
     except Exception as error:
         # Imported late: the classes below come with the heavy modules, which a verb has by then.
         code = _expected(error)
-        reason = str(error) if code is not None else _surroundings(error)
+        reason = usage.as_flags(str(error)) if code is not None else _surroundings(error)
         if reason is None:
             raise
         return _fail(verb, reason, FAILED if code is None else code)
@@ -140,20 +149,16 @@ def parse(
 ) -> list[str] | None:
     """Parses flags; None after printing the help that `--help` or `-h` asked for.
 
-    ~ at the start of any text is the home directory: behind `--flag=` no shell replaces it, and no
-    flag has texts that start so but paths.
+    ~ at the start of any text is the home directory: after `--flag=` no shell replaces it, and no
+    flag but those for paths has texts that start so.
 
     Returns:
       The arguments that are no flags.
     """
     if any(arg in ("--help", "-h", "-help") for arg in argv):
-        print(f"{(module.__doc__ or '').strip()}\n\nflags of `mobilenet {verb}`:\n")
-        for name in sorted(values):
-            flag: Any = values[name]
-            print(f"  --{name} (default: {flag.default!r})\n      {flag.help}")
-        if "config" in values:
-            print("  --config.KEY=VALUE\n      overrides a key of the configuration")
+        print(usage.text(verb, module, values, usage.width()))
         return None
+    usage.take_numbers(values)
     rest = values(["mobilenet", *argv])[1:]
     for name in values:
         given: Any = values[name]
@@ -216,8 +221,7 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         "result",
-        "result (what the test result is of), newest, best (validation, by train.best_by), or a "
-        "step",
+        "result (which the test result is of), newest, best (in validation), or a step",
         flag_values=values,
     )
 
@@ -319,8 +323,7 @@ def define_threads(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "threads",
         0,
-        "threads that XLA computes with on CPU, kept until the run or the sweep ends; 0 is the "
-        "cores of the machine where it begins",
+        "threads of XLA on CPU, kept until the run or the sweep ends; 0 is the machine's cores",
         flag_values=values,
     )
 
@@ -357,13 +360,11 @@ def define_devices(values: flags.FlagValues) -> None:
         "num_processes", 1, "processes of the run, on one machine or several", flag_values=values
     )
     flags.DEFINE_integer("process_id", 0, "which of them this is, from 0", flag_values=values)
-    flags.DEFINE_string(
-        "coordinator", "", "host:port of process 0, for several processes", flag_values=values
-    )
+    flags.DEFINE_string("coordinator", "", "where process 0 listens", flag_values=values)
     flags.DEFINE_integer(
         "cpu_devices",
         0,
-        "split the CPU into this many devices; 0 leaves JAX's choice",
+        "devices that the CPU is split into; 0 is JAX's choice",
         flag_values=values,
     )
 

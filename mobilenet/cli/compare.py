@@ -23,6 +23,8 @@ from mobilenet.report import rows as table_rows
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.report.comparison import Row
 
+REQUIRED = ("workdir",)
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""

@@ -36,6 +36,9 @@ PARTS = (
     "data.train_examples",
 )
 
+REQUIRED = ("workdir",)
+OVERRIDES = "set how the run is evaluated, and on which images (keys of data)"
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""

@@ -14,6 +14,10 @@ from absl import flags
 from mobilenet.cli import common
 from mobilenet.terminal import printable
 
+REQUIRED = ("workdir",)
+ARGUMENTS = "IMAGE ..."
+OVERRIDES = common.CARRIED_OUT
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""

@@ -1,16 +1,15 @@
-"""What the papers claim, and what this project's runs say about it.
+r"""Prints what the papers claim, and what this project's runs say about it.
 
-    mobilenet reproduce                              # every claim with its verdict
+    mobilenet reproduce                               # every claim with its verdict
+    mobilenet reproduce fig6a --scale=smoke --workdir=runs/reproduce     # trains it, small
     mobilenet reproduce fig6a --scale=cifar --workdir=runs/reproduce \
-        --config.data.data_dir=DIR                   # trains what is missing, then judges
-    mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # every claim, from those runs
+        --config.data.data_dir=DIR
+    mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # all claims, from these runs
 
-Claims about structure, cost and memory are computed at once. Claims about accuracy train variants
-and seeds of an experiment in WORKDIR/SCALE, which claims share, and are judged by the 95 % interval
-of the difference over seeds. Scales: smoke (seconds; says only that it works), cifar (minutes for a
-run on a CPU core), full (CIFAR-10, for a GPU), imagenet. --config.KEY=VALUE changes every variant.
-
-A contradiction is a finding and the exit code 0; it is 1 when runs did not finish.
+Claims about structure, cost and memory are computed at once. Claims about accuracy train the
+variants and seeds of an experiment in WORKDIR/SCALE, where claims share runs. They are judged by
+the 95 % interval of the difference over seeds. The exit code is 0 when a claim is contradicted; it
+is 1 when runs did not finish.
 """
 
 import collections
@@ -31,17 +30,28 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
 WIDTH = 100  # columns
 
 
+ARGUMENTS = "[CLAIM]"
+OVERRIDES = "set a key in every variant"
+
+
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
-    flags.DEFINE_string("scale", "", "smoke, cifar, full or imagenet", flag_values=values)
-    common.define_threads(values)
+    flags.DEFINE_string(
+        "scale",
+        "",
+        "smoke (seconds; shows only that it works), cifar (minutes per run on a CPU core), full "
+        "(CIFAR-10, for a GPU) or imagenet",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", "", "where the runs of all scales are", flag_values=values)
+    flags.DEFINE_boolean("details", False, "print each claim in full", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes that train", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "runs of one shape in one program", flag_values=values)
     flags.DEFINE_boolean(
-        "retry_failed", False, "train runs that failed before again", flag_values=values
+        "retry_failed", False, "train runs again that failed before", flag_values=values
     )
+    common.define_threads(values)
+    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.points import Point
     from mobilenet.sweep.runner import Outcome
 
+REQUIRED = ("config", "workdir")
+OVERRIDES = "set a key in every point"
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
@@ -161,7 +164,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
         from mobilenet.sweep import search as search_lib
     except ImportError as error:
         raise common.UsageError(
-            "--search needs Optuna; `pip install .[sweep]` in the checkout brings it."
+            "--search needs Optuna; `pip install -e '.[sweep]'` in the checkout brings it."
         ) from error
 
     runtime.prepare_compiler()

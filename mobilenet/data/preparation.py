@@ -179,8 +179,8 @@ def _explained(name: str, root: Path) -> Iterator[None]:
     except ImportError as error:
         reason = str(error).splitlines()[-1]  # TFDS puts the whole example before it
         raise DatasetError(
-            f"preparing {name!r} needs a package that is not installed ({reason}); install the "
-            "extra with `pip install 'mobilenet[prepare]'`."
+            f"preparing {name!r} needs a package that is not installed ({reason}); "
+            "`pip install -e '.[prepare]'` in the checkout brings it."
         ) from error
     except network as error:
         raise DownloadError(

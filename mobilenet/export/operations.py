@@ -35,8 +35,8 @@ def require(files: str, **packages: str) -> None:
     for module, name in packages.items():
         if importlib.util.find_spec(module) is None:
             raise ExportError(
-                f"{files} need {name}, which is not installed; `pip install mobilenet[export]` "
-                "brings it."
+                f"{files} need {name}, which is not installed; `pip install -e '.[export]'` in "
+                "the checkout brings it."
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
-from mobilenet.config import Config, ConfigError
+from mobilenet.config import Config, ConfigError, ExperimentError
 from mobilenet.sweep import space
 from mobilenet.sweep.space import Range
 
@@ -80,7 +80,7 @@ def make_point(base: Config, overrides: Mapping[str, Any], workdir: Path | None 
         rundir.inherit(config, begun)
         config_lib.validate(config)
     except ConfigError as error:
-        raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
+        raise ExperimentError(f"The point with {describe(overrides)}: {error}") from error
     if begun is not None:
         known = identity.read(begun) | known
     named = space.naming_seed(overrides)

@@ -349,5 +349,5 @@ def test_prepare_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
             raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds, "builder", lambda *a, **k: NeedsTensorFlow())
-    with pytest.raises(DatasetError, match=r"extra with `pip install 'mobilenet\[prepare\]'`"):
+    with pytest.raises(DatasetError, match=r"`pip install -e '\.\[prepare\]'` in the checkout"):
         datasets.prepare("x", tmp_path)

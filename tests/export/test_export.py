@@ -288,7 +288,9 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else find(name)
     )
-    with pytest.raises(ExportError, match=r"is not installed; `pip install mobilenet\[export\]`"):
+    with pytest.raises(
+        ExportError, match=r"`pip install -e '\.\[export\]'` in the checkout brings it"
+    ):
         module.write_integer(tmp_path / "m", lowered(), METADATA)
 
 

@@ -53,8 +53,8 @@ def read(path: Path) -> File:
         import h5py
     except ImportError as error:
         raise PretrainedError(
-            "Reading Keras' HDF5 files needs a package that is not installed; `pip install "
-            ".[convert]` brings it."
+            "Reading Keras' HDF5 files needs a package that is not installed; "
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     try:
         archive, topology = _open_archive(path)

@@ -15,7 +15,7 @@ def _library() -> Any:
     except ImportError as error:
         raise PretrainedError(
             "Reading and writing .safetensors needs a package that is not installed; "
-            "`pip install .[convert]` brings it."
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     return safetensors
 

@@ -116,8 +116,8 @@ def load(path: Path) -> bytes:
         import tflite
     except ImportError as error:
         raise PretrainedError(
-            "Reading TFLite files needs a package that is not installed; `pip install .[convert]` "
-            "brings it."
+            "Reading TFLite files needs a package that is not installed; "
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     data = path.read_bytes()
     if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):

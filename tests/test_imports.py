@@ -109,7 +109,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mobilenet/sweep/scales.py": ("mobilenet.config", "mobilenet.sweep.space"),
     # Verbs see `build`, what it hands back, and each other's shared part.
     "mobilenet/cli": (
-        "mobilenet.cli", "mobilenet.config", "mobilenet.build",
+        "mobilenet.cli", "mobilenet.config", "mobilenet.build", "mobilenet.imagenet",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.train",
         "mobilenet.data", "mobilenet.models", "mobilenet.analysis", "mobilenet.benchmark",
         "mobilenet.runtime", "mobilenet.rundir", "mobilenet.rows", "mobilenet.sweep",

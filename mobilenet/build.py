@@ -1189,6 +1189,7 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         findings=functools.partial(pruning_findings, config) if prune else None,
         facts=(
             {
+                "num_classes": num_classes,
                 "params": costs.params,
                 "macs": costs.macs,
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},

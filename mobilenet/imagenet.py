@@ -44,6 +44,24 @@ def leading_id(name: str) -> str | None:
     return match[0] if match else None
 
 
+def readable(known: Sequence[str]) -> list[str]:
+    """Class names for people: "tench (n01440764)" for a name that begins with a WordNet id.
+
+    The words are the first synonym of ImageNet's list. Other names, and ids of classes that are not
+    among the 1,000, stay as they are.
+    """
+    if not any(map(leading_id, known)):
+        return list(known)  # most data sets; nothing has to be read for them
+    words = {
+        wordnet: name.split(",")[0] for wordnet, name in zip(wordnet_ids(), names(), strict=False)
+    }
+    found = []
+    for name in known:
+        word = words.get(leading_id(name) or "")
+        found.append(f"{word} ({leading_id(name)})" if word else name)
+    return found
+
+
 def is_usual_order(known: Sequence[str]) -> bool:
     """Whether names are ImageNet's in the usual order, "background" before them or not.
 

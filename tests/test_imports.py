@@ -116,7 +116,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Verbs see `build`, what it hands back, and each other's shared part.
     "mobilenet/cli": (
         "mobilenet.__version__", "mobilenet.cli", "mobilenet.config", "mobilenet.build",
-        "mobilenet.keys", "mobilenet.settings",
+        "mobilenet.keys", "mobilenet.settings", "mobilenet.imagenet",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.train",
         "mobilenet.data", "mobilenet.models", "mobilenet.analysis", "mobilenet.benchmark",
         "mobilenet.runtime", "mobilenet.rundir", "mobilenet.report", "mobilenet.sweep",

@@ -277,6 +277,8 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
 
 def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
     """A finished run's result in a few lines."""
+    from mobilenet.train.metrics import shows_top5
+
     lines = [
         f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
         f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
@@ -284,8 +286,11 @@ def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
     for split in ("validation", "test"):
         if split in summary:
             scores = summary[split]
+            top5 = f", top-5 {100 * scores['top5']:.2f} %"
+            if not shows_top5(summary.get("num_classes", 1000)):
+                top5 = ""
             lines.append(
-                f"{split}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %, "
+                f"{split}: top-1 {100 * scores['top1']:.2f} %{top5}, "
                 f"loss {scores['loss']:.4f} over {scores['examples']} images"
             )
     if summary.get("unreadable"):

@@ -56,6 +56,11 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file's name has the ending of an image format, and is not hidden."""
+    return not _hidden(name) and _ending(name) in EXTENSIONS
+
+
 def is_run(folder: str) -> bool:
     """Whether a run or a sweep of this program keeps its files there; some of them are plots."""
     points = os.path.join(folder, "points")

@@ -39,6 +39,8 @@ class UnreadableExample(pictures.UnreadableImage):
 def describe_failure(source: Source, index: int, reason: object) -> str:
     if isinstance(reason, MemoryError):  # which mostly says nothing
         reason = "it needs more memory than there is."
+    if isinstance(reason, OSError) and reason.strerror:  # which else has a number and the path
+        reason = f"{reason.strerror}."
     return f"{source.describe(index)}: {reason}"
 
 

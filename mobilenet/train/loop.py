@@ -117,9 +117,12 @@ def evaluate(
       splits: those that have examples.
 
     Returns:
-      One row an example, the same for any batch size and number of devices and processes.
+      One row per example, with its logits; the same for any batch size and number of devices and
+      processes.
     """
-    rows, unreadable = _evaluation_rows(eval_step, eval_batches, variables, split, splits)
+    rows, unreadable = _evaluation_rows(
+        eval_step, eval_batches, variables, split, splits, logits=True
+    )
     return metrics.gather(rows, num_classes, unreadable)
 
 
@@ -137,10 +140,18 @@ def _evaluation_rows(
     variables: Any,
     split: str,
     splits: Sequence[str],
+    *,
+    logits: bool = False,
 ) -> tuple[list[Any], dict[int, str]]:
     require_examples(split, splits)
+
+    def measured(batch: Mapping[str, np.ndarray]) -> Any:
+        rows = eval_step(variables, steps.shard(batch))
+        # Validations in training leave the logits on the device: nothing reads them.
+        return jax.device_get({k: v for k, v in rows.items() if logits or k != "logits"})
+
     with contextlib.closing(eval_batches(split)) as batches:
-        rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
+        rows = [measured(batch) for batch in batches]
         unreadable = dict(batches.unreadable)
     if not any(np.any(row["mask"] > 0) for row in rows):
         first = f"; the first is {next(iter(unreadable.values()))}" if unreadable else "."
@@ -407,10 +418,10 @@ def train_lanes(
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
     which = "" if lane is None else f" of lane {lane}"
+    top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
     return (
-        f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %, top-5 "
-        f"{100 * evaluation.top5:.2f} %, loss {evaluation.mean_loss:.4f}, "
-        f"{len(evaluation.label)} images{skipped}"
+        f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %{top5}, "
+        f"loss {evaluation.mean_loss:.4f}, {len(evaluation.label)} images{skipped}"
     )
 
 

@@ -172,7 +172,8 @@ def make_eval_step(
       forward: (variables, uint8 images) -> logits.
 
     It takes variables and a batch with `image`, `label`, `index`, `mask`, and returns one row an
-    example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)].
+    example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)],
+    `logits` [B, K].
     """
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -184,6 +185,8 @@ def make_eval_step(
             "mask": batch["mask"],
             "loss": losses.cross_entropy(logits, targets),
             "top": lax.top_k(logits, min(5, num_classes))[1].astype(jnp.int32),
+            # Always, so that training, `evaluate` and `predict` share one compiled program.
+            "logits": logits,
         }
         return lax.all_gather(rows, AXIS, tiled=True)
 

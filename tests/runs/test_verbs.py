@@ -57,7 +57,7 @@ def test_predict_classifies_files_and_names_broken_ones(
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(good)
     broken.write_bytes(good.read_bytes()[:40])
     done = mobilenet(
-        "predict", f"--workdir={finished}", "--json", str(good), str(broken),
+        "predict", f"--workdir={finished}", "--format=json", str(good), str(broken),
         str(tmp_path / "no.png"), ok=False,
     )  # fmt: skip
     assert done.returncode == 2
@@ -65,7 +65,8 @@ def test_predict_classifies_files_and_names_broken_ones(
     assert shown["file"] == str(good) and len(shown["classes"]) == 5
     assert "broken.png" in done.stderr and "No such file" in done.stderr
     plain = mobilenet("predict", f"--workdir={finished}", str(good))
-    assert plain.stdout.startswith(f"{good}: ") and plain.stdout.count("%") == 5
+    head, line = plain.stdout.splitlines()
+    assert head.startswith("file ") and line.startswith(f"{good}  ") and line.count(".") == 6
 
 
 def test_cost_prints_the_papers_numbers(capsys: pytest.CaptureFixture[str]):
@@ -136,7 +137,7 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
         (["train", "--workdir=x", f"--config={TINY}", "--cpu_devices=-1"], "it must be 0 or more"),
         (["evaluate", "--workdir=/proc"], "no config.json"),
         (["evaluate", "--workdir=x", "--split=exam"], "allowed are train, validation, test"),
-        (["predict", "--workdir=/proc"], "No picture was given"),
+        (["predict", "--workdir=/proc"], "No image was given"),
         (["predict", "--workdir=/proc", "a.jpg"], "no config.json"),
         (["prepare"], "Give either --dataset"),
         (["prepare", "--from_tfrecord=/proc/none", "--data_dir=x"], "/proc/none"),

@@ -155,7 +155,7 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
         raise common.UsageError("--search runs on this machine; leave --launcher out.")
 
     from mobilenet import runtime
-    from mobilenet.sweep import points
+    from mobilenet.sweep import naming
 
     try:
         from mobilenet.sweep import search as search_lib
@@ -179,6 +179,6 @@ def search(values: flags.FlagValues, config: Config, overrides: list[dict], work
     print(f"{len(trials)} trials: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
     for trial in trials[:5]:
         if trial.status == "complete" and trial.score is not None:
-            print(f"  validation top-1 {100 * trial.score:.2f} %: {points.describe(trial.values)}")
+            print(f"  validation top-1 {100 * trial.score:.2f} %: {naming.describe(trial.values)}")
     print(f"sweep directory: {workdir}")
     return FAILED if counts["fail"] else 0

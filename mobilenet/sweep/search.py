@@ -33,7 +33,7 @@ from optuna.trial import TrialState
 from mobilenet import build, rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.rundir import InUseError
-from mobilenet.sweep import machine, runner
+from mobilenet.sweep import machine, naming, runner
 from mobilenet.sweep import points as points_lib
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
@@ -383,11 +383,11 @@ def _describe(
     shown = "" if score is None else f" at validation top-1 {100 * score:.2f} %"
     best = trials[0]
     told = (
-        f"; best {100 * (best.score or 0.0):.2f} % ({points_lib.describe(best.values)})"
+        f"; best {100 * (best.score or 0.0):.2f} % ({naming.describe(best.values)})"
         if best.status == "complete"
         else ""
     )
     return (
-        f"{len(trials)}/{wanted} trials: {points_lib.describe(values)}: "
+        f"{len(trials)}/{wanted} trials: {naming.describe(values)}: "
         f"{ended.state.name.lower()}{shown}{told}"
     )

@@ -27,6 +27,7 @@ class Point:
       config: complete and validated.
       variant: name that replicates share (`naming.name_points`).
       label: name of this run: the variant, with the seed where the sweep has several.
+      baseline: the variant that this one is compared with; "" for none.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Point:
     config: Config
     variant: str
     label: str
+    baseline: str = ""
 
     def directory(self, workdir: Path) -> Path:
         """The run directory in a sweep's directory."""
@@ -119,6 +121,7 @@ def points_of(
     overrides: Iterable[Mapping[str, Any]],
     workdir: Path | None = None,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Mapping[str, str] | None = None,
 ) -> list[Point]:
     """All points of a sweep, validated and named before the first one starts.
 
@@ -127,10 +130,18 @@ def points_of(
       overrides: of its `sweep()`.
       workdir: of the sweep, as `make_point` has it.
       variants: of the experiment's `variants()`, which names the points.
+      baselines: of its `baselines()`: variant -> the one that it is compared with.
 
     Raises:
-      ConfigError: no points, one that cannot run, or two that compute the same.
+      ConfigError: no points, one that cannot run, two that compute the same, or a baseline that is
+        no variant.
     """
+    for name in (each for pair in (baselines or {}).items() for each in pair):
+        if name not in (variants or {}):
+            raise ConfigError(
+                f"baselines() names {name!r}, which is no variant; variants() has "
+                f"{', '.join(variants or {}) or 'none'}."
+            )
     points = [make_point(base, changes, workdir) for changes in overrides]
     if not points:
         raise ConfigError("The sweep has no points; its sweep() must return some overrides.")
@@ -142,11 +153,22 @@ def points_of(
                 "one out."
             )
         seen[point.key] = point
+    return _named(points, variants or {}, baselines or {})
+
+
+def _named(
+    points: Sequence[Point],
+    variants: Mapping[str, Mapping[str, Any]],
+    baselines: Mapping[str, str],
+) -> list[Point]:
     names = naming.name_points([point.overrides for point in points], variants)
     several = len({point.config.seed for point in points}) > 1
     return [
         dataclasses.replace(
-            point, variant=name, label=naming.label(name, point.config.seed, several)
+            point,
+            variant=name,
+            label=naming.label(name, point.config.seed, several),
+            baseline=baselines.get(name, ""),
         )
         for point, name in zip(points, names, strict=True)
     ]
@@ -164,6 +186,7 @@ def write_plan(points: Sequence[Point], workdir: Path) -> Path:
             "overrides": point.overrides,
             "variant": point.variant,
             "label": point.label,
+            "baseline": point.baseline,
             "config": json.loads(config_lib.to_json(point.config)),
         }
         for point in points
@@ -190,5 +213,5 @@ def read_plan(path: Path) -> list[Point]:
     return points
 
 
-NAMED = ("key", "group", "overrides", "variant", "label")  # of a point in a plan
+NAMED = ("key", "group", "overrides", "variant", "label", "baseline")  # of a point in a plan
 PLANNED = (*NAMED, "config")

@@ -126,7 +126,8 @@ def run(
         import submitit
     except ImportError as error:
         raise ConfigError(
-            "--launcher=slurm needs submitit; `pip install .[sweep]` in the checkout brings it."
+            "--launcher=slurm needs submitit, which pip install -e '.[sweep]' installs, run in the "
+            "checkout."
         ) from error
     queued = _queue()
     runner.check(points, workdir, build.Shared(), lanes=lanes, retry_failed=retry_failed)

@@ -31,7 +31,13 @@ from absl import flags
 from mobilenet.cli import common
 from mobilenet.cli.main import DIVERGED, FAILED
 from mobilenet.config import Config
-from mobilenet.experiment import load_config, load_names, load_sweep, read_note
+from mobilenet.experiment import (
+    load_baselines,
+    load_config,
+    load_sweep,
+    load_variants,
+    read_note,
+)
 from mobilenet.terminal import printable
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
@@ -84,7 +90,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if common.flag(values, "search"):
         return search(values, config, changes, workdir)
     planned = points.points_of(
-        config, changes, workdir, load_names(path, "variants"), load_names(path, "baselines")
+        config, changes, workdir, load_variants(path), load_baselines(path)
     )
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir, read_note(path, "Cost")))

@@ -113,15 +113,13 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
         if overrides.get("data.name", full.data.name) == full.data.name:
             config_lib.keep_data(config, full)
     override(config, overrides)
-    if arg == "smoke" and "data.train_examples" not in overrides:
-        _fit_examples(config)
+    if arg == "smoke" and config.data.name != config_lib.SMOKE_DATA:
+        _fit_examples(config, overrides)
     return config
 
 
-def _fit_examples(config: Config) -> None:
-    """Asks, in place, for no more training images than a small data set of a user's own has."""
-    if config.data.name == config_lib.SMOKE_DATA or not config.data.train_examples:
-        return
+def _fit_examples(config: Config, overrides: Mapping[str, str]) -> None:
+    """Fits a smoke form, in place, to a small data set of a user's own; overrides stay."""
     from mobilenet.data import datasets
 
     keys = ("train_split", "test_split", "validation_split", "validation_fraction", "test_fraction")
@@ -132,8 +130,15 @@ def _fit_examples(config: Config) -> None:
             data_dir=config.data.data_dir,
             **{key: config.data[key] for key in keys},
         )
-        found = len(opened.splits["train"])
-        config.data.train_examples = min(config.data.train_examples, found)
+        examples = len(opened.splits["train"])
+        most = {"data.train_examples": examples, "train.global_batch_size": max(1, examples)}
+        if not len(opened.splits["validation"]):
+            most["train.patience"] = 0
+        values = dict(config_lib.flatten(config))
+        config_lib.update(
+            config,
+            {key: min(values[key], end) for key, end in most.items() if key not in overrides},
+        )
 
 
 @contextlib.contextmanager

@@ -48,8 +48,12 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("config", "", "file.py or file.py:arg, with sweep()", flag_values=values)
-    flags.DEFINE_string("workdir", "", "directory of the sweep: a run directory for each run", flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "show the variants and their cost, train nothing", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", "", "directory of the sweep: a run directory for each run", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "dry_run", False, "show the variants and their cost, train nothing", flag_values=values
+    )
     flags.DEFINE_integer("jobs", 1, "processes that train", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "runs of one shape in one program", flag_values=values)
     common.define_threads(values)
@@ -72,7 +76,9 @@ def define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("trials", 20, "trials of a search", flag_values=values)
     flags.DEFINE_integer("seed", 0, "seed of a search's draws", flag_values=values)
-    flags.DEFINE_boolean("prune", True, "in a search, stop trials below the median", flag_values=values)
+    flags.DEFINE_boolean(
+        "prune", True, "in a search, stop trials below the median", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -89,9 +95,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     config, changes = load_config(path, overrides), load_sweep(path)
     if common.flag(values, "search"):
         return search(values, config, changes, workdir)
-    planned = points.points_of(
-        config, changes, workdir, load_variants(path), load_baselines(path)
-    )
+    planned = points.points_of(config, changes, workdir, load_variants(path), load_baselines(path))
     if common.flag(values, "dry_run"):
         print(listing.table(planned, workdir, read_note(path, "Cost")))
         return 0

@@ -1,18 +1,18 @@
-"""Width and resolution. Asks: how does accuracy trade against MACs along each?
+"""Width and resolution. Asks: how much accuracy does each buy for its MACs?
 
-Sandler et al. 2018, arXiv 1801.04381, Fig. 5 and section 4: accuracy rises along both, from width
+Sandler et al. 2018, arXiv 1801.04381, Fig. 5 and section 4: accuracy rises with both, from width
 0.35 at 96 pixels to width 1.4 at 224.
 
 Claims: fig5_width, fig5_resolution
 Run:    mobilenet sweep --config=experiments/ablations/width_resolution.py --workdir=runs/fig5
         mobilenet reproduce fig5_width --scale=full --workdir=runs/reproduce
-Result: experiments/results/ablations.csv
+Cost:   cifar: 18 runs of minutes on 2 CPU cores
+Result: not run by this project yet
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
-# Widths and sides of the picture in pixels, both rising.
+# Widths, and sides of the image in pixels; both rise.
 GRID = {
     "smoke": ((0.2, 0.25), (24, 32)),
     "cifar": ((0.25, 0.35, 0.5), (16, 24)),
@@ -49,7 +49,3 @@ def comparisons(arg=""):
         "fig5_width": (_name(large, sizes[-1]), _name(small, sizes[-1])),
         "fig5_resolution": (_name(width, sizes[-1]), _name(width, sizes[0])),
     }
-
-
-def sweep(arg=""):
-    return product(list(variants(arg).values()), seeds(scales.seeds_at(arg)))

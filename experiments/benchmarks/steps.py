@@ -1,9 +1,11 @@
-"""Speed of a step: training at 224 and at 32 pixels, evaluation, and block by block.
+"""Speed of a step. Asks: how fast are training and evaluation next to PyTorch and plain Flax?
 
-Shapes are those of the paper (width 1.0, 224 pixels) and of the usual CIFAR form (stem and second
-stage at stride 1). Padding is symmetric because PyTorch has no other.
+Steps at 224 and at 32 pixels, evaluation, and single blocks. Shapes are those of the paper (width
+1.0, 224 pixels) and of the usual CIFAR form (stem and second stage at stride 1). Padding is
+symmetric because PyTorch has no other.
 
 Run:    mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark
+Cost:   hours on 2 CPU cores
 Result: experiments/results/benchmark.csv
 """
 
@@ -22,7 +24,7 @@ BLOCKS = (
 
 
 def get_config(arg=""):
-    config = base.get_config("smoke" if arg == "smoke" else "")
+    config = base.get_config(arg)
     config.model.padding = "SYMMETRIC"
     config.data.image_size = 224
     config.data.normalization = "imagenet"
@@ -45,7 +47,7 @@ def case(name, work, model, implementations, overrides=(), **more):
 
 
 def cases():
-    """Pairs, so that a turn and its peer's lie seconds apart; what matters most comes first."""
+    """Pairs, so that both implementations are timed seconds apart; the most important come first."""
     paper = ("1.0", 16)
     shapes = [
         ("train_224", paper, {}, {}),

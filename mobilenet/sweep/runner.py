@@ -1,12 +1,13 @@
 """Runs the points of a sweep that are not done: in this process, in several, or on a cluster.
 
-    WORKDIR/points/KEY/     a run directory each, with point.json beside config.json; log.txt
+    WORKDIR/points/KEY/     a run directory for each point: config.json, point.json, log.txt, ...
     WORKDIR/plans/          the points of each command, for its worker processes
     WORKDIR/machine.json    the threads that all points are computed with
+    WORKDIR/variants.json   the names of the variants
 
-The run directories are the ledger: a point is done when its summary says so, and whoever holds the
-lock of its directory trains it. So a sweep can be killed and started again, and two sweeps can work
-in one directory.
+The run directories say what is done: a point is done when its summary says so, and whoever holds
+the lock of its directory trains it. So a sweep can be killed and started again, and two sweeps can
+work in one directory.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from mobilenet.config import ConfigError
 from mobilenet.data.datasets import DatasetError
 from mobilenet.rundir import InUseError, RunDirectoryError
 from mobilenet.sweep import lanes as lanes_lib
-from mobilenet.sweep import machine
+from mobilenet.sweep import ledger, machine
 from mobilenet.sweep.lanes import Standing
 from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
@@ -172,13 +173,21 @@ def check(
 def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = False) -> None:
     """Makes the run directories of points that have none, and opens failed ones again if asked.
 
+    The names of the points' variants are written, too (`mobilenet.sweep.ledger`).
+
     Raises:
       ConfigError: a point that is open starts from what is not there.
       RunDirectoryError: the directory cannot be written.
     """
     found = statuses(points, workdir)
     require_sources((point for point in points if found[point.key] in OPEN), workdir)
+    groups = {point.variant: point.group for point in points}
     with _using(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        ledger.write(
+            workdir,
+            {p.group: ledger.Variant(p.variant, groups.get(p.baseline, "")) for p in points},
+        )
         for point in points:
             directory = point.directory(workdir)
             directory.mkdir(parents=True, exist_ok=True)

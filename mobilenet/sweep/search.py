@@ -33,7 +33,7 @@ from optuna.trial import TrialState
 from mobilenet import build, rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.rundir import InUseError
-from mobilenet.sweep import machine, runner
+from mobilenet.sweep import machine, naming, runner
 from mobilenet.sweep import points as points_lib
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
@@ -133,7 +133,7 @@ def run(
             with _next(study, ranges, workdir, method=method, seed=seed, trials=trials) as trial:
                 values = _values(trial.params, ranges)
                 try:
-                    planned = points_lib.points_of(base, _drawn(overrides, values))
+                    planned = _planned(base, overrides, values)
                     _train(study, trial, planned, workdir, shared, prune=prune)
                 except ConfigError as error:
                     # The ends of the ranges can run, these values do not go together.
@@ -142,6 +142,20 @@ def run(
             ended = study.trials[trial.number]
             say(_describe(ended, values, _ended(study, ranges), trials))
     return _ended(study, ranges)
+
+
+def _planned(
+    base: Config, overrides: Sequence[Overrides], values: Mapping[str, Any]
+) -> list[Point]:
+    """The points of a trial, named by the values that it has drawn."""
+    drawn = naming.describe(values)
+    return [
+        dataclasses.replace(
+            point,
+            variant=drawn if point.variant == naming.DEFAULT else f"{point.variant}, {drawn}",
+        )
+        for point in points_lib.points_of(base, _drawn(overrides, values))
+    ]
 
 
 def _drawn(overrides: Sequence[Overrides], values: Mapping[str, Any]) -> list[Overrides]:
@@ -383,11 +397,11 @@ def _describe(
     shown = "" if score is None else f" at validation top-1 {100 * score:.2f} %"
     best = trials[0]
     told = (
-        f"; best {100 * (best.score or 0.0):.2f} % ({points_lib.describe(best.values)})"
+        f"; best {100 * (best.score or 0.0):.2f} % ({naming.describe(best.values)})"
         if best.status == "complete"
         else ""
     )
     return (
-        f"{len(trials)}/{wanted} trials: {points_lib.describe(values)}: "
+        f"{len(trials)}/{wanted} trials: {naming.describe(values)}: "
         f"{ended.state.name.lower()}{shown}{told}"
     )

@@ -12,7 +12,7 @@ An override is a dictionary of dotted keys; lists of them add up with `+`.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Overrides = dict[str, Any]
@@ -90,6 +90,14 @@ def seeds(count: int, start: int = 0) -> list[Overrides]:
     if count < 1:
         raise ValueError(f"seeds({count}) was given; use at least 1.")
     return grid({"seed": range(start, start + count)})
+
+
+def replicates(variants: Iterable[Mapping[str, Any]], count: int) -> list[Overrides]:
+    """Each variant with `count` seeds; those that train for 0 epochs have one, the first ones."""
+    found = [dict(variant) for variant in variants]
+    once = [variant for variant in found if variant.get("train.num_epochs") == 0.0]
+    several = [variant for variant in found if variant not in once]
+    return [*product(once, seeds(1)), *product(several, seeds(count))]
 
 
 def product(*parts: Sequence[Overrides]) -> list[Overrides]:

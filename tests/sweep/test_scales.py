@@ -42,7 +42,7 @@ def test_every_sweep_can_run(path: Path, scale: str):
     module = experiment.load_module(str(path))
     planned = points.points_of(module.get_config(scale), module.sweep(scale))
     variants = module.variants(scale)
-    assert len(planned) == len(variants) * scales.seeds_at(scale)
+    assert len(planned) == len(variants) * (2 if scale == "smoke" else 3)
     for first, second in module.comparisons(scale).values():
         assert first in variants and second in variants and first != second
     for point in planned:
@@ -92,5 +92,10 @@ def test_variants_change_what_they_say():
 
 
 def test_other_arguments_are_refused():
-    with pytest.raises(ConfigError, match="is 'large'; allowed are none .full. and smoke, cifar"):
+    with pytest.raises(ConfigError, match="The scale 'large' is not one") as refused:
         scales.base("large")
+    for name, meaning in scales.SCALES.items():
+        assert f"\n  {name:<8}  {meaning}" in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        scales.name_of("imagenet", ("full", "smoke"))
+    assert "cifar" not in str(refused.value).replace("CIFAR", "")

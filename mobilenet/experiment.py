@@ -8,13 +8,15 @@
     comparisons(arg="")   claim of a paper -> the two variants that decide it
     cases()               what `mobilenet benchmark` measures
 
-A path is `file.py` or `file.py:arg`. A function that takes no `arg` returns the same for each; only
-get_config must take one. Overrides are dotted keys with values as text, as a command
+A path is `file.py` or `file.py:arg`; the project's own files, `experiments/...`, are found from any
+folder. A function that takes no `arg` returns the same for each; only get_config must take one.
+Overrides are dotted keys with values as text, as a command
 line has them. A file may import modules that lie next to it (`mobilenet.neighbours`).
 """
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import logging
@@ -58,7 +60,7 @@ def load_module(path: str) -> types.ModuleType:
     Raises:
       ConfigError: no such file, or not one that defines an experiment.
     """
-    file = os.path.expanduser(path.partition(":")[0])
+    file = _locate(path.partition(":")[0])
     if not Path(file).is_file():
         raise ConfigError(f"--config is {file!r}, which is not a file; experiments/ has examples.")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
@@ -92,6 +94,25 @@ def _sweep_variants(file: str, module: Any, arg: str = "") -> list[dict[str, Any
         )
     seeds = min(seeds, SMOKE_SEEDS) if arg == "smoke" else seeds
     return space.replicates(_named_overrides(file, module.variants(arg)).values(), seeds)
+
+
+def _locate(name: str) -> str:
+    """The file that a name means: as it stands, else the project's own file of this name.
+
+    The project's own are those of the checkout that the package is imported from, or those that its
+    wheel has installed.
+    """
+    file = os.path.expanduser(name)
+    if os.path.exists(file) or Path(file).parts[:1] != ("experiments",):
+        return file
+    in_checkout = Path(__file__).parents[1] / file
+    if in_checkout.is_file():
+        return str(in_checkout)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for installed in importlib.metadata.files("mobilenet") or ():
+            if installed.as_posix().endswith(f"share/mobilenet/{Path(file).as_posix()}"):
+                return str(Path(str(installed.locate())).resolve())
+    return file
 
 
 def load_config(path: str, overrides: Mapping[str, str]) -> Config:

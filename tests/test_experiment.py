@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,28 @@ def test_dataclasses_find_their_module(tmp_path: Path):
     """
     module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
     assert module.Recipe().name == "a"
+
+
+def test_the_projects_own_experiments_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    name = "experiments/baselines/digits.py"
+    own = experiment.load_config(f"{name}:smoke", {})
+    assert own.data.name == "digits" and own.train.num_epochs == 0.5
+    with pytest.raises(ConfigError, match=r"experiments/baselines/absent.py', which is not a file"):
+        experiment.load_module("experiments/baselines/absent.py")
+    write(tmp_path / "experiments", baselines="")
+    folder = tmp_path / "experiments" / "baselines"
+    folder.mkdir()
+    (folder / "digits.py").write_text(BASE + "def get_config():\n  return base()\n")
+    assert experiment.load_config(name, {}).train.num_epochs == 10  # the user's own comes first
+
+
+def test_a_wheel_installs_the_experiments_of_every_folder():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(root) for path in root.glob("experiments/*/*.py")}
+    assert project["tool"]["setuptools"]["data-files"] == {
+        f"share/mobilenet/{folder}": [f"{folder}/*.py"] for folder in folders
+    }

@@ -14,8 +14,8 @@ import mobilenet
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOP_LEVEL = {
-    ".ci", ".github", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md", "experiments",
-    "mobilenet", "notebooks", "pyproject.toml", "tests",
+    ".ci", ".github", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md",
+    "experiments", "mobilenet", "notebooks", "pyproject.toml", "tests",
 }  # fmt: skip
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 

@@ -359,9 +359,7 @@ class Measured:
     @property
     def interval(self) -> Interval | None:
         """Mean and 95 % interval over seeds; None without a finished run."""
-        return (
-            stats.mean_interval(self.top1.values(), within=stats.PERCENT) if self.top1 else None
-        )
+        return stats.mean_interval(self.top1.values(), within=stats.PERCENT) if self.top1 else None
 
 
 def measure(variant: Variant) -> Measured:
@@ -481,9 +479,7 @@ def make_rows(
             row |= _provenance(variant)
         common = variant.top1.keys() & second.top1.keys()
         if name != comparison[1] and common:
-            difference = stats.paired_difference(
-                variant.top1, second.top1, within=stats.POINTS
-            )
+            difference = stats.paired_difference(variant.top1, second.top1, within=stats.POINTS)
             row["baseline"] = comparison[1]
             row |= _numbers("difference", "difference_low", "difference_high", difference)
         if name == comparison[0]:

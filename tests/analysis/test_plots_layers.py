@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mobilenet import rows
 from mobilenet.analysis import plots
+from mobilenet.report import rows
 
 SENSITIVITY = pd.DataFrame(
     {

@@ -109,7 +109,9 @@ def test_keys_that_pages_name_exist(page: str):
             assert known or any(key.startswith(found) for key in keys), found
 
 
-@pytest.mark.parametrize("page", [pytest.param("README.md", marks=pytest.mark.slow), "EXTENDING.md"])
+@pytest.mark.parametrize(
+    "page", [pytest.param("README.md", marks=pytest.mark.slow), "EXTENDING.md"]
+)
 def test_python_of_the_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {"__name__": "page"}

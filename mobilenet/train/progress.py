@@ -12,7 +12,7 @@ from mobilenet.streams import Lasting
 from mobilenet.terminal import printable
 
 # Without tqdm's drawn bar, so that the numbers fit a terminal of 80 columns.
-BAR = "{percentage:3.0f}% {n}/{total} {desc}[{elapsed}<{remaining}]{postfix}"
+BAR = "{percentage:3.0f}% {n}/{total} {desc}{elapsed}<{remaining}{postfix}"
 
 
 class Progress:
@@ -66,6 +66,7 @@ class Progress:
             f"data wait {100 * row['data_wait']:.0f} %",
         ]
         if self._bar is not None:
+            parts[0] = f"loss {row['loss']:.3f}"
             self._bar.set_postfix_str(_fitting(self._bar, parts))
             return
         spent = time.monotonic() - self._began

@@ -32,9 +32,9 @@ def test_lines_name_the_epoch():
 @pytest.mark.parametrize(
     ("total", "epochs", "columns", "shown"),
     [
-        (640, 10, 80, ", loss 1.2346, top-1 50.0 %, 1234 images/s"),
-        (93_800, 200, 80, ", loss 1.2346, top-1 50.0 %"),
-        (93_800, 200, 120, ", loss 1.2346, top-1 50.0 %, 1234 images/s, data wait 25 %"),
+        (640, 10, 80, ", loss 1.235, top-1 50.0 %, 1234 images/s"),
+        (93_800, 200, 80, ", loss 1.235, top-1 50.0 %"),
+        (93_800, 200, 120, ", loss 1.235, top-1 50.0 %, 1234 images/s, data wait 25 %"),
         (93_800, 200, 40, None),
     ],
 )

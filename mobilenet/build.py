@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import math
 import unicodedata
@@ -829,6 +830,15 @@ def _step_config(config: Config) -> str:
     return _reduced(_normalized(config), without=HOST_KEYS)
 
 
+def program_key(
+    config: Config, data: Data, num_classes: int, taught: teacher.Teacher | None
+) -> str:
+    """A hash that is equal for runs whose train step is one program, on one kind of device."""
+    parts = (_step_config(config), config.train.global_batch_size, num_classes)
+    told = (data.mean, data.std, taught.description if taught else None)
+    return hashlib.sha256(repr((*parts, *told)).encode()).hexdigest()[:16]
+
+
 def _make_steps(
     reduced: str,
     num_classes: int,
@@ -1186,6 +1196,7 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         tensorboard=config.log.tensorboard,
         num_classes=num_classes,
         splits=data.splits,
+        program=program_key(config, data, num_classes, taught),
         findings=functools.partial(pruning_findings, config) if prune else None,
         facts=(
             {

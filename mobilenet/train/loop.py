@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mobilenet.train import compiling, metrics, steps
 from mobilenet.train import lanes as lanes_lib
-from mobilenet.train import metrics, records, steps
 from mobilenet.train.lanes import Lane, Stopped, score
 from mobilenet.train.metrics import Evaluation
+from mobilenet.train.progress import Progress
 from mobilenet.train.signals import Interrupted, Signals
 from mobilenet.train.state import TrainState, to_host
 
@@ -65,6 +66,7 @@ class Parts:
       patience: validations without a better one after which the run ends, with the best
         checkpoint as its result; 0 is never. Not with lanes.
       findings: evaluated variables of one run at its end -> what the summary says of them.
+      program: a key of the compiled train step: equal keys, equal programs; "" is unknown.
       watch: told (step, validation metrics) after each validation; may raise Pruned.
     """
 
@@ -91,6 +93,7 @@ class Parts:
     best_by: str = "top1"
     patience: int = 0
     findings: Callable[[Any], Mapping[str, Any]] | None = None
+    program: str = ""
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
@@ -235,7 +238,9 @@ def train_lanes(
         for lane in lanes:
             lane.begin(start, stack, tensorboard=parts.tensorboard)
         unreadable: dict[int, str] = {}
-        progress = records.Progress(parts.total_steps, start, stream=stream)
+        progress = Progress(
+            parts.total_steps, start, steps_per_epoch=parts.steps_per_epoch, stream=stream
+        )
         stack.callback(progress.close)
         if start:
             names = lanes_lib.names(workdirs)
@@ -249,6 +254,7 @@ def train_lanes(
         pending: list[tuple[int, Any]] = []
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
+        program = _Program(parts, state)
 
         def alive() -> list[Lane]:
             """Lanes that still train; raises when the last one has stopped."""
@@ -314,11 +320,15 @@ def train_lanes(
                 batch = next(batch_stream)
                 waited += time.monotonic() - asked
                 sharded = steps.shard(batch, lanes=parts.lanes is not None)
+                if compiled_at is None:
+                    program.announce(progress)
                 state, values = parts.train_step(state, sharded, parts.hyper(step - 1))
                 pending.append((step, values))
                 if compiled_at is None:
                     jax.block_until_ready(values)
                     compiled_at = time.time()
+                    program.done()
+                    progress.compiled(step)
                     for lane in lanes:
                         lane.summary["first_step_seconds"] = round(compiled_at - began, 3)
                     # The first step's compilation is not the pipeline's speed.
@@ -413,6 +423,26 @@ def train_lanes(
                 lane.summary.update(parts.findings(lane.of(final)))
             lane.conclude("done", end)
         return [lane.summary for lane in lanes]
+
+
+class _Program:
+    """The compiled train step of a run: says how long it compiles, and keeps how long it took."""
+
+    def __init__(self, parts: Parts, state: TrainState) -> None:
+        self._key = f"{parts.program} {parts.lanes} {jax.device_count()} {jax.__version__}"
+        self._arrays = len(jax.tree.leaves(state.params))
+        self._shown = bool(parts.program) and jax.process_index() == 0
+        self._began = 0.0
+
+    def announce(self, progress: Progress) -> None:
+        text = compiling.announcement(self._key, self._arrays) if self._shown else None
+        if text is not None:
+            progress.line(text)
+        self._began = time.monotonic()
+
+    def done(self) -> None:
+        if self._shown:
+            compiling.remember(self._key, self._arrays, time.monotonic() - self._began)
 
 
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary, progress.
+"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary.
 
 config.json     the configuration, complete
 metrics.jsonl   one JSON object a line: training means, validations
@@ -13,19 +13,15 @@ import logging
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-from tqdm import tqdm
 
 from mobilenet import rundir, runtime
 from mobilenet.rundir import writing
-from mobilenet.streams import Lasting
-from mobilenet.terminal import printable
 
 log = logging.getLogger("mobilenet")
 
@@ -280,70 +276,3 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class Progress:
-    """A progress bar on a terminal, plain lines elsewhere; silent unless this is the main process.
-
-    Args:
-      total, start: steps of the run, and those already done.
-    """
-
-    def __init__(self, total: int, start: int, *, stream: TextIO | None = None) -> None:
-        # Nobody has to watch: the training goes on when the terminal is closed.
-        self._stream: Any = Lasting(stream or sys.stderr, always=True)
-        self._quiet = jax.process_index() != 0
-        self._total = total
-        self._done = self._start = start
-        self._began = time.monotonic()
-        self._bar = None
-        if self._stream.isatty() and not self._quiet:
-            # Without tqdm's drawn bar, so that the numbers fit a terminal of 80 columns.
-            self._bar = tqdm(
-                total=total,
-                initial=start,
-                dynamic_ncols=True,
-                file=self._stream,
-                bar_format="{percentage:3.0f}% {n}/{total} [{elapsed}<{remaining}]{postfix}",
-            )
-
-    def advance(self, step: int) -> None:
-        """Moves the bar to `step` updates done."""
-        if self._bar is not None:
-            self._bar.update(step - self._done)
-        self._done = step
-
-    def numbers(self, row: Mapping[str, Any]) -> None:
-        """Shows a training row: on the bar, or as a line with the time left."""
-        shown = (
-            f"loss {row['loss']:.4f}, top-1 {100 * row['accuracy']:.1f} %, "
-            f"{row['images_per_second']:.0f} images/s, "
-            f"data wait {100 * row['data_wait']:.0f} %"
-        )
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown)
-            return
-        spent = time.monotonic() - self._began
-        left = spent / max(1, self._done - self._start) * (self._total - self._done)
-        self.line(f"step {self._done}/{self._total}, {shown}, {_duration(left)} left")
-
-    def line(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._quiet:
-            return
-        text = printable(text)
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar's line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -31,7 +31,7 @@ from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
-from mobilenet.train import loop, optim, records, state, steps
+from mobilenet.train import loop, optim, records, state, steps, writers
 from mobilenet.train.checkpoints import Checkpoints
 from mobilenet.train.loop import Batches, Parts
 
@@ -1090,6 +1090,7 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     try:
         rundir.inherit(config, workdir)
         config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+        check_writers(config)
         if is_main:
             workdir.mkdir(parents=True, exist_ok=True)
         identity.begin(workdir, config, write=is_main)
@@ -1099,6 +1100,17 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def check_writers(config: Config) -> None:
+    """ConfigError if the package of one of `log.writers` is not installed."""
+    missing = writers.missing_package(config.log.writers)
+    if missing:
+        raise ConfigError(
+            f"log.writers is {config.log.writers!r}, but {missing} is not installed; "
+            f"`pip install -e '.[{missing}]'` in the checkout brings it, or leave it out of "
+            "--config.log.writers."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1193,7 +1205,7 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         best_by=config.train.best_by,
         patience=config.train.patience,
         log_every_steps=config.log.every_steps,
-        tensorboard=config.log.tensorboard,
+        writers=config_lib.log_writers(config),
         num_classes=num_classes,
         splits=data.splits,
         program=program_key(config, data, num_classes, taught),

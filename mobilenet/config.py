@@ -227,6 +227,7 @@ def get_config(arg: str = "") -> Config:
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    log.writers = ()
 
     return settings.checked(config)
 
@@ -474,6 +475,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "compress.distillation.transfer_weight": 1.0,
     "train.best_by": "top1",
     "train.patience": 0,
+    "log.writers": (),
 }
 
 
@@ -765,12 +767,33 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     _validate_finetuning(config)
     _validate_quantization(config)
     _validate_pruning(config)
+    _validate_writers(config.log.writers)
     distillation = config.compress.distillation
     _check(
         bool(distillation.teacher) or distillation.transfer == "none",
         "compress.distillation.transfer",
         distillation.transfer,
         "it needs compress.distillation.teacher, a run directory",
+    )
+
+
+# Where metrics go besides metrics.jsonl: `mobilenet.train.writers`.
+LOG_WRITERS = ("csv", "tensorboard", "wandb", "mlflow")
+
+
+def log_writers(config: Config) -> tuple[str, ...]:
+    """The writers of metrics that a configuration asks for, in the order of LOG_WRITERS."""
+    asked = {*config.log.writers, *(("tensorboard",) if config.log.tensorboard else ())}
+    return tuple(name for name in LOG_WRITERS if name in asked)
+
+
+def _validate_writers(names: tuple[Any, ...]) -> None:
+    known = all(name in LOG_WRITERS for name in names)
+    _check(
+        known and len(set(names)) == len(names),
+        "log.writers",
+        names,
+        f"allowed are {', '.join(LOG_WRITERS)}, each once and separated by commas",
     )
 
 

@@ -262,6 +262,10 @@ MEANINGS: Mapping[str, str] = {
     "checkpoint.keep_best": "Best checkpoints to keep, by train.best_by.",
     "log.every_steps": "Steps between two rows of training metrics.",
     "log.tensorboard": "Write TensorBoard events too.",
+    "log.writers": (
+        "Where metrics go besides metrics.jsonl: csv (metrics.csv), tensorboard, wandb (offline "
+        "unless WANDB_MODE says otherwise), mlflow (MLFLOW_TRACKING_URI, else files of the run)."
+    ),
 }
 
 # What keys without an entry in `config.CHOICES` or `config.RANGES` take, where their kind does not
@@ -282,6 +286,7 @@ ALLOWED: Mapping[str, str] = {
     "compress.pruning.pattern": "weights, N:M such as 2:4, RxC such as 4x1",
     "compress.pruning.rules": "rows of two texts",
     "compress.distillation.teacher": "a run directory",
+    "log.writers": "csv, tensorboard, wandb, mlflow, separated by commas",
 }
 
 # What other libraries, and people, call sections and keys -> the name here.
@@ -341,5 +346,6 @@ KEY_SYNONYMS: Mapping[str, str] = {
     "random_state": "seed", "rng": "seed", "weights": "pretrained", "init_from": "pretrained",
     "freeze": "finetune.train_from", "teacher": "compress.distillation.teacher",
     "temperature": "compress.distillation.temperature", "bits": "quantize.weights.bits",
-    "tensorboard": "log.tensorboard",
+    "tensorboard": "log.tensorboard", "wandb": "log.writers", "mlflow": "log.writers",
+    "logger": "log.writers", "loggers": "log.writers", "report_to": "log.writers",
 }  # fmt: skip

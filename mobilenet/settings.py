@@ -24,6 +24,8 @@ PATHS = (
     "quantize.calibration_dir",
     "data.data_dir",
 )
+# Keys whose tuples hold names: a text is taken apart at its commas.
+NAMES = ("log.writers",)
 # Keys whose tuples hold whole numbers; of model.blocks, the ratios may be others.
 WHOLE = ("model.blocks", "model.stage_strides", "model.expanded_features")
 WORDS = {
@@ -189,6 +191,8 @@ def coerce(key: str, kind: Kind, value: Any) -> Any:
         value = value.tolist()
     if value is None and kind.optional:
         return None
+    if key in NAMES and isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
     if isinstance(value, list | tuple) and kind.type in (tuple, object):
         return _tuples(key, value)
     if kind.type is object or (kind.type is bool and isinstance(value, bool)):

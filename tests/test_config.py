@@ -216,6 +216,7 @@ def test_every_key_is_checked_or_free():
         "augment.random_resized_crop", "augment.crop_scale", "augment.crop_ratio",
         "augment.horizontal_flip", "optimizer.nesterov", "optimizer.decay_depthwise",
         "schedule.staircase", "schedule.boundary_epochs", "log.tensorboard",
+        "log.writers",
         "quantize.weights.bits", "quantize.weights.estimator", "quantize.weights.ranges",
         "quantize.activations.bits", "quantize.activations.estimator",
         "quantize.activations.ranges", "quantize.rules", "quantize.calibration_dir",

@@ -108,7 +108,7 @@ class Lane:
         self._main = jax.process_index() == 0
         self._writer: records.MetricsWriter | None = None
 
-    def begin(self, start: int, stack: contextlib.ExitStack, *, tensorboard: bool) -> None:
+    def begin(self, start: int, stack: contextlib.ExitStack, *, writers: Sequence[str]) -> None:
         """Opens the files of a run that continues at `start`."""
         # Damaged ones only: whole ones that are ahead of the other lanes stay.
         self.checkpoints.discard_after(self.saved)
@@ -118,9 +118,7 @@ class Lane:
         if parts:
             self.summary["computed"] = parts
         if self._main:
-            self._writer = records.MetricsWriter(
-                self.workdir, resume_step=start, tensorboard=tensorboard
-            )
+            self._writer = records.MetricsWriter(self.workdir, resume_step=start, names=writers)
             stack.callback(self._writer.close)
         self.conclude("running", start)
 
@@ -146,6 +144,8 @@ class Lane:
         self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
         if self._main:
             rundir.write_json(self.workdir / "summary.json", self.summary)
+        if self._writer is not None and status != "running":
+            self._writer.conclude(status, self.summary)
         return self.summary
 
     def is_stale(self, patience: int, best_by: str) -> bool:

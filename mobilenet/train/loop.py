@@ -57,7 +57,8 @@ class Parts:
       total_steps, steps_per_epoch: of the run.
       eval_every_steps: validate after multiples of it, and at the end; 0 is only at the end.
       checkpoint_every_steps, keep_newest, keep_best: of checkpoints.
-      log_every_steps, tensorboard: of metrics.
+      log_every_steps: of metrics.
+      writers: of metrics, besides metrics.jsonl (`writers.OPEN`).
       num_classes: of the data.
       splits: that have examples, of "train", "validation", "test".
       facts: for the summary of each lane: parameters, MACs, sizes of splits.
@@ -85,7 +86,7 @@ class Parts:
     keep_newest: int
     keep_best: int
     log_every_steps: int
-    tensorboard: bool
+    writers: Sequence[str]
     num_classes: int
     splits: tuple[str, ...]
     facts: Sequence[Mapping[str, Any]]
@@ -236,7 +237,7 @@ def train_lanes(
                 log.info("%s is complete: %d steps are done.", lane.workdir, start)
             return [summary for summary in finished if summary]
         for lane in lanes:
-            lane.begin(start, stack, tensorboard=parts.tensorboard)
+            lane.begin(start, stack, writers=parts.writers)
         unreadable: dict[int, str] = {}
         progress = Progress(
             parts.total_steps, start, steps_per_epoch=parts.steps_per_epoch, stream=stream

@@ -1,8 +1,7 @@
 """What a run leaves behind besides checkpoints: configuration, metrics, events, summary.
 
 config.json     the configuration, complete
-metrics.jsonl   one JSON object a line: training means, validations
-events/         the same numbers for TensorBoard
+metrics.jsonl   one JSON object per line: training means, validations
 summary.json    final metrics, counts, versions, device, threads, commit, wall time, status
 """
 
@@ -13,8 +12,7 @@ import logging
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +20,7 @@ import jax
 
 from mobilenet import rundir, runtime
 from mobilenet.rundir import writing
+from mobilenet.train import writers
 
 log = logging.getLogger("mobilenet")
 
@@ -204,75 +203,52 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class MetricsWriter:
-    """Appends metric rows to `metrics.jsonl` and, if asked, to TensorBoard events.
+    """Appends metric rows to `metrics.jsonl` and hands them to other writers.
 
     Args:
       workdir: the run directory.
-      resume_step: rows behind this step are removed first: the run repeats them.
-      tensorboard: write `events/` too.
+      resume_step: rows after this step are removed first: the run repeats them.
+      names: of the other writers (`writers.OPEN`).
+
+    Raises:
+      RunDirectoryError: a file cannot be written, or a service refuses the run.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
+    def __init__(self, workdir: Path, *, resume_step: int, names: Sequence[str] = ()) -> None:
         self._path = workdir / "metrics.jsonl"
         drop_after(self._path, resume_step)
+        self._writers: list[writers.Writer] = []
         with writing(self._path):
             self._file: TextIO = open(self._path, "a")  # noqa: SIM115
-        self._events = _Events(workdir / "events", resume_step) if tensorboard else None
+        try:
+            for name in names:
+                opened = writers.open_writer(name, workdir, resume_step, self._rows)
+                self._writers.append(opened)
+        except BaseException:
+            self.close()
+            raise
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return _read_rows(self._path)[0]
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
+        """Writes one row: `step`, `epoch`, `split`, and metrics, which are numbers."""
         with writing(self._path):
             self._file.write(_line(row))
             self._file.flush()
             if row["split"] != "train":  # a checkpoint follows, whose run looks for this row
                 os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.write(row)
+        for writer in self._writers:
+            writer.write(row)
+
+    def conclude(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Tells the writers how the run ended, and its test result."""
+        for writer in self._writers:
+            writer.conclude(status, summary)
 
     def close(self) -> None:
-        """Closes both files; every row is on its way to the disk already."""
+        """Closes all files; every row is on its way to the disk already."""
         # After a failed write the buffers still hold it, and closing would fail a second time.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        if self._events is not None:
+        for each in (self._file, *self._writers):
             with contextlib.suppress(OSError):
-                self._events.close()
-
-
-class _Events:
-    """TensorBoard's event file, written row by row in the calling thread.
-
-    tensorboardX's SummaryWriter writes in a thread of its own, where a full disk goes unseen; its
-    EventsWriter below that does not.
-    """
-
-    def __init__(self, directory: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-
-        self._proto: Any = event_pb2  # generated code, opaque to type checkers
-        self._directory = directory
-        with writing(directory):
-            directory.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(directory / "events"))
-        # Hides the events that a killed run wrote behind its last checkpoint.
-        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
-        self._put(resume_step + 1, session_log=start)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        from tensorboardX import summary
-
-        for name, value in row.items():
-            if name not in ("step", "split", "epoch"):
-                scalar = summary.scalar(f"{row['split']}/{name}", value)
-                self._put(row["step"], summary=scalar)
-        with writing(self._directory):
-            self._writer.flush()
-
-    def _put(self, step: int, **content: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), step=step, **content)
-        with writing(self._directory):
-            self._writer.write_event(event)
-
-    def close(self) -> None:
-        self._writer.close()
+                each.close()

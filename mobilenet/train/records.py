@@ -1,7 +1,7 @@
-"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary, progress.
+"""The records of a run besides its checkpoints: configuration, metrics, events, summary, progress.
 
 config.json     the configuration, complete
-metrics.jsonl   one JSON object a line: training means, validations
+metrics.jsonl   one JSON object per line: training means, validations
 events/         the same numbers for TensorBoard
 summary.json    final metrics, counts, versions, device, threads, commit, wall time, status
 """
@@ -32,7 +32,7 @@ log = logging.getLogger("mobilenet")
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
 
-# What decides in which order sums are taken, besides the configuration; its name in a sentence.
+# Conditions, besides the configuration, that decide the order of sums -> their names in messages.
 NUMERICS = {
     "threads": "threads",
     "vector_bits": "bits of a vector",
@@ -44,10 +44,11 @@ NUMERICS = {
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as every result row states them.
+    """Versions, device and commit, as in every result row.
 
-    `threads` are those that XLA computes with on the CPU (None on other devices), `vector_bits` the
-    width it compiles for, `cores` those that this process may use; `processor` names the machine.
+    `threads` is the number that XLA uses on the CPU (None on other devices), `vector_bits` the
+    width for which it compiles, `cores` the number that this process may use, and `processor` the
+    name of the processor.
     """
     device = jax.devices()[0]
     return {
@@ -63,7 +64,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what results depend on."""
+    """Versions of the packages on which results depend."""
     found = {name: importlib.metadata.version(name) for name in VERSIONS}
     return found | {"python": platform.python_version()}
 
@@ -73,13 +74,13 @@ def numerics(environment: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: environment.get(name) for name in NUMERICS}
     versions = environment.get("versions") or {}
     found |= {name: versions.get(name) for name in ("jax", "jaxlib")}
-    # The cores of the machine change nothing when the threads are known.
+    # The machine's number of cores changes nothing if the threads are known.
     found["processor"] = str(environment.get("processor") or "").rpartition(", ")[0] or None
     return found
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between values of NUMERICS, both known: "2 threads before and 1 now", or ""."""
+    """Known values of NUMERICS that differ: "2 threads before and 1 now"; "" if none differ."""
     return "; ".join(
         f"{name} {before[key]} before and {now[key]} now"
         for key, name in NUMERICS.items()
@@ -88,19 +89,21 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the parts of a run were computed, if not all alike, and says so when this one differs.
+    """How the parts of a run were computed, if not all under the same conditions.
+
+    Logs a warning if the conditions of this part differ from those of the last.
 
     Args:
       workdir: of a run that continues, with the summary of its last part.
       step: at which it continues.
-      now: of `environment()`.
+      now: from `environment()`.
 
     Returns:
-      One entry a part, this one last: `from_step`, and the values of NUMERICS. Empty if all parts
-      were computed alike.
+      One entry per part, with this part last: `from_step`, and the values of NUMERICS. Empty if all
+      parts were computed under the same conditions.
     """
     before: dict[str, Any] = {}
-    with contextlib.suppress(rundir.FileError):  # named where the summary is read first
+    with contextlib.suppress(rundir.FileError):  # the first reader of the summary reports it
         before = rundir.read_json(workdir / "summary.json", dict) or {}
     parts = before.get("computed")
     if not isinstance(parts, list):
@@ -111,8 +114,8 @@ def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str,
     changed = differing(kept[-1], numerics(now))
     if changed:
         log.warning(
-            "%s was computed with other means until step %d (%s): its remaining steps differ from "
-            "those of an undisturbed run by rounding, and summary.json lists both.",
+            "%s was computed under other conditions until step %d (%s): its remaining steps differ "
+            "from those of an uninterrupted run by rounding, and summary.json lists both.",
             workdir, step, changed,
         )  # fmt: skip
         kept.append({"from_step": step, **numerics(now)})
@@ -129,7 +132,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout the package is in, with "-dirty" on uncommitted changes."""
+    """The commit of the checkout that holds the package, with "-dirty" for uncommitted changes."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -146,9 +149,9 @@ def commit() -> str:
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
-    """The summary of a run, {} if there is none; a damaged one is named and counts as none.
+    """The summary of a run, or {} if there is none; for a damaged one a warning is logged.
 
-    It is written anew by whoever continues the run.
+    A run that continues writes it again.
     """
     try:
         return rundir.read_json(workdir / "summary.json", dict) or {}
@@ -158,9 +161,9 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a metrics file, and how many lines are none.
+    """Rows of a metrics file, and the number of lines that are not rows.
 
-    A last line without its end is what a kill left of it, and does not count.
+    An incomplete last line is the result of a kill and does not count.
     """
     *lines, last = (rundir.read_bytes(path) or b"").split(b"\n")
     found = [_read_row(line) for line in lines]
@@ -178,7 +181,7 @@ def _read_row(line: bytes) -> dict[str, Any] | None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes rows after `step`, and lines that are no rows, from a metrics file.
+    """Removes rows after `step`, and lines that are not rows, from a metrics file.
 
     Raises:
       RunDirectoryError: the file cannot be read or written.
@@ -188,7 +191,7 @@ def drop_after(path: Path, step: int) -> None:
     rows, damaged = _read_rows(path)
     if damaged:
         aside = path.with_name(f"{path.name}.damaged")
-        log.warning("%d lines of %s are no metrics; %s keeps them.", damaged, path, aside.name)
+        log.warning("%d lines of %s are not metrics; %s keeps them.", damaged, path, aside.name)
         rundir.write_bytes_atomically(aside, path.read_bytes())
     rundir.write_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
 
@@ -212,7 +215,7 @@ class MetricsWriter:
 
     Args:
       workdir: the run directory.
-      resume_step: rows behind this step are removed first: the run repeats them.
+      resume_step: rows after this step are removed first, because the run repeats these steps.
       tensorboard: write `events/` too.
     """
 
@@ -228,14 +231,14 @@ class MetricsWriter:
         with writing(self._path):
             self._file.write(_line(row))
             self._file.flush()
-            if row["split"] != "train":  # a checkpoint follows, whose run looks for this row
+            if row["split"] != "train":  # a checkpoint follows, and its run reads this row
                 os.fsync(self._file.fileno())
         if self._events is not None:
             self._events.write(row)
 
     def close(self) -> None:
-        """Closes both files; every row is on its way to the disk already."""
-        # After a failed write the buffers still hold it, and closing would fail a second time.
+        """Closes both files; the operating system already has every row."""
+        # After a failed write the buffers still hold the row, and closing would fail again.
         with contextlib.suppress(OSError):
             self._file.close()
         if self._events is not None:
@@ -246,8 +249,8 @@ class MetricsWriter:
 class _Events:
     """TensorBoard's event file, written row by row in the calling thread.
 
-    tensorboardX's SummaryWriter writes in a thread of its own, where a full disk goes unseen; its
-    EventsWriter below that does not.
+    tensorboardX's SummaryWriter writes in its own thread, which hides the error of a full disk. Its
+    lower-level EventsWriter does not.
     """
 
     def __init__(self, directory: Path, resume_step: int) -> None:
@@ -259,7 +262,7 @@ class _Events:
         with writing(directory):
             directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(directory / "events"))
-        # Hides the events that a killed run wrote behind its last checkpoint.
+        # Hides the events that a killed run wrote after its last checkpoint.
         start = self._proto.SessionLog(status=self._proto.SessionLog.START)
         self._put(resume_step + 1, session_log=start)
 

@@ -4,7 +4,7 @@ A code q stands for the real number scale * (q - zero_point) (Jacob et al. 2017,
 equation 1). This module computes with real numbers that lie on such a grid ("fake" or simulated
 quantisation), in float32 and with gradients; `mobilenet.quantize.integer` computes with the codes.
 
-Bits may be traced numbers, so one compiled program serves every bit width. With 0 bits a tensor is
+Bits may be traced numbers, so one compiled program serves every bit width. A tensor with 0 bits is
 not changed.
 """
 

@@ -96,7 +96,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quantize.activations.ranges": "follow"}, "allowed for activations are observe, fixed"),
     ({"quantize.activations.ranges": "lsq"}, "learns a symmetric grid; set symmetric=True"),
     ({"quantize.rules": (("stem/.*", "bit=8"),)}, "the rule 'stem/.*' says 'bit=8'; it must be one"),
-    ({"quantize.rules": (("stem(", "bits=8"),)}, r"the rule 'stem\(' is no regular expression"),
+    ({"quantize.rules": (("stem(", "bits=8"),)}, r"the rule 'stem\(' is not a regular expression"),
     ({"quantize.rules": (("stem",),)}, "it must be a pattern of site names and the changes"),
     ({"quantize.equalize": True}, "nothing is quantised; set quantize.weights.bits"),
     ({"quantize.calibration_examples": 0}, "quantize.calibration_examples is 0; it must be finite"),

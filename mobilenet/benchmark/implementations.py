@@ -1,7 +1,7 @@
-"""What a benchmark times: one step of one implementation, made ready to be called again and again.
+"""The objects that a benchmark times: one step of one implementation, ready for repeated calls.
 
-Every implementation of a case starts from the same variables and sees the same images, so that the
-loss of its first step can be compared: a fast step that computes something else is refused.
+All implementations of a case start from the same variables and get the same images, so the losses
+of their first steps can be compared: a fast step that computes something else is refused.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mobilenet.models.mobilenet_v2 import InvertedResidual
 from mobilenet.models.network import Network
 from mobilenet.train import steps
 
-# Of the pictures; PyTorch's and this project's steps both normalise uint8 pictures themselves.
+# Of the images; the steps of PyTorch and of this project both normalise uint8 images themselves.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 NAMES = {
@@ -38,7 +38,7 @@ NAMES = {
     "torch": "PyTorch, channels last, eager",
     "torch_compile": "PyTorch, channels last, torch.compile",
 }
-# What an implementation of this project changes in the configuration.
+# Changes of the configuration for each implementation of this project.
 CHANGES: dict[str, dict[str, Any]] = {
     "grouped": {"model.conv_form": "grouped"},
     "shifted": {"model.conv_form": "shifted"},
@@ -47,7 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "pruned": {
         "compress.pruning.method": "magnitude",
         "compress.pruning.sparsity": 0.9,
-        # Never reached: all weights are there, and the losses of a case agree.
+        # Never reached: no weight is removed, so the losses of a case agree.
         "compress.pruning.start_epoch": 9.0,
         "train.num_epochs": 10.0,
     },
@@ -58,13 +58,13 @@ WORK = ("train", "evaluate", "block", "input")
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One implementation at one piece of work.
+    """One implementation of one kind of work.
 
     Attributes:
-      implementation: of `NAMES`.
-      work: "train", a whole update; "evaluate", uint8 pictures to logits; "block", one block or the
+      implementation: a key of `NAMES`.
+      work: "train", a whole update; "evaluate", uint8 images to logits; "block", one block or the
         stem or the head in training, forward and backward; "input", JPEG files to random crops.
-      batch_size: pictures a step.
+      batch_size: images per step.
       num_classes: of the classifier.
       block: "stem", "head" or a block's name ("blocks_1_0") for the work "block".
     """
@@ -78,14 +78,14 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """Ready to be timed.
+    """An implementation that is ready for timing.
 
     Attributes:
-      step: starts one step and returns something to wait for.
-      wait: returns when that is computed.
-      check: takes what `step` returned; a number (the loss, or a mean square) on which all
-        implementations of a case must agree at the first step.
-      analyse: what the compiler tells of the step, `temp_bytes` and `accessed_bytes`, and
+      step: starts one step and returns an object to wait for.
+      wait: returns when that object is computed.
+      check: maps the result of `step` to a number (the loss, or a mean square). All implementations
+        of a case must agree on it at the first step.
+      analyse: the compiler's information about the step, `temp_bytes` and `accessed_bytes`, and
         `bytes_per_second` of a plain pass over memory. May compile.
     """
 
@@ -100,7 +100,7 @@ def normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]
     return MEAN[: config.data.channels], STD[: config.data.channels]
 
 
-def pictures(config: Config, spec: Spec) -> dict[str, np.ndarray]:
+def make_batch(config: Config, spec: Spec) -> dict[str, np.ndarray]:
     """A batch of uint8 noise images [B, S, S, C] and labels, the same for all implementations."""
     rng = np.random.default_rng(0)
     shape = (spec.batch_size, *architecture.image_shape(config))
@@ -134,11 +134,11 @@ def block_input(config: Config, spec: Spec) -> np.ndarray:
 
 
 def prepare(config: Config, spec: Spec) -> Implementation:
-    """Builds an implementation; nothing of it is compiled yet.
+    """Builds an implementation; nothing is compiled yet.
 
     Raises:
       ImportError: PyTorch is not installed.
-      ValueError: a configuration that PyTorch's network here has no equal for.
+      ValueError: PyTorch's network here does not support the configuration.
     """
     if spec.work == "input":
         from mobilenet.benchmark import input_implementations
@@ -162,7 +162,7 @@ def _prepare_jax(config: Config, spec: Spec) -> Implementation:
 
 
 def device_peak(spec: Spec) -> int:
-    """Most bytes in use on an accelerator so far; 0 on CPU, where the process tells."""
+    """Most bytes in use on an accelerator so far; 0 on CPU, where the process is measured."""
     if spec.implementation.startswith("torch"):
         from mobilenet.benchmark import torch_implementations
 
@@ -171,7 +171,7 @@ def device_peak(spec: Spec) -> int:
 
 
 def _copy_speed() -> float:
-    """Bytes a second, read and written, of a plain element-wise pass over 256 MB."""
+    """Bytes per second, read and written, of a plain element-wise pass over 256 MB."""
     add = jax.jit(lambda x: x + 1)
     x = jnp.zeros(1 << 26, jnp.float32)
     jax.block_until_ready(add(x))
@@ -197,7 +197,7 @@ def _analysis(lower: Callable[[], Any]) -> dict[str, float]:
 def _jax_train(config: Config, spec: Spec, model: Network) -> Implementation:
     augment = build.build_augment(config, *normalization(config))
     update: Any = build.build_train_step(config, model, augment)
-    given, variables = pictures(config, spec), None
+    given, variables = make_batch(config, spec), None
     if config_lib.is_quantized(config):
         normalised = np.asarray(build.preprocess(*normalization(config))(given["image"]))
         variables, _ = build.quantize_by_pictures(
@@ -237,7 +237,7 @@ def _jax_train(config: Config, spec: Spec, model: Network) -> Implementation:
 
 def _jax_evaluate(config: Config, spec: Spec, model: Network) -> Implementation:
     variables = jax.device_put(build.init_variables(config, spec.num_classes))
-    images = pictures(config, spec)["image"]
+    images = make_batch(config, spec)["image"]
     apply = jax.jit(build.build_forward(model, *normalization(config)))
     return Implementation(
         lambda: apply(variables, images),
@@ -284,7 +284,7 @@ def _jax_block(config: Config, spec: Spec, model: Network) -> Implementation:
         y = result[0] if isinstance(result, tuple) else result
         return jnp.square(y.astype(jnp.float32)).mean(), updated
 
-    # The stem's input is the picture, whose gradient nobody needs.
+    # The stem's input is the image, whose gradient is not needed.
     wanted = 0 if spec.block == "stem" else (0, 1)
     gradient = jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
     return Implementation(

@@ -18,7 +18,7 @@ from mobilenet.data import images
 
 
 def prepare(config: Config, spec: Spec) -> Implementation:
-    """An implementation that turns `spec.batch_size` files a step into uint8 [B, S, S, 3].
+    """An implementation that turns `spec.batch_size` files per step into uint8 [B, S, S, 3].
 
     Raises:
       ValueError: `data.data_dir` holds no JPEG files.
@@ -33,7 +33,7 @@ def prepare(config: Config, spec: Spec) -> Implementation:
         )
     make = {"ours": _ours, "pillow": _pillow, "tf_data": _tf_data}[spec.implementation]
     step = make(paths, config.data.image_size, spec.batch_size)
-    # Crops are random; what can be compared is that as many pictures of that size come out.
+    # Crops are random, so only the number of images and their size can be compared.
     return Implementation(
         step, lambda batch: batch, lambda batch: float(np.asarray(batch).size), dict
     )
@@ -57,7 +57,7 @@ def _ours(paths: list[Path], size: int, batch_size: int) -> Callable[[], Any]:
 
 
 def _pillow(paths: list[Path], size: int, batch_size: int) -> Callable[[], Any]:
-    """Decoded whole, then cropped and resized: what a data set class of PyTorch users does."""
+    """Decodes the whole image, then crops and resizes, as a typical data set of PyTorch users."""
     rng = np.random.default_rng(0)
 
     def load(encoded: bytes) -> np.ndarray:
@@ -69,7 +69,7 @@ def _pillow(paths: list[Path], size: int, batch_size: int) -> Callable[[], Any]:
 
 
 def _tf_data(paths: list[Path], size: int, batch_size: int) -> Callable[[], Any]:
-    """The form of TensorFlow's ImageNet examples: only the crop's blocks are decoded."""
+    """As in TensorFlow's ImageNet examples: only the blocks of the crop are decoded."""
     import tensorflow as tf
 
     def load(path: Any) -> Any:

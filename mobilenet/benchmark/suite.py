@@ -1,7 +1,8 @@
-"""Runs cases: every implementation in its process, in alternating turns, and a row for each.
+"""Runs cases: every implementation in its own process, in alternating turns, and a row for each.
 
-A shared machine changes its speed from minute to minute, so implementations are never timed
-one after the other: each round gives each of them one turn, and ratios are taken within a round.
+The speed of a shared machine changes from minute to minute. So implementations are never timed one
+after the other: in each round, each implementation has one turn, and ratios are taken within a
+round.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ from mobilenet.config import Config
 from mobilenet.models import cost
 from mobilenet.report import rows as table
 
-TURN_SECONDS = 1.0  # a turn repeats short steps until about this long
-MAX_STEPS = 50  # a turn
-# An implementation with a longer step than this has this many turns: its ratio is not a close one.
+TURN_SECONDS = 1.0  # a turn repeats short steps for about this time
+MAX_STEPS = 50  # per turn
+# An implementation with a longer step gets only this many turns: its ratio will not be close to 1.
 SLOW_SECONDS, SLOW_ROUNDS = 5.0, 3
 AGREEMENT = 2e-3  # relative difference of the first step's check between float32 implementations
-ROUNDED = 0.05  # the same where one of them rounds: bfloat16, or eight bits
+ROUNDED = 0.05  # the same if one of them rounds: bfloat16, or eight bits
 
 FIELDS = (
     "case",
@@ -61,7 +62,7 @@ FIELDS = (
 
 
 class BenchmarkError(RuntimeError):
-    """A case that cannot be measured; the message says why."""
+    """A case cannot be measured; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Case:
       name: of the case.
       work: "train", "evaluate" or "block" (`implementations.Spec`).
       config: complete configuration.
-      batch_size: pictures a step.
+      batch_size: images per step.
       num_classes: of the classifier.
-      implementations: names in `implementations.NAMES`; a ratio is another's time over the
-        first one's.
-      model: how the network is named in the table.
+      implementations: names in `implementations.NAMES`; a ratio is the time of one divided by the
+        time of the first.
+      model: name of the network in the table.
       block: for the work "block".
       memory: "kept" lets them keep freed memory (`mobilenet.runtime`), "system" does not.
     """
@@ -92,7 +93,7 @@ class Case:
     memory: str = "kept"
 
     def request(self, implementation: str) -> str:
-        """What a worker is started with."""
+        """The argument with which a worker is started."""
         fields = ("work", "batch_size", "num_classes", "block", "memory")
         return json.dumps(
             {
@@ -140,7 +141,7 @@ class Worker:
 
     def _ask(self, text: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `_answer` reports
             self._process.stdin.write(text + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -150,11 +151,11 @@ class Worker:
         return self._ask(f"run {steps}")["seconds"]
 
     def finish(self) -> dict[str, Any]:
-        """Facts at the end; the process ends."""
+        """Measurements at the end; the process ends."""
         return self._ask("finish")
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, in any state."""
         self._process.kill()
         self._process.communicate()
 
@@ -164,7 +165,7 @@ def _workers(cases: Sequence[Case]) -> Iterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
         workers = []
         for case in cases:
-            # One after the other: they must not compile beside each other.
+            # One after the other, so that they do not compile at the same time.
             for implementation in available(case.implementations):
                 worker = Worker(case, implementation)
                 stack.callback(worker.close)
@@ -173,7 +174,7 @@ def _workers(cases: Sequence[Case]) -> Iterator[list[Worker]]:
 
 
 def available(implementations: Sequence[str]) -> list[str]:
-    """Those that are installed: PyTorch and TensorFlow are extras."""
+    """The implementations that are installed: PyTorch and TensorFlow are extras."""
     needs = {"torch": "torch", "torch_compile": "torch", "tf_data": "tensorflow"}
     return [s for s in implementations if s not in needs or importlib.util.find_spec(needs[s])]
 
@@ -193,17 +194,18 @@ def measure_together(
 ) -> list[dict[str, Any]]:
     """Rows of several cases, one for each implementation; all have a turn in every round.
 
-    For times that are compared between cases, such as those of different networks. All processes
-    are there at once, and with them the memory that they need.
+    This is for times that are compared between cases, such as those of different networks. All
+    processes exist at the same time, with the memory that they need.
 
     Args:
       cases: what to measure.
       rounds: turns of every implementation, at least 1.
       environment: from `records.environment`.
-      say: told of progress.
+      say: gets lines of progress.
 
     Raises:
-      BenchmarkError: an implementation fails, or does not compute what the first of its case does.
+      BenchmarkError: an implementation fails, or its result differs from that of the first of its
+        case.
     """
     with _workers(cases) as workers:
         firsts: dict[str, Worker] = {}
@@ -215,7 +217,7 @@ def measure_together(
             )
             say(f"  {name}: first step {worker.started['first_step_seconds']:.1f} s")
             _agree(worker.case, firsts.setdefault(worker.case.name, worker), worker)
-        # The second step is warm: it tells how many fill a turn.
+        # The second step needs no compilation: its time decides how many steps fill a turn.
         pace = {worker: worker.turn(1)[0] for worker in workers}
         turns: dict[Worker, list[float]] = {worker: [] for worker in workers}
         for index in range(rounds):
@@ -237,8 +239,8 @@ def _agree(case: Case, first: Worker, worker: Worker) -> None:
     limit = AGREEMENT if exact and worker.implementation != "qat" else ROUNDED
     if not abs(ours - theirs) <= limit * max(abs(ours), 1e-30):
         raise BenchmarkError(
-            f"{case.name}: the first step of {worker.implementation} gives {theirs:.6g}, that of "
-            f"{first.implementation} {ours:.6g}; they do not compute the same."
+            f"{case.name}: the first step of {worker.implementation} gives {theirs:.6g}, but that "
+            f"of {first.implementation} gives {ours:.6g}; they do not compute the same."
         )
 
 
@@ -300,7 +302,7 @@ def run(
     environment: Mapping[str, Any],
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Measures cases that `path` has no rows of, and adds theirs after each.
+    """Measures the cases that have no rows in `path`, and adds their rows after each case.
 
     Returns:
       All rows of `path`.
@@ -309,7 +311,7 @@ def run(
     done = {row["case"] for row in rows}
     for case in cases:
         if case.name in done:
-            say(f"{case.name}: done before, in {path}")
+            say(f"{case.name}: already measured, in {path}")
             continue
         say(f"{case.name}:")
         new = measure(case, rounds, environment, say)

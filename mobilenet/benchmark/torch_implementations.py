@@ -1,8 +1,8 @@
-"""PyTorch's side of a benchmark: the same work, written as PyTorch users write it.
+"""The PyTorch implementations of a benchmark: the same work, written as PyTorch users write it.
 
-The options that its users are told to set are set: channels-last memory, `cudnn.benchmark` and
-autocast on a GPU, `inference_mode`, `zero_grad(set_to_none=True)`, the optimiser's fused or foreach
-form (its default).
+The options that PyTorch recommends are set: channels-last memory, `cudnn.benchmark` and autocast on
+a GPU, `inference_mode`, `zero_grad(set_to_none=True)`, the optimiser's fused or foreach form (its
+default).
 """
 
 # PyTorch is an extra; types are not checked against it.
@@ -24,12 +24,12 @@ def prepare(config: Config, spec: Spec) -> Implementation:
     """Builds a PyTorch implementation; see `implementations.prepare`."""
     if config.optimizer.name != "sgd":
         raise ValueError(
-            f"optimizer.name is {config.optimizer.name!r}; PyTorch is measured with sgd."
+            f"optimizer.name is {config.optimizer.name!r}; PyTorch is only measured with sgd."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(os.cpu_count() or 1)
-    # Any: PyTorch's stubs know no memory format of modules.
+    # Any: PyTorch's stubs have no memory format of modules.
     network: Any = torch_peer.MobileNetV2(
         architecture.plan(config.model), config.model, config.data.channels, spec.num_classes
     )
@@ -56,7 +56,7 @@ def _wait(result: Any) -> None:
 
 
 def _normalise(config: Config, images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, C] to float [B, C, H, W] whose memory is channels last already."""
+    """uint8 [B, H, W, C] to float [B, C, H, W] whose memory is already channels last."""
     mean, std = (
         torch.tensor(v, device=images.device) for v in implementations.normalization(config)
     )
@@ -72,7 +72,7 @@ def _train(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
         momentum=settings.momentum,
         nesterov=settings.nesterov,
     )
-    batch = implementations.pictures(config, spec)
+    batch = implementations.make_batch(config, spec)
     smoothing = config.train.label_smoothing
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _evaluate(
     config: Config, spec: Spec, network: Any, device: Any, autocast: Any
 ) -> Implementation:
     network.eval()
-    images = implementations.pictures(config, spec)["image"]
+    images = implementations.make_batch(config, spec)["image"]
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         with autocast:
@@ -118,7 +118,7 @@ def _block(config: Config, spec: Spec, network: Any, device: Any, autocast: Any)
     inputs = (
         torch.from_numpy(implementations.block_input(config, spec)).permute(0, 3, 1, 2).to(device)
     )
-    inputs.requires_grad_(spec.block != "stem")  # nobody needs the gradient of the picture
+    inputs.requires_grad_(spec.block != "stem")  # the gradient of the image is not needed
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
         with autocast:

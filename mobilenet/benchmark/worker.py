@@ -1,14 +1,14 @@
-"""One implementation in a process of its own, timed when the parent asks.
+"""One implementation in its own process, timed at the parent's request.
 
-A process each, because two frameworks in one would share threads and allocator, and peak memory
-could not be told apart. The parent (`mobilenet.benchmark.suite`) writes a line, the worker answers
-with one line of JSON:
+Each implementation has a process, because two frameworks in one process would share threads and
+allocator, and their peak memory could not be separated. The parent (`mobilenet.benchmark.suite`)
+writes a line, and the worker answers with one line of JSON:
 
     (start)   {"first_step_seconds", "check"}     built, compiled, first step done
     run N     {"seconds": [...]}                  N steps, each waited for
-    finish    {"peak_bytes", ...}                 facts that cost time to find, and the end
+    finish    {"peak_bytes", ...}                 measurements that take time, and the end
 
-Errors come back as {"error": text}.
+Errors are returned as {"error": text}.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 def main(argv: list[str]) -> None:
     """Serves one implementation; `argv` holds the request as JSON (see `suite.Case`)."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not reach the parent as an answer
+    os.dup2(2, 1)  # text that libraries print must not reach the parent as an answer
 
     def answer(value: dict[str, Any]) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -44,9 +44,9 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
     runtime.use_wide_vectors()
     runtime.use_threads()
     if request["implementation"].startswith("torch"):
-        # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
+        # JAX only makes the initial weights, and leaves the accelerator to PyTorch.
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # The implementations of a case are on the device together.
+    # The implementations of a case use the device at the same time.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from mobilenet import config as config_lib
     from mobilenet.benchmark import implementations
@@ -63,7 +63,7 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
     seconds = time.perf_counter() - started
     answer({"first_step_seconds": seconds, "check": implementation.check(first), "kept": kept})
     del first
-    _forget_peak()  # of the compilation
+    _forget_peak()  # the peak of the compilation
     for line in sys.stdin:
         verb, _, count = line.strip().partition(" ")
         if verb == "finish":
@@ -79,7 +79,7 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
 
 
 def _resident(field: str) -> int:
-    """Bytes of memory in use (VmRSS), or the most so far (VmHWM)."""
+    """Bytes of memory in use (VmRSS), or the largest value so far (VmHWM)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -88,7 +88,7 @@ def _resident(field: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Starts VmHWM again from the memory in use; no effect where Linux does not offer it."""
+    """Resets VmHWM to the memory in use; no effect if Linux does not support it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

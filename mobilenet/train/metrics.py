@@ -1,4 +1,4 @@
-"""Metrics: (sum, count) accumulators while training, exact tables from an evaluation."""
+"""Metrics: (sum, count) accumulators during training, exact tables from an evaluation."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def mean(accumulators: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Means of metrics given as (sum, count) over several steps, summed in float64."""
+    """Means of metrics that are given as (sum, count) for several steps, summed in float64."""
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for step in accumulators:
@@ -96,7 +96,7 @@ class Evaluation:
 
     @property
     def mean_loss(self) -> float:
-        """Mean cross entropy; exactly rounded, so the order of examples cannot show."""
+        """Mean cross entropy, rounded exactly, so that the order of examples has no effect."""
         return math.fsum(self.loss.tolist()) / len(self.loss)
 
     def confusion_matrix(self) -> np.ndarray:
@@ -135,7 +135,7 @@ class Evaluation:
         return classes
 
     def summary(self) -> dict[str, Any]:
-        """Top-1, top-5, mean loss, and how many examples they are over."""
+        """Top-1, top-5, mean loss, and the number of examples."""
         return {
             "top1": self.top1,
             "top5": self.top5,
@@ -148,18 +148,18 @@ class Evaluation:
 def gather(
     batches: Iterable[Mapping[str, np.ndarray]], num_classes: int, skipped: Mapping[int, str]
 ) -> Evaluation:
-    """Builds an Evaluation from the outputs of evaluation steps, dropping padding.
+    """Builds an Evaluation from the outputs of evaluation steps, without the padding.
 
     Args:
       batches: dicts with `index`, `label`, `mask`, `loss` [B], `top` [B, k], perhaps `logits`
         [B, K].
 
     Raises:
-      ValueError: no example at all, or one that came twice.
+      ValueError: there is no example, or an example occurs twice.
     """
     parts = [{k: np.asarray(v)[np.asarray(b["mask"]) > 0] for k, v in b.items()} for b in batches]
     if not parts or sum(len(part["index"]) for part in parts) == 0:
-        raise ValueError("The evaluation saw no example; the split is empty or wholly unreadable.")
+        raise ValueError("The evaluation had no example; the split is empty or fully unreadable.")
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(joined["index"], kind="stable")
     index = joined["index"][order].astype(np.int64)

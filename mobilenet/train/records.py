@@ -27,7 +27,7 @@ log = logging.getLogger("mobilenet")
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
 
-# What decides in which order sums are taken, besides the configuration; its name in a sentence.
+# Conditions, besides the configuration, that decide the order of sums -> their names in messages.
 NUMERICS = {
     "threads": "threads",
     "vector_bits": "bits of a vector",
@@ -39,10 +39,11 @@ NUMERICS = {
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as every result row states them.
+    """Versions, device and commit, as in every result row.
 
-    `threads` are those that XLA computes with on the CPU (None on other devices), `vector_bits` the
-    width it compiles for, `cores` those that this process may use; `processor` names the machine.
+    `threads` is the number that XLA uses on the CPU (None on other devices), `vector_bits` the
+    width for which it compiles, `cores` the number that this process may use, and `processor` the
+    name of the processor.
     """
     device = jax.devices()[0]
     return {
@@ -58,7 +59,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what results depend on."""
+    """Versions of the packages on which results depend."""
     found = {name: importlib.metadata.version(name) for name in VERSIONS}
     return found | {"python": platform.python_version()}
 
@@ -68,13 +69,13 @@ def numerics(environment: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: environment.get(name) for name in NUMERICS}
     versions = environment.get("versions") or {}
     found |= {name: versions.get(name) for name in ("jax", "jaxlib")}
-    # The cores of the machine change nothing when the threads are known.
+    # The machine's number of cores changes nothing if the threads are known.
     found["processor"] = str(environment.get("processor") or "").rpartition(", ")[0] or None
     return found
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between values of NUMERICS, both known: "2 threads before and 1 now", or ""."""
+    """Known values of NUMERICS that differ: "2 threads before and 1 now"; "" if none differ."""
     return "; ".join(
         f"{name} {before[key]} before and {now[key]} now"
         for key, name in NUMERICS.items()
@@ -83,19 +84,21 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the parts of a run were computed, if not all alike, and says so when this one differs.
+    """How the parts of a run were computed, if not all under the same conditions.
+
+    Logs a warning if the conditions of this part differ from those of the last.
 
     Args:
       workdir: of a run that continues, with the summary of its last part.
       step: at which it continues.
-      now: of `environment()`.
+      now: from `environment()`.
 
     Returns:
-      One entry a part, this one last: `from_step`, and the values of NUMERICS. Empty if all parts
-      were computed alike.
+      One entry per part, with this part last: `from_step`, and the values of NUMERICS. Empty if all
+      parts were computed under the same conditions.
     """
     before: dict[str, Any] = {}
-    with contextlib.suppress(rundir.FileError):  # named where the summary is read first
+    with contextlib.suppress(rundir.FileError):  # the first reader of the summary reports it
         before = rundir.read_json(workdir / "summary.json", dict) or {}
     parts = before.get("computed")
     if not isinstance(parts, list):
@@ -106,8 +109,8 @@ def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str,
     changed = differing(kept[-1], numerics(now))
     if changed:
         log.warning(
-            "%s was computed with other means until step %d (%s): its remaining steps differ from "
-            "those of an undisturbed run by rounding, and summary.json lists both.",
+            "%s was computed under other conditions until step %d (%s): its remaining steps differ "
+            "from those of an uninterrupted run by rounding, and summary.json lists both.",
             workdir, step, changed,
         )  # fmt: skip
         kept.append({"from_step": step, **numerics(now)})
@@ -124,7 +127,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout the package is in, with "-dirty" on uncommitted changes."""
+    """The commit of the checkout that holds the package, with "-dirty" for uncommitted changes."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -141,9 +144,9 @@ def commit() -> str:
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
-    """The summary of a run, {} if there is none; a damaged one is named and counts as none.
+    """The summary of a run, or {} if there is none; for a damaged one a warning is logged.
 
-    It is written anew by whoever continues the run.
+    A run that continues writes it again.
     """
     try:
         return rundir.read_json(workdir / "summary.json", dict) or {}
@@ -153,9 +156,9 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a metrics file, and how many lines are none.
+    """Rows of a metrics file, and the number of lines that are not rows.
 
-    A last line without its end is what a kill left of it, and does not count.
+    An incomplete last line is the result of a kill and does not count.
     """
     *lines, last = (rundir.read_bytes(path) or b"").split(b"\n")
     found = [_read_row(line) for line in lines]
@@ -173,7 +176,7 @@ def _read_row(line: bytes) -> dict[str, Any] | None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes rows after `step`, and lines that are no rows, from a metrics file.
+    """Removes rows after `step`, and lines that are not rows, from a metrics file.
 
     Raises:
       RunDirectoryError: the file cannot be read or written.
@@ -183,7 +186,7 @@ def drop_after(path: Path, step: int) -> None:
     rows, damaged = _read_rows(path)
     if damaged:
         aside = path.with_name(f"{path.name}.damaged")
-        log.warning("%d lines of %s are no metrics; %s keeps them.", damaged, path, aside.name)
+        log.warning("%d lines of %s are not metrics; %s keeps them.", damaged, path, aside.name)
         rundir.write_bytes_atomically(aside, path.read_bytes())
     rundir.write_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
 
@@ -236,7 +239,7 @@ class MetricsWriter:
         with writing(self._path):
             self._file.write(_line(row))
             self._file.flush()
-            if row["split"] != "train":  # a checkpoint follows, whose run looks for this row
+            if row["split"] != "train":  # a checkpoint follows, and its run reads this row
                 os.fsync(self._file.fileno())
         for writer in self._writers:
             writer.write(row)

@@ -92,8 +92,8 @@ def test_photographs_to_crops(tmp_path: Path):
         suite.measure(empty, 1, ENVIRONMENT)
     rng = np.random.default_rng(0)
     for index in range(3):
-        picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8))
-        picture.save(tmp_path / f"{index}.jpg")
+        image = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8))
+        image.save(tmp_path / f"{index}.jpg")
     empty.config.data.data_dir = str(tmp_path)
     rows = suite.measure(empty, 1, ENVIRONMENT)
     assert [float(row["check"]) for row in rows] == [4 * 16 * 16 * 3] * 2

@@ -74,7 +74,7 @@ def test_files_are_classified_as_evaluation_sees_them(
     predictor = inference.Predictor(config, variables, run)
     found = list(predictor.files([*paths, "lost.png"]))
     assert [each.path for each in found] == [*paths, "lost.png"]
-    assert found[2].probabilities is None and "no known picture format" in found[2].error
+    assert found[2].probabilities is None and "no known image format" in found[2].error
     assert found[6].error == "lost.png: No such file or directory."
     for each in (found[i] for i in (0, 1, 3, 4, 5)):
         expected = predictor(predictor.load(Path(each.path).read_bytes())[None])[0]

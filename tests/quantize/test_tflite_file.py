@@ -92,7 +92,7 @@ def test_graphs_that_are_no_integer_network(int8: Path):
     refused(graph._replace(tensors=tensors), "a tensor 111 of FLOAT32 with 0 scales")
     floats = [first._replace(integers=None), *graph.convolutions[1:]]
     refused(graph._replace(convolutions=floats), "m.tflite has weights that are not quantised")
-    refused(graph._replace(convolutions=[]), "a RELU6 that is no part of a convolution")
+    refused(graph._replace(convolutions=[]), "a RELU6 that does not belong to a convolution")
     wrong = [graph.steps[0], tflite_graph.Step("SQUEEZE_EXCITE", (109,), 110), *graph.steps[2:]]
     refused(graph._replace(steps=wrong), "m.tflite has the operation SQUEEZE_EXCITE on its own")
     pool = next(step for step in graph.steps if step.kind == "MEAN")

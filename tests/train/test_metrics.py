@@ -38,7 +38,7 @@ def test_gather_refuses_repeats_and_nothing():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="evaluated twice"):
         metrics.gather([batch([0, 0], [1, 1], rng)], 4, {})
-    with pytest.raises(ValueError, match="saw no example"):
+    with pytest.raises(ValueError, match="had no example"):
         metrics.gather([batch([0, 1], [0, 0], rng)], 4, {})
 
 

@@ -70,8 +70,8 @@ def define(values: flags.FlagValues) -> None:
         "launcher", "local", ["local", "slurm"], "where the runs are trained", flag_values=values
     )
     flags.DEFINE_list(
-        "slurm", [], "settings of the jobs: partition, time (minutes), cpus, gpus, mem (GB), parallel, "
-        "account, qos, constraint, as KEY=VALUE", flag_values=values,
+        "slurm", [], "settings of the jobs, as KEY=VALUE: partition, time (minutes), cpus, gpus, "
+        "mem (GB), parallel, account, qos, constraint", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("wait", True, "wait for the Slurm jobs to end", flag_values=values)
     flags.DEFINE_string(
@@ -100,7 +100,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         return search(values, config, changes, workdir)
     planned = points.points_of(config, changes, workdir, load_variants(path), load_baselines(path))
     if common.flag(values, "dry_run"):
-        print(listing.table(planned, workdir, read_note(path, "Cost")))
+        print(listing.table(planned, workdir, cost_of(path)))
         return 0
     if common.flag(values, "launcher") == "slurm":
         outcome = submit(values, planned, workdir)
@@ -117,6 +117,17 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         max_failures=common.flag(values, "max_failures"),
     )
     return report(planned, outcome, workdir)
+
+
+def cost_of(path: str) -> str:
+    """What the experiment file says about its cost, unless it speaks of another scale."""
+    from mobilenet.sweep import scales
+
+    said, arg = read_note(path, "Cost"), path.partition(":")[2] or "full"
+    scale, _, cost = said.partition(": ")
+    if scale not in scales.SCALES:
+        return said
+    return cost if scale == arg else ""
 
 
 def report(
@@ -146,7 +157,7 @@ def submit(values: flags.FlagValues, planned: "list[Point]", workdir: Path) -> "
     """Runs the points as Slurm jobs."""
     if common.flag(values, "jobs") > 1:
         raise common.UsageError(
-            "--jobs counts processes on this machine; with --launcher=slurm every run is a job, and "
+            "--jobs counts processes on this machine; with --launcher=slurm every run is a job. "
             "--slurm=parallel=N limits how many run at once."
         )
     if common.flag(values, "max_failures"):

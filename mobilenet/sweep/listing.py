@@ -151,7 +151,7 @@ def _estimate(
             f"About {duration(rest)} for the rest, one run after the other, as the "
             f"{_count(len(trained), 'run')} here took."
         ]
-    return [f"Cost as the file says it: {said}"] if said else []
+    return [f"Cost, from the experiment file: {said}."] if said else []
 
 
 def _seconds(directory: Path) -> float:
@@ -234,7 +234,7 @@ def _accuracy(top1: Sequence[float | None]) -> str:
     found = stats.mean_interval(values)
     if found.n == 1:
         return f"{found.mean:.2f}"
-    return f"{found.mean:.2f} [{max(found.low, 0):.1f}, {min(found.high, 100):.1f}]"
+    return f"{found.mean:.2f} [{max(found.low, 0):.2f}, {min(found.high, 100):.2f}]"
 
 
 def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it works: a live table on a terminal, a line an event elsewhere."""
+"""What a sweep shows while it works: a live table on a terminal, a line per event elsewhere."""
 
 import contextlib
 import json
@@ -161,7 +161,7 @@ class Progress:
             ),
         )
         table = Table(box=None, padding=(0, 1), show_edge=False)
-        for column in ("status", "point", "progress"):
+        for column in ("status", "run", "progress"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         for key in keys[:ROWS]:
             label, state = self._points[key].label, self.describe(key)

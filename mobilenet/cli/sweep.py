@@ -45,12 +45,12 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.runner import Outcome
 
 REQUIRED = ("config", "workdir")
-OVERRIDES = "set a key in every point"
+OVERRIDES = "set a key in every run"
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("config", "", "file.py or file.py:arg, with sweep()", flag_values=values)
+    flags.DEFINE_string("config", "", "file.py or file.py:SCALE, with variants() or sweep()", flag_values=values)
     flags.DEFINE_string(
         "workdir", "", "directory of the sweep: a run directory for each run", flag_values=values
     )

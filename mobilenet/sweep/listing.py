@@ -231,10 +231,10 @@ def _accuracy(top1: Sequence[float | None]) -> str:
     values = [100 * value for value in top1 if value is not None]
     if not values:
         return "-"
-    found = stats.mean_interval(values)
+    found = stats.mean_interval(values, within=stats.PERCENT)
     if found.n == 1:
         return f"{found.mean:.2f}"
-    return f"{found.mean:.2f} [{max(found.low, 0):.2f}, {min(found.high, 100):.2f}]"
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:

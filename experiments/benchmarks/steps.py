@@ -47,7 +47,7 @@ def case(name, work, model, implementations, overrides=(), **more):
 
 
 def cases():
-    """Pairs, so that both implementations are timed seconds apart; the most important ones first."""
+    """Pairs, so that both implementations are timed seconds apart; the most important first."""
     paper = ("1.0", 16)
     shapes = [
         ("train_224", paper, {}, {}),

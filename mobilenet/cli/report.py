@@ -5,7 +5,7 @@
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report --comparison=runs/networks --scale=cpu \
-        --config_file=experiments/comparison/architectures.py:cifar  # what `mobilenet compare` shows
+        --config_file=experiments/comparison/architectures.py:cifar # what `mobilenet compare` shows
     mobilenet report --variants=runs/bits --table=quantization --row=bits \
         --config_file=experiments/quantization/bits.py:cifar       # a sweep of named variants
     mobilenet report --sensitivity=runs/w8a8 --row=cifar  # of `quantize --sensitivity`

@@ -50,7 +50,9 @@ OVERRIDES = "set a key in every run"
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("config", "", "file.py or file.py:SCALE, with variants() or sweep()", flag_values=values)
+    flags.DEFINE_string(
+        "config", "", "file.py or file.py:SCALE, with variants() or sweep()", flag_values=values
+    )
     flags.DEFINE_string(
         "workdir", "", "directory of the sweep: a run directory for each run", flag_values=values
     )

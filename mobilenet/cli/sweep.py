@@ -135,13 +135,13 @@ def cost_of(path: str) -> str:
 def report(
     planned: "list[Point]", outcome: "Outcome", workdir: Path, *, waited: bool = True
 ) -> int:
-    """Prints the variants' results and what else the sweep has come to; returns the exit code.
+    """Prints the variants' results and the state of the sweep; returns the exit code.
 
     Args:
       planned: its points.
       outcome: of the sweep.
       workdir: of the sweep.
-      waited: for all points; otherwise those that have not ended are as they should be.
+      waited: for all points; if not, points that have not ended are no failure.
     """
     from mobilenet.sweep import listing
 

@@ -139,7 +139,7 @@ def _estimate(
     workdir: Path,
     said: str,
 ) -> list[str]:
-    """The time of the runs that are left, as far as runs here, or the file, tell it."""
+    """The time of the runs that are left, from finished runs or the experiment file."""
     if not left:
         return []
     seconds = {point.key: _seconds(point.directory(workdir)) for point in done}
@@ -155,7 +155,7 @@ def _estimate(
 
 
 def _seconds(directory: Path) -> float:
-    """Wall time of a finished run; 0 if its summary does not tell."""
+    """Wall time of a finished run in seconds; 0 without one."""
     try:
         found = (rundir.read_json(directory / "summary.json", dict) or {}).get("wall_seconds")
     except rundir.FileError:
@@ -238,7 +238,7 @@ def _accuracy(top1: Sequence[float | None]) -> str:
 
 
 def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:
-    """What a sweep has come to: counts, why runs failed, and what to do about it."""
+    """The state of a sweep: counts, why runs failed, and what to do about it."""
     counts = {s: sum(v == s for v in statuses.values()) for s in rundir.STATUSES}
     lines = [
         f"{_count(len(points), 'run')}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)

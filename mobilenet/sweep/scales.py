@@ -15,7 +15,7 @@ from mobilenet.config import Config, ConfigError
 SCALES = {
     "smoke": "two steps on the embedded digits: whether everything works",
     "cifar": "a slice of CIFAR-10 and a small network, minutes a run on two CPU cores",
-    "full": "all of CIFAR-10, 200 epochs: for a GPU",
+    "full": "the whole experiment, on CIFAR-10 with 200 epochs: for a GPU",
     "imagenet": "ImageNet, 150 epochs: for several GPUs",
 }
 

@@ -270,7 +270,7 @@ SMOKE_DATA = "digits"
 
 
 def keep_data(smoke: Config, full: Config) -> None:
-    """Gives a smoke form the data of its experiment back, in place, for whoever names a place of it.
+    """Gives a smoke form the data of its experiment back, in place: a user says where they are.
 
     It still sees few and small images.
 

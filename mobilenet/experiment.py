@@ -115,8 +115,11 @@ def _locate(name: str) -> str:
     return file
 
 
-def load_config(path: str, overrides: Mapping[str, str]) -> Config:
-    """The configuration of `file.py` or `file.py:arg`, with overrides.
+def load_config(path: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """The configuration of `file.py` or `file.py:arg`, with overrides, as text.
+
+    An experiment file may start from another one with it:
+    `load_config(f"experiments/baselines/digits.py:{arg}")`.
 
     Overrides win over what the smoke form makes small. One that says where data is
     (`data.data_dir`), or repeats the name of the experiment's data, keeps the smoke form from
@@ -127,6 +130,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> Config:
     Raises:
       ConfigError: as `load_module`, or what the file or an override sets cannot be.
     """
+    overrides = overrides or {}
     config = _call(path, "get_config")
     file, _, arg = path.partition(":")
     if arg == "smoke" and overrides.keys() & {"data.name", "data.data_dir"}:

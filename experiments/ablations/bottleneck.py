@@ -1,4 +1,4 @@
-"""Linear bottlenecks. Asks: does a ReLU6 after the projection cost accuracy?
+"""Linear bottlenecks. Asks: does a ReLU6 after the projection hurt?
 
 Sandler et al. 2018, arXiv 1801.04381, Fig. 6a and sections 3.2 and 6.4: accuracy is higher without
 a non-linearity there.

@@ -1,4 +1,4 @@
-"""Expansion ratio. Asks: how does accuracy depend on t, at one width and at one cost?
+"""Expansion ratio. Asks: how does accuracy depend on t?
 
 Sandler et al. 2018, arXiv 1801.04381, section 4: ratios of 5 to 10 give nearly the same curve of
 accuracy over cost. At one width a larger t costs more. So the claim is judged on a narrower network

@@ -1,4 +1,4 @@
-"""The last 1x1 convolution. Asks: should a narrow network keep it wide?
+"""The last 1x1 convolution. Asks: should a narrow network keep a wide head?
 
 Sandler et al. 2018, arXiv 1801.04381, section 4: a width multiplier below 1 is applied to all
 layers but the last convolution, which keeps its 1280 channels; this improves small networks.

@@ -1,4 +1,4 @@
-"""Shortcuts. Asks: which layers should they connect, and are they needed?
+"""Shortcuts. Asks: which layers should shortcuts connect?
 
 Sandler et al. 2018, arXiv 1801.04381, Fig. 6b and section 6.4: shortcuts between bottlenecks are
 better than shortcuts between expanded layers.

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation. Asks: how much does it add to the inverted residual?
+"""Squeeze-and-excitation. Asks: how much does squeeze-and-excitation add?
 
 Published for ImageNet: 72.3 without, 73.5 with a squeeze width of a quarter of the block's input in
 all 17 bottlenecks (Hou et al. 2021, arXiv 2103.02907; README of houqb/CoordAttention).

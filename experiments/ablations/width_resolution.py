@@ -1,4 +1,4 @@
-"""Width and resolution. Asks: how much accuracy does each buy for its MACs?
+"""Width and resolution. Asks: what do width and resolution buy?
 
 Sandler et al. 2018, arXiv 1801.04381, Fig. 5 and section 4: accuracy rises with both, from width
 0.35 at 96 pixels to width 1.4 at 224.

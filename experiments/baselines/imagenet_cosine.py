@@ -1,4 +1,4 @@
-"""ImageNet, cosine recipe. Asks: does the public PyTorch recipe reach 72.19 % top-1 here?
+"""ImageNet, cosine recipe. Asks: does PyTorch's recipe reach 72.19 % here?
 
 The recipe and the number are of d-li14/mobilenetv2.pytorch (README): SGD with momentum, cosine over
 150 epochs, batch 256, learning rate 0.05, weight decay 4e-5, Inception crops and flips, PyTorch's
@@ -7,7 +7,7 @@ the latter without a warm-up.
 
 Run:    mobilenet train --config=experiments/baselines/imagenet_cosine.py --workdir=runs/imagenet \
             --config.data.data_dir=DIRECTORY_OF_TFDS
-Cost:   150 epochs of 4,954 steps: for several GPUs
+Cost:   743,000 steps on GPUs, of 256 images
 Result: not run by this project yet
 """
 

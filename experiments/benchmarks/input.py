@@ -1,4 +1,4 @@
-"""Input. Asks: how many photographs per second and core become crops of 224 pixels?
+"""Input. Asks: how fast do photographs become crops?
 
 JPEG files are decoded to random resized crops, next to Pillow and tf.data.
 

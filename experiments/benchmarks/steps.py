@@ -1,4 +1,4 @@
-"""Speed of a step. Asks: how fast are training and evaluation next to PyTorch and plain Flax?
+"""Speed of a step. Asks: how fast is a step, next to PyTorch's?
 
 Steps at 224 and at 32 pixels, evaluation, and single blocks. Shapes are those of the paper (width
 1.0, 224 pixels) and of the usual CIFAR form (stem and second stage at stride 1). Padding is
@@ -47,7 +47,7 @@ def case(name, work, model, implementations, overrides=(), **more):
 
 
 def cases():
-    """Pairs, so that both implementations are timed seconds apart; the most important come first."""
+    """Pairs, so that both implementations are timed seconds apart; the most important first."""
     paper = ("1.0", 16)
     shapes = [
         ("train_224", paper, {}, {}),

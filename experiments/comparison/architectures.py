@@ -1,4 +1,4 @@
-"""Networks. Asks: how does MobileNetV2 compare with other networks at nearly equal MACs?
+"""Networks. Asks: how do networks of equal MACs compare?
 
 MobileNetV2, MobileNetV1 (arXiv 1704.04861), MobileNetV3 (1905.02244) and ResNet (1512.03385) on
 CIFAR-10. The width multiplier brings each to a budget of MACs (within 10 %); ResNet-18 also runs as

@@ -1,4 +1,4 @@
-"""A part of the MACs. Asks: cut a wide network, train a narrow one, use a teacher, or both?
+"""A part of the MACs. Asks: cut, train narrow, use a teacher, or both?
 
 `mobilenet shrink` cuts a dense run of each seed to the MACs of a width multiplier, and the cut
 network is trained on: 79 and 55 % of the MACs (at the full scale 76, 50 and 35). Next to each

@@ -1,4 +1,4 @@
-"""A teacher. Asks: how much do soft targets add, over temperature and weight?
+"""A teacher. Asks: how much do soft targets add?
 
 Hinton et al. 2015, arXiv 1503.02531; maps of stages: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
 The student has about half of the MACs of its teacher. The teacher of each seed is a dense network

@@ -1,4 +1,4 @@
-"""Sparse weights. Asks: what does sparsity cost, and is large and sparse better than small?
+"""Sparse weights. Asks: is large and sparse better than small?
 
 Magnitude pruning with the cubic schedule of Zhu & Gupta 2017 (arXiv 1710.01878), whose MobileNetV1
 keeps 69.5 % top-1 at a sparsity of 50 % and 61.8 % at 90 % (experiments/reference/compression.csv),

@@ -1,4 +1,4 @@
-"""Bits. Asks: what do fewer bits cost on CIFAR-10, and how much does training repair?
+"""Bits. Asks: what do fewer bits cost?
 
 Post-training quantisation (PTQ) rounds a finished network. Quantisation-aware training (QAT)
 continues from it with the rounding in place: with the running extremes of tensors (Jacob et al.

@@ -1,4 +1,4 @@
-"""Eight bits. Asks: one scale per channel or per tensor, symmetric or affine, with training?
+"""Eight bits. Asks: one scale per channel or per tensor?
 
 The rows of Krishnamoorthi 2018 (arXiv 1806.08342, tables 2 to 4) for a network that can be trained
 here: weights alone, and weights with activations, after training and during it. The same for

@@ -1,4 +1,4 @@
-"""ImageNet weights. Asks: does one scale per tensor ruin them after training, and what repairs it?
+"""ImageNet weights. Asks: does one scale per tensor ruin weights?
 
 Krishnamoorthi 2018 (arXiv 1806.08342, table 2) and Nagel et al. 2019 (1906.04721, table 2) report
 that MobileNetV2 with 8-bit weights and one scale per tensor classifies at chance, that a scale per

@@ -1,4 +1,4 @@
-"""Mixed precision. Asks: at equal bytes, do bits help more where the network is sensitive?
+"""Mixed precision. Asks: should sensitive layers have more bits?
 
 Weights have 4 or 3 bits on average: the same number in every layer, or chosen per layer. The choice
 is made by what each layer loses alone at 2, 3, 4 and 8 bits: the divergence of the outputs on 500

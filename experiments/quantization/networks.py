@@ -1,8 +1,9 @@
-"""Networks and bits. Asks: what do 4 bits cost with ReLU or ReLU6, with SE, narrow or wide?
+"""Networks and bits. Asks: which networks lose most at 4 bits?
 
-Sandler et al. 2018 (arXiv 1801.04381, section 3.2) chose ReLU6 for low-precision arithmetic. Each
-network is trained in float with one recipe, rounded to 8 and 4 bits as it is, and trained on with
-4 bits for weights and activations. Each is compared with its own float run, trained on as long.
+Sandler et al. 2018 (arXiv 1801.04381, section 3.2) chose ReLU6 for low-precision arithmetic. It is
+compared with ReLU, with squeeze-and-excitation, and with narrower and wider networks. Each network
+is trained in float with one recipe, rounded to 8 and 4 bits as it is, and trained on with 4 bits
+for weights and activations. The baseline is its own float run, trained on as long.
 
     full     CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU
     cifar    5,000 images at 24 pixels, 2 epochs after 8: minutes a run on two cores

@@ -1,4 +1,4 @@
-"""Fine-tuning. Asks: how well do pretrained weights learn a folder of your own images?
+"""Fine-tuning. Asks: how well do ImageNet weights fit my images?
 
 The folder is IMAGES/train/CLASS/*.jpg and IMAGES/test/CLASS/*.jpg, or IMAGES/CLASS/*.jpg, of which
 a fifth is then the test part. One training image in ten is held out for validation. It chooses the
@@ -10,7 +10,7 @@ Run:    mobilenet train --config=experiments/transfer/finetune.py --workdir=runs
             --config.pretrained=runs/imagenet --config.data.data_dir=flowers
         mobilenet sweep --config=experiments/transfer/finetune.py --workdir=runs/transfer \
             --config.pretrained=runs/imagenet --config.data.data_dir=flowers
-Cost:   14 min a run on 2 CPU cores, for 900 images and width 0.35; the sweep has 15 runs
+Cost:   15 runs of 14 min on 2 CPU cores, with 900 images and width 0.35
 Result: experiments/results/transfer.csv
 """
 

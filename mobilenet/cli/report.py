@@ -5,9 +5,9 @@
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report --comparison=runs/networks --scale=cpu \
-        --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
+        --config_file=experiments/comparison/architectures.py:cifar # what `mobilenet compare` shows
     mobilenet report --variants=runs/bits --table=quantization --row=bits \
-        --config_file=experiments/quantization/bits.py:cpu         # a sweep of named variants
+        --config_file=experiments/quantization/bits.py:cifar       # a sweep of named variants
     mobilenet report --sensitivity=runs/w8a8 --row=cifar  # of `quantize --sensitivity`
     mobilenet report --exports=runs/files --row=cifar   # a folder of `export --verify`
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
@@ -118,7 +118,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 Path(common.flag(values, "comparison")),
                 scale=common.flag(values, "scale"),
                 config=common.require(
-                    values, "config_file", "experiments/comparison/architectures.py:cpu"
+                    values, "config_file", "experiments/comparison/architectures.py:cifar"
                 ),
                 remarks=common.flag(values, "remarks"),
             )
@@ -152,7 +152,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 
 
 def _add_variants(values: flags.FlagValues, directory: Path) -> str:
-    file = common.require(values, "config_file", "experiments/quantization/bits.py:cpu")
+    file = common.require(values, "config_file", "experiments/quantization/bits.py:cifar")
     table = common.require(values, "table", "quantization")
     if table not in variants.TABLES:
         raise common.UsageError(

@@ -45,12 +45,14 @@ if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.sweep.runner import Outcome
 
 REQUIRED = ("config", "workdir")
-OVERRIDES = "set a key in every point"
+OVERRIDES = "set a key in every run"
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("config", "", "file.py or file.py:arg, with sweep()", flag_values=values)
+    flags.DEFINE_string(
+        "config", "", "file.py or file.py:SCALE, with variants() or sweep()", flag_values=values
+    )
     flags.DEFINE_string(
         "workdir", "", "directory of the sweep: a run directory for each run", flag_values=values
     )
@@ -70,8 +72,8 @@ def define(values: flags.FlagValues) -> None:
         "launcher", "local", ["local", "slurm"], "where the runs are trained", flag_values=values
     )
     flags.DEFINE_list(
-        "slurm", [], "settings of the jobs: partition, time (minutes), cpus, gpus, mem (GB), parallel, "
-        "account, qos, constraint, as KEY=VALUE", flag_values=values,
+        "slurm", [], "settings of the jobs, as KEY=VALUE: partition, time (minutes), cpus, gpus, "
+        "mem (GB), parallel, account, qos, constraint", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("wait", True, "wait for the Slurm jobs to end", flag_values=values)
     flags.DEFINE_string(
@@ -100,7 +102,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         return search(values, config, changes, workdir)
     planned = points.points_of(config, changes, workdir, load_variants(path), load_baselines(path))
     if common.flag(values, "dry_run"):
-        print(listing.table(planned, workdir, read_note(path, "Cost")))
+        print(listing.table(planned, workdir, cost_of(path)))
         return 0
     if common.flag(values, "launcher") == "slurm":
         outcome = submit(values, planned, workdir)
@@ -119,16 +121,27 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     return report(planned, outcome, workdir)
 
 
+def cost_of(path: str) -> str:
+    """What the experiment file says about its cost, unless it speaks of another scale."""
+    from mobilenet.sweep import scales
+
+    said, arg = read_note(path, "Cost"), path.partition(":")[2] or "full"
+    scale, _, cost = said.partition(": ")
+    if scale not in scales.SCALES:
+        return said
+    return cost if scale == arg else ""
+
+
 def report(
     planned: "list[Point]", outcome: "Outcome", workdir: Path, *, waited: bool = True
 ) -> int:
-    """Prints the variants' results and what else the sweep has come to; returns the exit code.
+    """Prints the variants' results and the state of the sweep; returns the exit code.
 
     Args:
       planned: its points.
       outcome: of the sweep.
       workdir: of the sweep.
-      waited: for all points; otherwise those that have not ended are as they should be.
+      waited: for all points; if not, points that have not ended are no failure.
     """
     from mobilenet.sweep import listing
 
@@ -146,7 +159,7 @@ def submit(values: flags.FlagValues, planned: "list[Point]", workdir: Path) -> "
     """Runs the points as Slurm jobs."""
     if common.flag(values, "jobs") > 1:
         raise common.UsageError(
-            "--jobs counts processes on this machine; with --launcher=slurm every run is a job, and "
+            "--jobs counts processes on this machine; with --launcher=slurm every run is a job. "
             "--slurm=parallel=N limits how many run at once."
         )
     if common.flag(values, "max_failures"):

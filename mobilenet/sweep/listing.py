@@ -139,7 +139,7 @@ def _estimate(
     workdir: Path,
     said: str,
 ) -> list[str]:
-    """The time of the runs that are left, as far as runs here, or the file, tell it."""
+    """The time of the runs that are left, from finished runs or the experiment file."""
     if not left:
         return []
     seconds = {point.key: _seconds(point.directory(workdir)) for point in done}
@@ -151,11 +151,11 @@ def _estimate(
             f"About {duration(rest)} for the rest, one run after the other, as the "
             f"{_count(len(trained), 'run')} here took."
         ]
-    return [f"Cost as the file says it: {said}"] if said else []
+    return [f"Cost, from the experiment file: {said}."] if said else []
 
 
 def _seconds(directory: Path) -> float:
-    """Wall time of a finished run; 0 if its summary does not tell."""
+    """Wall time of a finished run in seconds; 0 without one."""
     try:
         found = (rundir.read_json(directory / "summary.json", dict) or {}).get("wall_seconds")
     except rundir.FileError:
@@ -231,14 +231,14 @@ def _accuracy(top1: Sequence[float | None]) -> str:
     values = [100 * value for value in top1 if value is not None]
     if not values:
         return "-"
-    found = stats.mean_interval(values)
+    found = stats.mean_interval(values, within=stats.PERCENT)
     if found.n == 1:
         return f"{found.mean:.2f}"
-    return f"{found.mean:.2f} [{max(found.low, 0):.1f}, {min(found.high, 100):.1f}]"
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path) -> str:
-    """What a sweep has come to: counts, why runs failed, and what to do about it."""
+    """The state of a sweep: counts, why runs failed, and what to do about it."""
     counts = {s: sum(v == s for v in statuses.values()) for s in rundir.STATUSES}
     lines = [
         f"{_count(len(points), 'run')}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)

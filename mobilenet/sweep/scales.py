@@ -13,9 +13,9 @@ from mobilenet.config import Config, ConfigError
 
 # Scale -> what runs at it. This is the one list of them.
 SCALES = {
-    "smoke": "two steps on the embedded digits, in seconds: whether everything works",
+    "smoke": "two steps on the embedded digits: whether everything works",
     "cifar": "a slice of CIFAR-10 and a small network, minutes a run on two CPU cores",
-    "full": "all of CIFAR-10, 200 epochs: for a GPU",
+    "full": "the whole experiment, on CIFAR-10 with 200 epochs: for a GPU",
     "imagenet": "ImageNet, 150 epochs: for several GPUs",
 }
 
@@ -73,7 +73,7 @@ def base(arg: str = "", allowed: Iterable[str] = SCALES) -> Config:
 
 
 def quantized(arg: str = "") -> Config:
-    """`base` for runs that continue from a float network with rounding: short, at a tenth of its rate.
+    """`base` for runs that continue from a float network with rounding: short, a tenth of its rate.
 
     `pretrained` is runs/parent. The smoke form has no parent and starts from scratch.
     """

@@ -1,3 +1,3 @@
 """Research on small vision networks: MobileNetV2 in JAX and Flax, from config to result."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""From `config.model` and `config.quantize` to the network and its costs."""
+"""The network and its costs, from `config.model` and `config.quantize`."""
 
 import functools
 import re
@@ -26,12 +26,12 @@ def plan(model: Config) -> Plan:
     """MobileNetV2's channel counts, strides and shortcuts from `config.model`.
 
     Raises:
-      ConfigError: another network, whose blocks are described by a plan of another kind, or widths
-        that do not fit the blocks.
+      ConfigError: the network is another one, whose blocks have another kind of plan, or widths do
+        not fit the blocks.
     """
     if model.name != "mobilenet_v2":
         raise ConfigError(
-            f"model.name is {model.name!r}; this needs the block plan of mobilenet_v2."
+            f"model.name is {model.name!r}, but this needs the block plan of mobilenet_v2."
         )
     try:
         return plan_blocks(
@@ -58,7 +58,7 @@ def plan(model: Config) -> Plan:
 
 
 def _constructor(model: Config) -> Callable[..., Network]:
-    """The network's class with its plan, and what no other network has, bound."""
+    """The network's class, with its plan and the settings that only this network has."""
     if model.name == "mobilenet_v2":
         return functools.partial(
             MobileNetV2,
@@ -93,8 +93,8 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
     Args:
       config: complete configuration.
       num_classes: of the classifier; 0 for the feature extractor.
-      devices: over which BN statistics may be shared in training; None for use on one device, as in
-        a notebook, where no mapped axis exists.
+      devices: over which BN statistics may be shared in training; None for use on one device
+        without a mapped axis, as in a notebook.
     """
     network = build_float(config, num_classes, devices=devices)
     if is_quantized(config):
@@ -105,7 +105,7 @@ def build_model(config: Config, num_classes: int, *, devices: int | None = None)
 
 
 def build_float(config: Config, num_classes: int, *, devices: int | None = None) -> Network:
-    """`build_model` without quantisers, and with normalisation that adapts."""
+    """`build_model` without quantisers, and with normalisation that is not frozen."""
     model = config.model
     axis, groups = None, None
     if devices is not None:
@@ -127,7 +127,7 @@ def build_float(config: Config, num_classes: int, *, devices: int | None = None)
 
 
 def quantized(network: Network, config: Config, axis_name: str | None = None) -> Network:
-    """The network with quantisers where `config.quantize` has them.
+    """The network with the quantisers of `config.quantize`.
 
     Args:
       network: in float.
@@ -135,7 +135,7 @@ def quantized(network: Network, config: Config, axis_name: str | None = None) ->
       axis_name: mapped axis of the devices that train it together, over which ranges are observed.
     """
     statistics = "batch_then_running" if config.quantize.batch_norm_epochs else "batch"
-    if config.finetune.batch_norm == "frozen":  # ranges are observed all the same
+    if config.finetune.batch_norm == "frozen":  # ranges are observed nevertheless
         statistics = "running"
     computed = {key: computed_activation(config, key) for key in ACTIVATIONS}
     changed: dict[str, Any] = {k: v for k, v in computed.items() if v != config.model[k]}
@@ -148,7 +148,7 @@ def quantized(network: Network, config: Config, axis_name: str | None = None) ->
 
 
 def frozen_modules(model: Network, finetune: Config) -> tuple[str, ...]:
-    """Names of the modules whose parameters stay: all before `finetune.train_from`.
+    """Names of the modules whose parameters do not change: all before `finetune.train_from`.
 
     Raises:
       ConfigError: no module's name begins with it.
@@ -166,12 +166,12 @@ def frozen_modules(model: Network, finetune: Config) -> tuple[str, ...]:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """(H, W, C) that the network sees."""
+    """(H, W, C) of the network's input."""
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
 def layer_costs(config: Config, num_classes: int) -> list[cost.LayerCost]:
-    """Costs of every layer: of MobileNetV2 from the block table, of others from a trace."""
+    """Costs of every layer: from the block table for MobileNetV2, from a trace for others."""
     model = config.model
     if model.name != "mobilenet_v2":
         return tracing.layer_costs(build_model(config, num_classes), image_shape(config))
@@ -181,8 +181,8 @@ def layer_costs(config: Config, num_classes: int) -> list[cost.LayerCost]:
 def peaks(config: Config, num_classes: int) -> dict[str, cost.Peak]:
     """Peak activation memory of one image under each definition that covers the network.
 
-    Empty where there is none: they are defined for MobileNetV2's blocks alone, with shortcuts
-    between bottlenecks.
+    Empty if there is none: the definitions only cover MobileNetV2's blocks with shortcuts between
+    bottlenecks.
     """
     if config.model.name != "mobilenet_v2" or config.model.shortcut == "expansion":
         return {}

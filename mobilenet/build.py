@@ -1,8 +1,9 @@
-"""From a configuration to the parts of a run: the only module that knows every part."""
+"""Builds the parts of a run from a configuration; the only module that knows every part."""
 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import logging
 import math
 import unicodedata
@@ -30,17 +31,17 @@ from mobilenet.quantize import precision, ptq
 from mobilenet.quantize.calibration import CalibrationError
 from mobilenet.quantize.fold import is_folded
 from mobilenet.quantize.rules import RuleError
-from mobilenet.train import loop, optim, records, state, steps
+from mobilenet.train import loop, optim, records, state, steps, writers
 from mobilenet.train.checkpoints import Checkpoints
 from mobilenet.train.loop import Batches, Parts
 
 # Streams of the run's seed; `mobilenet.train.steps` has the others.
 INIT_STREAM, CALIBRATION_STREAM = 0, 3
-# Pictures of one turn of calibration, in pixels: 128 of 32 x 32, 2 of 224 x 224. All their
-# activations are kept: about 1 GB of a network that keeps the resolution in its first stages.
+# Images per chunk of calibration, in pixels: 128 of 32 x 32, 2 of 224 x 224. All their activations
+# are kept: about 1 GB for a network that keeps the resolution in its first stages.
 CALIBRATION_PIXELS = 2**17
 DATA_FILE = "data.json"
-QUANTIZATION_FILE = "quantization.json"  # what the preparation of a quantised run did, in numbers
+QUANTIZATION_FILE = "quantization.json"  # numbers from the preparation of a quantised run
 
 
 def resolve_classes(config: Config, available: int | None = None) -> int:
@@ -51,7 +52,7 @@ def resolve_classes(config: Config, available: int | None = None) -> int:
       available: classes of the opened data set; None opens it if it is needed.
 
     Raises:
-      ConfigError: a classifier narrower than the data set's classes.
+      ConfigError: the classifier is narrower than the number of the data set's classes.
     """
     chosen = config.model.num_classes
     if chosen is None:
@@ -65,7 +66,7 @@ def resolve_classes(config: Config, available: int | None = None) -> int:
 
 
 def open_dataset(config: Config) -> datasets.Dataset:
-    """The configured data set; nothing is decoded yet."""
+    """Opens the configured data set; no image is decoded yet."""
     data = config.data
     return datasets.open_dataset(
         data.name,
@@ -99,12 +100,12 @@ class Together:
 
 
 class Ahead:
-    """Batches prepared in a background thread, a few ahead of their use.
+    """Batches that a background thread prepares, a few ahead of their use.
 
     Args:
       batches: of the pipeline.
-      size: how many ahead.
-      classes: the classifier's output of each label; None: the label itself.
+      size: number of batches to prepare ahead.
+      classes: the classifier's output of each label; None means the label itself.
     """
 
     def __init__(self, batches: HostBatches, size: int, classes: np.ndarray | None = None) -> None:
@@ -128,15 +129,15 @@ class Ahead:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set made ready: decoded splits or streams, and how pictures are normalised.
+    """An opened data set, its decoded splits or streams, and the normalisation of its images.
 
     Attributes:
       config: complete configuration.
       dataset: the opened data set.
       mean, std: per channel, of values in [0, 1].
-      load: split -> arrays in memory, or the source when it is streamed.
-      class_names: of the classifier's outputs; the data set's, but for a run that is evaluated on
-        another data set.
+      load: split -> arrays in memory, or the source if it is streamed.
+      class_names: of the classifier's outputs; these are the data set's, unless a run is evaluated
+        on another data set.
       classes: the classifier's output of each of the data set's labels; None: the label itself.
     """
 
@@ -183,11 +184,11 @@ class Data:
         return Ahead(batches, self.config.data.prefetch_batches, self.classes)
 
     def evaluated(self, split: str, examples: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The first examples of a split in batches: uint8 pictures [b, S, S, C], labels [b].
+        """The first examples of a split in batches: uint8 images [b, S, S, C], labels [b].
 
         Args:
           split: of the data set.
-          examples: at most that many; 0 takes all.
+          examples: largest number of examples; 0 takes all.
 
         Raises:
           EmptySplitError: there are none.
@@ -203,12 +204,12 @@ class Data:
                     return
 
     def calibration_batches(self, examples: int) -> Iterator[np.ndarray]:
-        """Training pictures as evaluation sees them, uint8 [b, S, S, C], the same every time.
+        """Training images as in evaluation, uint8 [b, S, S, C], the same in every call.
 
-        They are of the data set's train part, or of all images below `quantize.calibration_dir`.
+        They are from the data set's train part, or all images below `quantize.calibration_dir`.
 
         Args:
-          examples: how many, drawn by the run's seed; all when there are fewer.
+          examples: number of images, drawn with the run's seed; all if there are fewer.
         """
         config, folder = self.config, self.config.quantize.calibration_dir
         if folder:
@@ -243,7 +244,7 @@ class Data:
         }
 
     def stored(self) -> dict[str, Any]:
-        """What `evaluate` and `predict` need to treat images as training did, and which they were.
+        """The values that `evaluate` and `predict` need to treat images as training did.
 
         `mean`, `std`, `class_names`, and `examples` of `datasets.Dataset`.
         """
@@ -258,12 +259,12 @@ class Data:
 def _reduced(
     config: Config, *, only: tuple[str, ...] = ("",), without: tuple[str, ...] = ()
 ) -> str:
-    """The configuration as JSON in which keys that do not count have their defaults.
+    """The configuration as JSON; keys that do not count have their defaults.
 
     Args:
       config: complete configuration.
-      only: beginnings of the keys that count.
-      without: beginnings of those among them that do not.
+      only: prefixes of the keys that count.
+      without: prefixes of keys among these that do not count.
     """
     base = config_lib.get_config()
     values = config_lib.flatten(config)
@@ -273,7 +274,7 @@ def _reduced(
 
 
 def _open(reduced: str) -> tuple[datasets.Dataset, Callable[[str], Any]]:
-    """The data set, and a function that decodes a split once, or hands its source through."""
+    """The data set, and a function that decodes a split once, or returns its source."""
     config = config_lib.from_json(reduced)
     dataset, data = open_dataset(config), config.data
     in_memory = data.in_memory == "always" or (
@@ -298,10 +299,10 @@ def _open(reduced: str) -> tuple[datasets.Dataset, Callable[[str], Any]]:
 
 
 class Shared:
-    """What runs of one process share: decoded data, and steps that are compiled once.
+    """State that runs of one process share: decoded data, and steps that are compiled once.
 
-    Runs whose configurations differ in numbers that are arguments of the step (ARGUMENTS) have the
-    same step. Of each kind the newest few are kept.
+    Runs that only differ in numbers that are arguments of the step (ARGUMENTS) share a step. For
+    each kind, the newest few are kept.
     """
 
     def __init__(self) -> None:
@@ -320,7 +321,7 @@ class Shared:
         if not directory:
             return None
         path = Path(directory)
-        known = identity.of_run(path)  # another network may lie there by now
+        known = identity.of_run(path)  # another network may be at this path by now
         key = (path, known, data.class_names, num_classes, *architecture.image_shape(config))
         if self._teacher is None or self._teacher[0] != key:
             names = data.class_names
@@ -330,7 +331,7 @@ class Shared:
         return self._teacher[1]
 
     def open(self, config: Config) -> tuple[datasets.Dataset, Callable[[str], Any]]:
-        """The configured data set, and what decodes a split of it when it is called."""
+        """The configured data set, and a function that decodes a split of it when called."""
         return self._open(_reduced(config, only=("data.",)))
 
 
@@ -342,18 +343,18 @@ def build_data(
     match_classes: bool = False,
     optional: bool = False,
 ) -> Data:
-    """Opens the data set and settles how pictures are normalised.
+    """Opens the data set and determines how images are normalised.
 
     Statistics of the data set are computed from its train part once and stored in the run directory
-    with the class names; later calls read them there.
+    with the class names; later calls read them from there.
 
     Args:
       config: complete configuration.
       workdir: the run directory; None stores nothing.
       shared: of the runs in this process; None shares nothing.
-      match_classes: the run is evaluated on a data set that may be another: its classes are found
-        by name among the run's (`transfer.match_classes`).
-      optional: a data set that cannot be opened is taken for an empty one of the run's classes.
+      match_classes: the run is evaluated on a data set that may be another one: its classes are
+        found by name among the run's (`transfer.match_classes`).
+      optional: a data set that cannot be opened is replaced by an empty one with the run's classes.
 
     Raises:
       DatasetError, ConfigError: the data set cannot be opened, or is not the one of the run.
@@ -372,7 +373,7 @@ def build_data(
         datasets.require_trainable(dataset, data.data_dir)
     class_names, classes = dataset.class_names, None
     if stored is not None:
-        # Of a run from before names had one Unicode form.
+        # Older runs may have names in several Unicode forms.
         class_names = tuple(unicodedata.normalize("NFC", name) for name in stored["class_names"])
         if not class_names:
             raise no_classifier(workdir)
@@ -393,7 +394,7 @@ def build_data(
             crop_fraction=data.crop_fraction,
             on_error=data.on_error,
         )
-        # A channel without variation has nothing to scale.
+        # A channel without variation is not scaled.
         mean = tuple(float(m) for m in means)
         std = tuple(float(s) if s > 0 else 1.0 for s in stds)
     elif data.normalization == "pretrained":
@@ -408,16 +409,16 @@ def build_data(
 
 
 def check_examples(config: Config, dataset: datasets.Dataset, workdir: Path) -> None:
-    """Refuses other examples than the run in a directory began with, if it trains on any.
+    """Refuses examples that differ from those of the run in a directory, unless nothing is trained.
 
     Raises:
-      ConfigError: says what changed.
+      ConfigError: the message says what changed.
     """
     if not config.train.num_epochs:
         return
     stored = read_stored(workdir) or {}
     began = stored.get("examples") or {
-        # Runs from before examples were known by their names say how many there were.
+        # Older runs did not store names of examples, only their number.
         name: {"count": count}
         for name, count in (records.read_summary(workdir).get("examples") or {}).items()
     }
@@ -425,19 +426,19 @@ def check_examples(config: Config, dataset: datasets.Dataset, workdir: Path) -> 
     for name, now in dataset.examples.items() if began else ():
         was = began.get(name, {"count": 0})
         if was["count"] != now["count"]:
-            changed.append(f"{was['count']} examples of {name} then, {now['count']} now")
+            changed.append(f"{was['count']} examples of {name} before, {now['count']} now")
         elif was.get("digest", now["digest"]) != now["digest"]:
             changed.append(f"{now['count']} examples of {name} under other names")
     if changed:
         where = config.data.data_dir or "The data set"
         raise ConfigError(
-            f"{where} is not what the run in {workdir} began with: {', '.join(changed)}. Put the "
-            "data back as it was, or give another --workdir."
+            f"{where} differs from the data with which the run in {workdir} began: "
+            f"{', '.join(changed)}. Restore the data, or give another --workdir."
         )
 
 
 def no_classifier(workdir: Path | None) -> ConfigError:
-    """The error of a run that only extracts features, such as a converted backbone."""
+    """The error for a run that only extracts features, such as a converted backbone."""
     return ConfigError(
         f"{workdir} has no classifier, only features; train one on a data set with "
         f"--config.pretrained={workdir}."
@@ -450,9 +451,9 @@ def _match(
     classes = transfer.match_classes(wanted, known)
     if isinstance(classes, str):
         raise ConfigError(
-            f"data.name is {config.data.name!r} with the class {classes!r}, which is none of the "
-            f"classes of the run in {workdir}, {_few(known)}, or the same as another; name the "
-            "classes alike."
+            f"data.name is {config.data.name!r} with the class {classes!r}, which is not one of "
+            f"the classes of the run in {workdir}, {_few(known)}, or equals another one; use the "
+            "same names of classes."
         )
     return np.asarray(classes, np.int32)
 
@@ -476,17 +477,17 @@ def read_stored(workdir: Path) -> dict[str, Any] | None:
         value = stored[key]
         if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
             what = "names" if kind is str else "numbers"
-            raise rundir.FileError(path, f"is damaged: its {key} is no list of {what}")
+            raise rundir.FileError(path, f"is damaged: its {key} is not a list of {what}")
     if not 0 < len(stored["mean"]) == len(stored["std"]):
-        raise rundir.FileError(path, "is damaged: its mean and std do not have one length")
+        raise rundir.FileError(path, "is damaged: its mean and std differ in length")
     return stored
 
 
 def require_stored(workdir: Path) -> dict[str, Any]:
-    """What `read_stored` finds in a run that is to be used.
+    """The result of `read_stored`, which must exist.
 
     Raises:
-      RunDirectoryError: nothing.
+      RunDirectoryError: it does not exist.
     """
     stored = read_stored(workdir)
     if stored is None:
@@ -495,7 +496,7 @@ def require_stored(workdir: Path) -> dict[str, Any]:
 
 
 def _read_pretrained(config: Config) -> dict[str, Any]:
-    """What `read_stored` finds beside the weights that the run starts from."""
+    """The result of `read_stored` for the weights that the run starts from."""
     stored = read_stored(Path(config.pretrained))
     if stored is None:
         raise ConfigError(
@@ -506,7 +507,7 @@ def _read_pretrained(config: Config) -> dict[str, Any]:
 
 
 def preprocess(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any], jax.Array]:
-    """uint8 pictures [B, H, W, C] -> normalised float32, as evaluation sees them."""
+    """uint8 images [B, H, W, C] -> normalised float32, as in evaluation."""
     return transforms.make_preprocess(mean, std)
 
 
@@ -518,7 +519,7 @@ def build_augment(
     Args:
       config: complete configuration.
       mean, std: of the normalisation that follows it.
-      streamed: pictures arrive cropped at full resolution by the workers, which decode them.
+      streamed: workers decode the images and crop them at full resolution.
     """
     settings = config.augment.to_dict()
     if streamed:
@@ -540,15 +541,15 @@ def build_train_step(
       config: complete configuration.
       model: from `build_model`, for all devices.
       augment: from `build_augment`.
-      lanes: of several runs at once (`steps.map_train_step`).
-      guide: from `teacher.make_guide`; the step then takes the teacher's variables besides.
+      lanes: for several runs at once (`steps.map_train_step`).
+      guide: from `teacher.make_guide`; the step then also takes the teacher's variables.
     """
     frozen = architecture.frozen_modules(model, config.finetune)
-    if frozen:  # nor does the quantiser of the pictures learn, which lies before all
+    if frozen:  # the quantiser of the images comes before all modules, so it is frozen too
         frozen = ("input", *frozen)
 
     def apply(variables: Any, *args: Any, **options: Any) -> Any:
-        params = {  # what is frozen has no gradient to compute, nor what lies before it
+        params = {  # frozen modules need no gradient, nor do modules before them
             name: jax.lax.stop_gradient(leaves) if name in frozen else leaves
             for name, leaves in variables["params"].items()
         }
@@ -578,7 +579,7 @@ def build_train_step(
 def hyperparameters(config: Config, learning_rate: float) -> dict[str, Any]:
     """The numbers that are arguments of a training step: changing them compiles nothing.
 
-    Those of pruning, which change from step to step, come from `build_pruning`.
+    The numbers of pruning, which change from step to step, come from `build_pruning`.
     """
     distillation = config.compress.distillation
     return {
@@ -601,12 +602,12 @@ def hyperparameters(config: Config, learning_rate: float) -> dict[str, Any]:
     }
 
 
-# Pictures of one turn of evaluation on CPU, in pixels of their tensors at that stage. The widest
-# tensors of so few stay in the caches, of a whole batch they go through memory once a layer; while
-# products with the small images of the last stages are slow for few pictures.
-TURN_PIXELS = 6400
-# Up to so many pictures a turn, it takes as many again beside them: XLA:CPU runs independent
-# operations together, which fills the waits between small ones.
+# Images per chunk of evaluation on CPU, in pixels of their tensors at that stage. The widest
+# tensors of so few images stay in the caches; those of a whole batch go through memory once per
+# layer. However, products with the small maps of the last stages are slow for few images.
+CHUNK_PIXELS = 6400
+# A chunk of at most this many images is computed together with a second one: XLA:CPU runs
+# independent operations in parallel, which uses the waiting times between small operations.
 PAIRED = 8
 
 
@@ -615,8 +616,8 @@ def build_forward(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Evaluation: (variables, uint8 images [B, H, W, C]) -> logits float32 [B, K].
 
-    Where convolutions are computed for a CPU, a batch goes through each part of the network a few
-    pictures at a time.
+    If convolutions are computed for a CPU, a batch goes through each part of the network in chunks
+    of a few images.
     """
     prepare = preprocess(mean, std)
 
@@ -625,30 +626,30 @@ def build_forward(
             x = prepare(x)
         return model.apply(variables, x, False, part=part)
 
-    def in_turns(variables: Any, images: jax.Array) -> jax.Array:
+    def in_chunks(variables: Any, images: jax.Array) -> jax.Array:
         x = images
         for part in model.parts:
-            # The pictures themselves are small: the first part's wide tensors are behind the stem.
+            # The images themselves are small: the first part's wide tensors are after the stem.
             strides = model.plan.stem_strides if part[0] == "stem" else 1
-            most = TURN_PIXELS * strides**2 // (x.shape[1] * x.shape[2])
-            x = _map_turns(functools.partial(forward, variables, part=part), x, most)
+            most = CHUNK_PIXELS * strides**2 // (x.shape[1] * x.shape[2])
+            x = _map_chunks(functools.partial(forward, variables, part=part), x, most)
         return x
 
-    return in_turns if resolve_form(model.conv_form) == "shifted" else forward
+    return in_chunks if resolve_form(model.conv_form) == "shifted" else forward
 
 
-def _map_turns(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
-    """`run(x)`, at most `most` of the batch at a time if that divides it well."""
+def _map_chunks(run: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
+    """`run(x)`, on at most `most` elements of the batch at a time if that divides it well."""
     size = largest_divisor(len(x), most)
-    if size == len(x) or 2 * size < most:  # an odd batch has no good parts
+    if size == len(x) or 2 * size < most:  # an odd batch cannot be divided well
         return run(x)
 
     def run_pair(x: jax.Array) -> jax.Array:
         return jnp.concatenate([run(half) for half in jnp.split(x, 2)])
 
     paired = size <= PAIRED and len(x) % (2 * size) == 0
-    turns = x.reshape(-1, 2 * size if paired else size, *x.shape[1:])
-    y = jax.lax.map(run_pair if paired else run, turns)
+    chunks = x.reshape(-1, 2 * size if paired else size, *x.shape[1:])
+    y = jax.lax.map(run_pair if paired else run, chunks)
     return y.reshape(len(x), *y.shape[2:])
 
 
@@ -659,7 +660,7 @@ def build_eval_step(
     *,
     lanes: bool = False,
 ) -> Callable[..., Any]:
-    """The evaluation step, mapped over all devices; with lanes, of several runs at once."""
+    """The evaluation step, mapped over all devices; with lanes, for several runs at once."""
     step = steps.make_eval_step(build_forward(model, mean, std), num_classes=model.num_classes)
     return steps.map_eval_step(step, lanes=lanes)
 
@@ -700,11 +701,11 @@ def build_pruning(
       steps_per_epoch, total_steps: of the run.
 
     Raises:
-      ConfigError: rules that do not fit the network.
+      ConfigError: the rules do not fit the network.
     """
     settings = config.compress.pruning
     rules, pattern = config_lib.pruning_selection(config)
-    last = total_steps - 1  # the latest update; an end of pruning at the end of training is here
+    last = total_steps - 1  # the last update; if pruning ends with training, it ends here
 
     def at(epoch: float) -> int:
         return min(round(epoch * steps_per_epoch), last)
@@ -722,8 +723,8 @@ def build_pruning(
     )
     if schedule.rewind is not None and schedule.rewind >= schedule.start:
         raise ConfigError(
-            f"compress.pruning.rewind_epoch is {settings.rewind_epoch}, the step of start_epoch "
-            f"({settings.start_epoch}) or a later one; it must be a step before."
+            f"compress.pruning.rewind_epoch is {settings.rewind_epoch}, which is not before the "
+            f"step of start_epoch ({settings.start_epoch}); it must be an earlier step."
         )
     try:
         tensors = pruning.Selection(rules, pattern)(params)
@@ -735,7 +736,7 @@ def build_pruning(
 
 
 def build_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> optim.Schedule:
-    """The learning rate of each step; epochs become steps and the rate is scaled by the batch."""
+    """The learning rate of each step; epochs become steps, and the batch size scales the rate."""
     schedule = config.schedule
     return optim.make_schedule(
         schedule.name,
@@ -753,7 +754,7 @@ def build_schedule(config: Config, steps_per_epoch: float, total_steps: int) -> 
 def build_learning_rate(
     config: Config, steps_per_epoch: float, total_steps: int, prune: pruning.Numbers | None
 ) -> optim.Schedule:
-    """The learning rate of each step; where pruning rewinds, it goes back with the weights."""
+    """The learning rate of each step; if pruning rewinds, it goes back with the weights."""
     if prune is None or prune.schedule.rewind is None:
         return build_schedule(config, steps_per_epoch, total_steps)
     effective = prune.schedule.effective
@@ -762,13 +763,13 @@ def build_learning_rate(
 
 
 def pruning_findings(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What the summary of a pruned run says of its evaluated variables."""
+    """Entries of a pruned run's summary about its evaluated variables."""
     selection = pruning.Selection(*config_lib.pruning_selection(config))
     return {"sparsity": pruning.report(variables["params"], selection)}
 
 
-# Numbers that are arguments of the compiled step, or of the host alone: runs that differ in them
-# share their step, and can be lanes of one program.
+# Numbers that are arguments of the compiled step, or that only the host reads. Runs that only
+# differ in these share their step, and can be lanes of one program.
 ARGUMENTS = (
     "seed",
     "optimizer.learning_rate",
@@ -783,12 +784,12 @@ ARGUMENTS = (
     *(f"compress.distillation.{key}" for key in config_lib.DISTILLATION_NUMBERS),
     "schedule.",
 )
-# Those of them of which something is the program's all the same: whether there is an average,
-# whether anything is rounded, where, and by what kind of range (`_normalized`).
+# Numbers of ARGUMENTS that still affect the program in part: whether there is an average, whether
+# and where anything is rounded, and the kind of its range (`_normalized`).
 _PARTLY = ("train.ema_decay", "quantize.")
-# Keys that the host alone reads: programs do not depend on them, but for the data's statistics and
-# classes, which they are told. A key that is not here belongs to the program, so that a new one
-# is never ignored by a step that was compiled without it.
+# Keys that only the host reads. Programs do not depend on them, except through the statistics and
+# classes of the data, which they get as arguments. All other keys belong to the program, so that a
+# new key is never ignored by a step that was compiled without it.
 HOST_KEYS = (
     "pretrained",
     *("data.name", "data.data_dir", "data.train_split", "data.test_split"),
@@ -796,10 +797,10 @@ HOST_KEYS = (
     *("data.train_examples", "data.crop_fraction", "data.normalization", "data.in_memory"),
     *("data.num_workers", "data.prefetch_batches", "data.on_error"),
     *("train.global_batch_size", "train.num_epochs", "train.best_by", "train.patience"),
-    "compress.distillation.teacher",  # its weights are an argument, its network is told
+    "compress.distillation.teacher",  # its weights are an argument, its network another key
     *("eval.", "checkpoint.", "log."),
 )
-# Sections and keys that initial variables do not depend on besides: they are of the float network.
+# Further sections and keys that do not affect initial variables, which are of the float network.
 _TRAINING_KEYS = (
     *("seed", "finetune.", "quantize.", "compress.", "augment.", "train.", "optimizer."),
     "schedule.",
@@ -807,7 +808,7 @@ _TRAINING_KEYS = (
 
 
 def _normalized(config: Config) -> Config:
-    """A copy in which ARGUMENTS have values that stand for all that share a program."""
+    """A copy in which ARGUMENTS have fixed values, equal for all runs that share a program."""
     config = config.copy_and_resolve_references()
     default = dict(config_lib.flatten(config_lib.get_config()))
     config_lib.normalize_quantization(config)
@@ -825,8 +826,17 @@ def lane_key(config: Config) -> str:
 
 
 def _step_config(config: Config) -> str:
-    """What of a configuration the compiled steps depend on, as JSON."""
+    """The keys of a configuration on which the compiled steps depend, as JSON."""
     return _reduced(_normalized(config), without=HOST_KEYS)
+
+
+def program_key(
+    config: Config, data: Data, num_classes: int, taught: teacher.Teacher | None
+) -> str:
+    """A hash that is equal for runs whose train step is one program, on one kind of device."""
+    parts = (_step_config(config), config.train.global_batch_size, num_classes)
+    told = (data.mean, data.std, taught.description if taught else None)
+    return hashlib.sha256(repr((*parts, *told)).encode()).hexdigest()[:16]
 
 
 def _make_steps(
@@ -857,10 +867,10 @@ def build_steps(
     *,
     lanes: bool = False,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The training and the evaluation step of a run, as `Parts` has them; compiled ones are shared.
+    """The training and the evaluation step of a run, for `Parts`; compiled ones are shared.
 
-    A teacher's variables are an argument of the compiled step, bound here: they are neither
-    constants of its program nor a part of the state.
+    A teacher's variables are an argument of the compiled step, which is bound here. They are not
+    constants of its program and not a part of the state.
     """
     # Without training nothing is augmented, and the train part need not be decoded.
     streamed = config.train.num_epochs > 0 and not isinstance(data.load("train"), memory.Arrays)
@@ -897,10 +907,10 @@ def init_variables(
 def load_pretrained(
     config: Config, data: Data, num_classes: int, shared: Shared | None = None
 ) -> transfer.Pretrained:
-    """The float variables that a run starts from, of the weights that `config.pretrained` names.
+    """The float variables that a run starts from, from the weights that `config.pretrained` names.
 
     Raises:
-      ConfigError, CheckpointError: weights that do not fit, or cannot be trained as configured.
+      ConfigError, CheckpointError: the weights do not fit, or cannot be trained as configured.
     """
     names = data.class_names
     found = transfer.start_from(
@@ -913,8 +923,8 @@ def load_pretrained(
     if normalises and is_folded(found.variables, config.model.bn_epsilon):
         raise ConfigError(
             f"The weights in pretrained={config.pretrained!r} have their batch normalisation "
-            "folded in, which training with a batch's statistics would lose; start from the "
-            "weights that they were made of, or set finetune.batch_norm='frozen'."
+            "folded in, and training with a batch's statistics would lose it; start from the "
+            "weights that they were made from, or set finetune.batch_norm='frozen'."
         )
     return found
 
@@ -925,7 +935,7 @@ def init_state(
     shared: Shared | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> state.TrainState:
-    """The training state at step 0: of initial variables, or of those given."""
+    """The training state at step 0, from `variables` or from initial ones."""
     if variables is None:
         variables = init_variables(config, num_classes, shared)
     variables = jax.tree.map(jnp.asarray, variables)
@@ -933,7 +943,7 @@ def init_state(
 
 
 def state_structure(config: Config, num_classes: int) -> state.TrainState:
-    """Shapes and dtypes of a run's state: what its checkpoints hold."""
+    """Shapes and dtypes of a run's state, which its checkpoints hold."""
     model = architecture.build_model(config, num_classes)
     image = jax.ShapeDtypeStruct((1, *architecture.image_shape(config)), jnp.float32)
 
@@ -955,7 +965,8 @@ def check_rules(config: Config, num_classes: int) -> None:
     """Refuses quantisation that does not fit the network, before anything is compiled.
 
     Raises:
-      ConfigError: a rule that no site follows, or that a site does not allow, and other settings.
+      ConfigError: a rule applies to no site, or is not allowed at a site, or other settings are
+        not possible.
     """
     network: Any = architecture.build_model(config, num_classes)
     quant = state_structure(config, num_classes).quant
@@ -969,7 +980,7 @@ def _settings(config: Config, steps_per_epoch: float) -> ptq.Settings:
     quantize = config.quantize
 
     def passes(epochs: float) -> float:
-        # Parts of a batch are passes of their own.
+        # Each part of a batch is a pass.
         steps = epochs * steps_per_epoch
         return round(steps * config.train.accumulation_steps) if epochs else math.inf
 
@@ -989,10 +1000,10 @@ def _settings(config: Config, steps_per_epoch: float) -> ptq.Settings:
 def quantize_variables(
     config: Config, data: Data, num_classes: int, variables: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Quantises float variables as `config.quantize` says (`mobilenet.quantize.ptq.prepare`).
+    """Quantises float variables according to `config.quantize` (`mobilenet.quantize.ptq.prepare`).
 
     Raises:
-      ConfigError: rules or pictures that do not fit.
+      ConfigError: rules or images do not fit.
     """
     steps_per_epoch, _ = count_steps(config, len(data.dataset.splits["train"]))
     prepare = jax.jit(preprocess(data.mean, data.std))
@@ -1011,7 +1022,7 @@ def quantize_by_pictures(
     batches: Callable[[], Iterable[np.ndarray]],
     steps_per_epoch: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`quantize_variables`, of normalised pictures [B, H, W, C] that `batches` yields each time."""
+    """`quantize_variables` with normalised images [B, H, W, C], which each `batches()` yields."""
     network = architecture.build_model(config, num_classes)
     if not config.pretrained:
         variables = _settle(config, num_classes, variables, batches)
@@ -1033,11 +1044,11 @@ def quantize_by_pictures(
 def _settle(
     config: Config, num_classes: int, variables: Any, batches: Callable[[], Iterable[np.ndarray]]
 ) -> dict[str, Any]:
-    """Initial variables with the statistics of pictures in normalisation.
+    """Initial variables whose normalisation has the statistics of images.
 
-    Ranges are taken with running statistics. Those of a network that was never trained are 0 and 1,
-    with which its activations fade from layer to layer; training normalises by its batches, and
-    would be clipped to next to nothing.
+    Ranges are determined with running statistics. In a network that was never trained these are 0
+    and 1, with which activations shrink from layer to layer. Training normalises by its batches, so
+    such ranges would clip almost everything.
     """
     learner = architecture.build_float(config, num_classes)
     learner = learner.clone(bn_momentum=0.0, dropout_rate=0.0)
@@ -1047,31 +1058,31 @@ def _settle(
         return learner.apply(variables, images, True, mutable=["batch_stats"])[1]["batch_stats"]
 
     side = -(-config.data.image_size // config_lib.total_stride(config.model))
-    # One value per channel has no variance: the last batch may be a single image.
+    # One value per channel has no variance, and the last batch may be a single image.
     enough = (images for images in batches() if len(images) * side**2 > 1)
     found = [jax.device_get(run(variables, images)) for images in enough]
     if not found:
-        return variables  # calibration says what is missing
+        return variables  # calibration reports what is missing
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
     return {**variables, "batch_stats": mean}
 
 
 def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Parts:
-    """Begins a run, or continues the one in a directory: its files and its parts.
+    """Starts a run, or continues the one in a directory: its files and its parts.
 
-    Every run starts here, whoever starts it. What comes with the weights in `pretrained` is taken
-    over into `config`; config.json and identity.json are written, or compared with those of the run
-    that is there. A run with a checkpoint needs neither those weights nor, where nothing is left to
-    train, its teacher.
+    Every run starts here, whatever starts it. Settings that belong to the weights in `pretrained`
+    are copied into `config`. config.json and identity.json are written, or compared with those of
+    the existing run. A run with a checkpoint does not need these weights, and if it has no steps
+    left to train, it does not need its teacher.
 
     Args:
       config: complete configuration; completed in place.
-      workdir: the run directory, made if absent; its lock is the caller's.
+      workdir: the run directory, created if absent; the caller holds its lock.
       shared: of the runs in this process; None shares nothing.
 
     Raises:
-      ConfigError, DatasetError: what cannot run, before anything is compiled. A run that cannot
-        begin leaves none of its files behind.
+      ConfigError, DatasetError: the run is not possible; raised before anything is compiled. A run
+        that cannot start leaves no files.
     """
     shared = shared or Shared()
     is_main = jax.process_index() == 0
@@ -1080,25 +1091,37 @@ def build(config: Config, workdir: Path, *, shared: Shared | None = None) -> Par
     try:
         rundir.inherit(config, workdir)
         config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+        check_writers(config)
         if is_main:
             workdir.mkdir(parents=True, exist_ok=True)
         identity.begin(workdir, config, write=is_main)
         return _build(config, workdir, shared)
     except Exception:
-        # The corrected command must not meet them.
+        # The corrected command must not find these files.
         for path in made:
             path.unlink(missing_ok=True)
         raise
 
 
+def check_writers(config: Config) -> None:
+    """ConfigError if the package of one of `log.writers` is not installed."""
+    missing = writers.missing_package(config.log.writers)
+    if missing:
+        raise ConfigError(
+            f"log.writers is {config.log.writers!r}, but {missing} is not installed; "
+            f"`pip install -e '.[{missing}]'` in the checkout brings it, or leave it out of "
+            "--config.log.writers."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Past:
-    """What the run in a directory has come to.
+    """The state of the run in a directory.
 
     Attributes:
-      step: of its newest checkpoint; None before it has one.
-      done: it has ended, by its last step or by patience.
-      facts: of its summary, about the runs that it started from.
+      step: of its newest checkpoint; None if it has none.
+      done: whether it has ended, by its last step or by patience.
+      facts: entries of its summary about the runs that it started from.
     """
 
     step: int | None
@@ -1106,7 +1129,7 @@ class _Past:
     facts: Mapping[str, Any]
 
     def trains(self, total_steps: int) -> bool:
-        """Whether a step is left to train."""
+        """Whether there are steps left to train."""
         return self.step is None or (self.step < total_steps and not self.done)
 
 
@@ -1183,12 +1206,14 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
         best_by=config.train.best_by,
         patience=config.train.patience,
         log_every_steps=config.log.every_steps,
-        tensorboard=config.log.tensorboard,
+        writers=config_lib.log_writers(config),
         num_classes=num_classes,
         splits=data.splits,
+        program=program_key(config, data, num_classes, taught),
         findings=functools.partial(pruning_findings, config) if prune else None,
         facts=(
             {
+                "num_classes": num_classes,
                 "params": costs.params,
                 "macs": costs.macs,
                 "examples": {name: len(source) for name, source in data.dataset.splits.items()},
@@ -1203,11 +1228,11 @@ def _build(config: Config, workdir: Path, shared: Shared) -> Parts:
 
 
 def check_data(config: Config, dataset: datasets.Dataset) -> None:
-    """Refuses a configuration that cannot train on its opened data set with a ConfigError."""
+    """Raises ConfigError if the configuration cannot train on its opened data set."""
     if config.model.num_classes == 0:
         raise ConfigError(
-            "model.num_classes is 0, the feature extractor, which has no loss to train; leave it "
-            "out (None) for the data set's classes."
+            "model.num_classes is 0 (feature extractor), which has no loss to train; leave it out "
+            "(None) to use the data set's classes."
         )
     if config.train.num_epochs:
         resolve_classes(config, dataset.num_classes)
@@ -1219,13 +1244,13 @@ def check_data(config: Config, dataset: datasets.Dataset) -> None:
         )
     if config.train.patience and not len(dataset.splits["validation"]):
         raise ConfigError(
-            f"train.patience is {config.train.patience}, but there is no validation split to judge "
-            "by; set data.validation_fraction or data.validation_split."
+            f"train.patience is {config.train.patience}, but there is no validation split to "
+            "measure; set data.validation_fraction or data.validation_split."
         )
 
 
 def check_teacher(config: Config, dataset: datasets.Dataset) -> None:
-    """Refuses with a ConfigError a teacher that is no run, or not one for the student's data."""
+    """Raises ConfigError if the teacher is not a run, or does not fit the student's data."""
     directory = config.compress.distillation.teacher
     if directory:
         num_classes = resolve_classes(config, dataset.num_classes)
@@ -1234,24 +1259,24 @@ def check_teacher(config: Config, dataset: datasets.Dataset) -> None:
 
 
 def require_no_patience(config: Config) -> None:
-    """Refuses with a ConfigError what cannot be a lane: a run that ends at a step of its own."""
+    """Raises ConfigError if a run ends at its own step, because such a run cannot be a lane."""
     if config.train.patience:
         raise ConfigError(
-            "train.patience ends each run at a step of its own, which lanes cannot; train with one "
-            "lane, or without it."
+            "train.patience ends each run at its own step, which is not possible for lanes; train "
+            "with one lane, or without patience."
         )
 
 
 def _keep_classes(workdir: Path, pretrained: Path) -> None:
-    """Without training a classifier keeps its classes, whatever pictures it is measured on."""
+    """Stores the classes of `pretrained`: without training, a classifier keeps its classes."""
     stored = read_stored(pretrained)
     if stored is not None and read_stored(workdir) is None:
-        stored.pop("examples", None)  # of the images that the weights have learnt from
+        stored.pop("examples", None)  # those are the images that trained the weights
         rundir.write_json(workdir / DATA_FILE, stored)
 
 
 def count_steps(config: Config, examples: int) -> tuple[float, int]:
-    """(steps an epoch, steps of the run) with `examples` in the train part."""
+    """(steps per epoch, steps of the run) with `examples` in the train part."""
     steps_per_epoch = max(1, examples) / config.train.global_batch_size
     total = config.train.num_epochs * steps_per_epoch
     return steps_per_epoch, max(1, round(total)) if total else 0
@@ -1260,15 +1285,15 @@ def count_steps(config: Config, examples: int) -> tuple[float, int]:
 def build_lanes(
     configs: Sequence[Config], workdirs: Sequence[Path], *, shared: Shared | None = None
 ) -> Parts:
-    """The parts of several runs of one shape that one program trains together.
+    """The parts of several runs of the same shape that one program trains together.
 
     Args:
-      configs: complete configurations that differ in ARGUMENTS alone, such as seeds.
+      configs: complete configurations that only differ in ARGUMENTS, such as seeds.
       workdirs: their run directories.
       shared: of the runs in this process; None shares nothing.
 
     Raises:
-      ConfigError: as `build`, or configurations of different shapes.
+      ConfigError: as `build`, or the configurations have different shapes.
     """
     shared = shared or Shared()
     differing = {
@@ -1278,9 +1303,9 @@ def build_lanes(
     }
     if differing:
         raise ConfigError(
-            f"Lanes differ in {', '.join(sorted(differing))}; runs of one program may differ in "
-            f"{', '.join(ARGUMENTS)} alone (train.ema_decay and quantisation not between on and "
-            "off, quantize.rules in bits and estimators)."
+            f"Lanes differ in {', '.join(sorted(differing))}; runs of one program may only differ "
+            f"in {', '.join(ARGUMENTS)} (train.ema_decay and quantisation must be on in all or in "
+            "none, and quantize.rules may differ in bits and estimators)."
         )
     for config in configs:
         require_no_patience(config)
@@ -1314,12 +1339,12 @@ def count_classes(config: Config) -> int:
     """The classifier's width for a cost table.
 
     Raises:
-      ConfigError: it follows the data set, and that is not at hand.
+      ConfigError: it depends on the data set, which cannot be opened.
     """
     try:
         return resolve_classes(config)
     except datasets.DatasetError as error:
         raise ConfigError(
-            f"model.num_classes follows the data set, which cannot be opened: {error} For costs "
-            "alone, give --config.model.num_classes=1000."
+            f"model.num_classes follows the data set, which cannot be opened: {error} If you only "
+            "need costs, give --config.model.num_classes=1000."
         ) from error

@@ -1,8 +1,8 @@
-"""Runs made smaller, and what is left of them: `shrink_run` cuts channels, `describe_run` counts.
+"""Smaller networks from runs: `shrink_run` cuts channels, `describe_run` counts what remains.
 
-A shrunk run is a run directory like any other, with a configuration of its own: it is trained on
-(`pretrained`), evaluated, quantised and exported without knowing that it was cut. Cutting and
-training in turns, to the budgets of `rounds_to`, is iterative pruning.
+A shrunk run is an ordinary run directory with its own configuration. It can be trained further
+(`pretrained`), evaluated, quantised and exported, and no other module needs to know that it was
+cut. Iterative pruning cuts and trains alternately, to the budgets of `rounds_to`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ BUDGETS = {"macs": "MACs", "params": "parameters"}
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk:
-    """What `shrink_run` did: costs before and after, and the width of every block that was cut."""
+    """The result of `shrink_run`: costs before and after, (old, new) width of each cut block."""
 
     before: cost.Totals
     after: cost.Totals
@@ -55,15 +55,15 @@ def shrink_run(
       target: a new directory.
       budget: "macs" or "params".
       amount: of the budget: a fraction of the run's, in (0, 1), or a number above 1.
-      score: of `shrink.SCORES`.
+      score: one of `shrink.SCORES`.
       divisor: widths that are cut are multiples of it.
-      examples: training pictures for "taylor".
-      which: checkpoint, as `inference.read_checkpoint` has it.
-      config: of the run, with other config.RUNTIME_KEYS; None is as it is stored.
+      examples: number of training images for "taylor".
+      which: checkpoint, as in `inference.read_checkpoint`.
+      config: of the run, with other config.RUNTIME_KEYS; None uses the stored one.
 
     Raises:
-      ConfigError: a network, score or budget that cannot be; says what can.
-      CheckpointError, RunDirectoryError: something cannot be read or written.
+      ConfigError: a network, score or budget is not possible; the message says what is.
+      CheckpointError, RunDirectoryError: a file cannot be read or written.
     """
     if score not in shrink.SCORES:
         raise ConfigError(f"The score is {score!r}; allowed are {', '.join(shrink.SCORES)}.")
@@ -99,7 +99,7 @@ def shrink_run(
         source=f"{weights.source}, shrunk by {score} to {left['macs']} of its MACs and "
         f"{left['params']} of its parameters",
     )
-    # The data's place too: the new run is evaluated on it, on this machine.
+    # The location of the data too: the new run is evaluated on it, on this machine.
     places = {k: v for k, v in config_lib.flatten(config) if k.startswith("data.")}
     places["data.normalization"] = _normalization(config)
     try:
@@ -112,18 +112,18 @@ def shrink_run(
 def rounds_to(
     workdir: Path, *, budget: str, amount: float, rounds: int, divisor: int = 8
 ) -> list[int]:
-    """Budgets of iterative pruning: every round leaves the same fraction of the one before it.
+    """Budgets of iterative pruning: every round keeps the same fraction of the previous network.
 
     Args:
       workdir: of the run that the first round cuts.
-      budget, amount, divisor: as `shrink_run`, after the last round.
-      rounds: how many, 1 or more.
+      budget, amount, divisor: as in `shrink_run`, after the last round.
+      rounds: number of rounds, at least 1.
 
     Returns:
-      MACs or parameters, one a round.
+      MACs or parameters, one value per round.
 
     Raises:
-      ConfigError: a budget that cannot be reached; says what can.
+      ConfigError: the budget cannot be reached; the message says what can.
     """
     config, totals = _costs(workdir)
     limits, plan = _limits(config, totals, budget, amount, divisor), architecture.plan(config.model)
@@ -132,7 +132,7 @@ def rounds_to(
 
 
 def _costs(workdir: Path, config: Config = None) -> tuple[Config, Callable[[Plan], cost.Totals]]:
-    """Configuration of a run, and what a network of its pictures and classes costs."""
+    """Configuration of a run, and a function: plan -> costs for the run's images and classes."""
     config = rundir.read_config(workdir) if config is None else config
     if config_lib.is_quantized(config):
         raise ConfigError(f"{workdir} is quantised; shrink the float run and quantise the result.")
@@ -152,7 +152,7 @@ def _limits(
     amount: float,
     divisor: int,
 ) -> dict[str, Any]:
-    """Arguments of `shrink.cut` that keep a budget; ConfigError if it is none or cannot be kept."""
+    """Arguments of `shrink.cut` for a budget; ConfigError if it is invalid or cannot be met."""
     if budget not in BUDGETS:
         raise ConfigError(f"The budget is {budget!r}; allowed are {', '.join(BUDGETS)}.")
     if not amount > 0:
@@ -175,11 +175,11 @@ def _limits(
 
 
 def _normalization(config: Config) -> str:
-    """What the statistics in a run's data.json once came from, behind runs it started from."""
+    """The origin of the statistics in a run's data.json, through the runs it started from."""
     while config.data.normalization == "pretrained":
         source = Path(config.pretrained)
         if not (source / "config.json").is_file():
-            return "dataset"  # a name alone: the numbers are in data.json
+            return "dataset"  # only a name: the numbers are in data.json
         config = rundir.read_config(source)
     return config.data.normalization
 
@@ -192,7 +192,7 @@ def _taylor(
     classes: int,
     examples: int,
 ) -> dict[str, np.ndarray]:
-    """The mean over batches of `shrink.score_taylor`, on training pictures without augmentation."""
+    """The mean over batches of `shrink.score_taylor`, on training images without augmentation."""
     if examples < 1:
         raise ConfigError(f"--examples is {examples}; it must be 1 or more.")
     data = build.build_data(config, workdir)
@@ -225,16 +225,16 @@ def _taylor(
 
 
 def describe_run(workdir: Path, which: str = "result") -> dict[str, Any]:
-    """What is left of a run's network: zeros, parameters, MACs, bytes.
+    """Counts the zeros, parameters, MACs and bytes of a run's network.
 
     Args:
       workdir: the run directory.
-      which: checkpoint, as `inference.read_checkpoint` has it.
+      which: checkpoint, as in `inference.read_checkpoint`.
 
     Returns:
-      `step`; `sparsity` of the kernels that pruning rules of the run select (the default ones if it
-      was not pruned): `tensors`, `prunable`, `model`; `params` and `macs` of the dense network, and
-      `nonzero_params`, `nonzero_macs`: those whose weight is not 0, which no dense kernel skips;
+      `step`; `sparsity` of the kernels that the run's pruning rules select (the default rules if it
+      was not pruned): `tensors`, `prunable`, `model`; `params` and `macs` of the dense network;
+      `nonzero_params` and `nonzero_macs`, whose weight is not 0 (dense kernels do not skip any);
       `bytes` of parameters and statistics (`mobilenet.compress.size.sizes`).
     """
     config = rundir.read_config(workdir)
@@ -253,7 +253,7 @@ def describe_run(workdir: Path, which: str = "result") -> dict[str, Any]:
     }
 
     def density(layer: str) -> float:
-        """Of a layer's kernels: a squeeze-and-excitation has two."""
+        """Density of a layer's kernels; a squeeze-and-excitation has two."""
         own = [leaf for name, leaf in kernels.items() if f"{name}/".startswith(f"{layer}/")]
         return sum(map(np.count_nonzero, own)) / sum(map(np.size, own))
 

@@ -1,4 +1,6 @@
-"""The base configuration: every key with its unit, and `validate`, which refuses what cannot run.
+"""The base configuration: all keys with defaults, and `validate`, which refuses what cannot run.
+
+`mobilenet.keys` says what each key means, and `mobilenet config` prints it.
 
 An experiment file starts from `get_config()` and changes values; keys are locked, so a misspelt one
 is an error. Values are plain (numbers, strings, booleans, tuples), so a configuration survives JSON
@@ -15,10 +17,11 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from mobilenet import settings
+from mobilenet import keys, settings
 from mobilenet.compress import rules as pruning_rules
 from mobilenet.quantize import rules
 from mobilenet.settings import ConfigError as ConfigError
+from mobilenet.settings import ExperimentError as ExperimentError
 
 # An `ml_collections.ConfigDict`; its attributes have no types that a checker could know.
 Config: TypeAlias = Any
@@ -50,30 +53,19 @@ def get_config(arg: str = "") -> Config:
     if arg not in ("", "smoke"):
         raise ConfigError(f"The configuration argument is {arg!r}; allowed are none and 'smoke'.")
     config: Config = ml_collections.ConfigDict()
-    config.seed = 0  # of initial values, data order, augmentation and dropout
+    config.seed = 0
 
-    # A run directory to start from, of `mobilenet convert` or `mobilenet train`; "": from scratch.
-    # The architecture and the normalisation come with the weights (INHERITED).
     config.pretrained = ""
     config.finetune = finetune = ml_collections.ConfigDict()
-    # The first module that learns, with all behind it: classifier (a linear probe), head, blocks_5,
-    # ...; "" is all of them. Those before it run as in evaluation.
     finetune.train_from = ""
-    finetune.backbone_rate = 1.0  # learning rate of all but the classifier / the classifier's
-    # BN of what learns: adapt (batch statistics, as in training), frozen (statistics stay).
+    finetune.backbone_rate = 1.0
     finetune.batch_norm = "adapt"
 
     config.model = model = ml_collections.ConfigDict()
-    # mobilenet_v2, mobilenet_v1, mobilenet_v3_small, mobilenet_v3_large, resnet18, resnet50. The
-    # others have block tables of their own and read a part of the keys below (SHARED_KEYS).
     model.name = "mobilenet_v2"
-    model.width_multiplier = 1.0  # the paper's alpha
-    # The paper's t: None is the block table's; a number replaces it in all stages but the first; a
-    # tuple gives one ratio a stage.
+    model.width_multiplier = 1.0
     model.expansion_ratio = placeholder(object)
-    # Expanded channels of each block, as `mobilenet shrink` chose them; () follows the ratios.
     model.expanded_features = ()
-    # Rows (expansion_ratio, features, repeats, strides): the paper's Table 2.
     model.blocks = (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -83,197 +75,177 @@ def get_config(arg: str = "") -> Config:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    model.stem_features = 32  # channels before the width multiplier
+    model.stem_features = 32
     model.stem_strides = 2
-    model.stage_strides = ()  # replaces the table's strides, one a stage; () keeps them
-    # 8, 16, 32: strides beyond it become dilation, with the same weights; None: as the strides say.
+    model.stage_strides = ()
     model.output_stride = placeholder(int)
-    model.head_features = 1280  # channels of the last 1x1 convolution; 0 leaves it out
-    model.shrink_head = False  # thin the head below width 1.0 too (the paper does not)
-    model.divisor = 8  # channels are multiples of it; 1 turns rounding off
-    model.kernel_size = 3  # of the depthwise convolutions, odd
-    model.num_classes = placeholder(int)  # None: the data set's; 0: the feature extractor
-    model.activation = "relu6"  # relu6, relu, hard_swish, identity
-    model.bottleneck_activation = "identity"  # after the projection; Fig. 6a compares relu6
-    model.shortcut = "bottleneck"  # bottleneck, expansion, none (Fig. 6b)
-    model.shortcut_projection = False  # 1x1 shortcut where widths differ at stride 1 (kuangliu)
-    model.expand_always = False  # build the 1x1 expansion at a ratio of 1 too (kuangliu)
-    model.se_ratio = placeholder(float)  # squeeze width / base, in (0, 1]; None: no SE
-    model.se_base = "expanded"  # what se_ratio divides: expanded, input
-    model.se_divisor = 1  # rounding of the squeeze width; 1 truncates
-    model.se_gate = "sigmoid"  # sigmoid, hard_sigmoid
-    model.dropout_rate = 0.0  # before the classifier, in [0, 1)
-    model.padding = "SAME"  # SAME (TensorFlow), SYMMETRIC (PyTorch)
-    model.bn_momentum = 0.99  # weight of the old running average; PyTorch's is one minus it
+    model.head_features = 1280
+    model.shrink_head = False
+    model.divisor = 8
+    model.kernel_size = 3
+    model.num_classes = placeholder(int)
+    model.activation = "relu6"
+    model.bottleneck_activation = "identity"
+    model.shortcut = "bottleneck"
+    model.shortcut_projection = False
+    model.expand_always = False
+    model.se_ratio = placeholder(float)
+    model.se_base = "expanded"
+    model.se_divisor = 1
+    model.se_gate = "sigmoid"
+    model.dropout_rate = 0.0
+    model.padding = "SAME"
+    model.bn_momentum = 0.99
     model.bn_epsilon = 1e-3
-    # Batch statistics over: sync (all devices), group (bn_group_size devices), local (each device).
     model.bn_statistics = "sync"
-    model.bn_group_size = 1  # devices, for bn_statistics="group"
-    model.initializer = "he_fan_out"  # he_fan_out, he_fan_in, lecun_fan_in, slim
-    model.dtype = "float32"  # of the computation: float32, bfloat16; parameters stay float32
-    model.conv_form = "auto"  # auto, grouped, shifted: how convolutions are computed
-    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    model.bn_group_size = 1
+    model.initializer = "he_fan_out"
+    model.dtype = "float32"
+    model.conv_form = "auto"
+    model.remat = False
 
-    # Quantisation of the weights in `pretrained` (of initial ones without): before the first step,
-    # so that 0 epochs are post-training quantisation and more are quantisation-aware training.
     config.quantize = quantize = ml_collections.ConfigDict()
     quantize.weights = weights = ml_collections.ConfigDict()
-    weights.bits = 0  # 2..8; 0: float
-    weights.symmetric = True  # zero point 0, or an affine grid
-    weights.per_channel = True  # a grid for each output channel, or one for the tensor
-    weights.estimator = "min_max"  # of the range: min_max, percentile, mse
-    # In training: follow (the extremes at every step), fixed (as chosen before), lsq (learned).
+    weights.bits = 0
+    weights.symmetric = True
+    weights.per_channel = True
+    weights.estimator = "min_max"
     weights.ranges = "follow"
     quantize.activations = activations = ml_collections.ConfigDict()
-    activations.bits = 0  # 4..16; 0: float
+    activations.bits = 0
     activations.symmetric = False
-    activations.estimator = "min_max"  # min_max, moving_average, percentile, mse, kl
-    # In training: observe (moving average of extremes), fixed, lsq, lsq_plus, pact (learned).
+    activations.estimator = "min_max"
     activations.ranges = "observe"
-    # Rows (pattern of site names, changes), the first match counts: ("stem/.*", "bits=8").
     quantize.rules = ()
-    quantize.calibration_examples = 512  # pictures of the train part, drawn by the seed
-    # A folder of any pictures to calibrate with instead, where the training data is not at hand.
+    quantize.calibration_examples = 512
     quantize.calibration_dir = ""
-    quantize.percentile = 99.99  # of the estimator of that name
-    quantize.fold = True  # batch normalisation into the weights, for good, where nothing is trained
-    quantize.equalize = False  # ranges across layers (Nagel et al. 2019); ReLU6 becomes ReLU
-    quantize.keep_relu6 = False  # instead: equalise as far as no calibration picture is clipped
-    quantize.absorb_bias = False  # large ones of equalised layers, into the layers behind them
-    quantize.correct_bias = "none"  # none, empirical, analytic
-    quantize.adaround_steps = 0  # of each layer's learned rounding; 0: to nearest
-    quantize.observe_epochs = 0.0  # of training in which ranges are observed; 0: all
-    quantize.batch_norm_epochs = 0.0  # of training with batch statistics, fixed after; 0: all
-    quantize.step_rate = 1.0  # learning rate of learned steps / the weights' they belong to
+    quantize.percentile = 99.99
+    quantize.fold = True
+    quantize.equalize = False
+    quantize.keep_relu6 = False
+    quantize.absorb_bias = False
+    quantize.correct_bias = "none"
+    quantize.adaround_steps = 0
+    quantize.observe_epochs = 0.0
+    quantize.batch_norm_epochs = 0.0
+    quantize.step_rate = 1.0
 
     config.compress = compress = ml_collections.ConfigDict()
-    # Unstructured pruning in training: masks of kernels, which weights that are gone never leave.
     compress.pruning = pruning = ml_collections.ConfigDict()
-    # none, magnitude, random, saliency (|g w|; SNIP when it is one_shot at epoch 0), rigl, set
-    # (drop and grow from epoch start_epoch on), zeros (what `pretrained` has at 0 stays so).
     pruning.method = "none"
-    pruning.sparsity = 0.0  # zeros / prunable weights at the end, in [0, 1)
-    pruning.distribution = "uniform"  # over kernels: uniform, erk, global
-    pruning.pattern = "weights"  # weights, N:M along input channels, RxC blocks (input x output)
-    pruning.schedule = "one_shot"  # at start_epoch; cubic: from there to end_epoch (not rigl, set)
+    pruning.sparsity = 0.0
+    pruning.distribution = "uniform"
+    pruning.pattern = "weights"
+    pruning.schedule = "one_shot"
     pruning.start_epoch = 0.0
-    pruning.end_epoch = 0.0  # of cubic, and of the exchanges of rigl and set
-    pruning.every_steps = 100  # between changes of the masks
-    pruning.initial_sparsity = 0.0  # at start_epoch, of cubic
-    pruning.drop_fraction = 0.3  # of the weights exchanged at first, by rigl and set
-    # Epoch whose weights and learning rate come back at every change of the masks; None: no rewind.
+    pruning.end_epoch = 0.0
+    pruning.every_steps = 100
+    pruning.initial_sparsity = 0.0
+    pruning.drop_fraction = 0.3
     pruning.rewind_epoch = placeholder(float)
-    # Rows (regular expression of a module's name or role, prune | spare | its own sparsity), the
-    # first match counts. Without one, stem, depthwise and se are spared.
     pruning.rules = ()
 
-    # A part of the loss is a teacher's answers to the same augmented pictures.
     compress.distillation = distillation = ml_collections.ConfigDict()
-    distillation.teacher = ""  # run directory of any network with the same classes; "": none
-    distillation.weight = 0.9  # of the soft targets in the loss; the labels have the rest
-    distillation.temperature = 4.0  # that softens both distributions
-    # Besides: maps of the stages. none, attention (any widths), features (equal widths alone).
+    distillation.teacher = ""
+    distillation.weight = 0.9
+    distillation.temperature = 4.0
     distillation.transfer = "none"
-    distillation.transfer_weight = 1.0  # of their distance, added to the loss
+    distillation.transfer_weight = 1.0
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "digits"  # digits, folder, or the name of a TFDS data set
-    data.data_dir = ""  # the folder, or TFDS's directory; "" is the per-user default
+    data.name = "digits"
+    data.data_dir = ""
     data.train_split = "train"
     data.test_split = "test"
-    data.validation_split = ""  # "" carves validation_fraction from train
-    data.validation_fraction = 0.1  # of the train split, by index, in [0, 1)
-    data.test_fraction = 0.2  # of a folder without train/ and test/, in (0, 1]
-    data.train_examples = 0  # keep the first n of the train part; 0 keeps all
-    data.image_size = 32  # pixels, side of the square the network sees
-    data.channels = 3  # 1 (grey) or 3
-    data.crop_fraction = 1.0  # evaluation: centre crop / resized shorter side, in (0, 1]
-    # imagenet (mean/std), symmetric ([-1, 1]), dataset (statistics of the train part), pretrained
-    # (as the weights that the run starts from have seen their pictures).
+    data.validation_split = ""
+    data.validation_fraction = 0.1
+    data.test_fraction = 0.2
+    data.train_examples = 0
+    data.image_size = 32
+    data.channels = 3
+    data.crop_fraction = 1.0
     data.normalization = "dataset"
-    data.in_memory = "auto"  # auto, always, never: decode once, augment on the device
-    data.num_workers = 0  # processes that decode streamed pictures; 0 uses threads
-    data.prefetch_batches = 2  # batches prepared ahead
-    data.on_error = "raise"  # unreadable pictures: raise, skip
+    data.in_memory = "auto"
+    data.num_workers = 0
+    data.prefetch_batches = 2
+    data.on_error = "raise"
 
     config.augment = augment = ml_collections.ConfigDict()
-    augment.random_crop_padding = 0  # pixels of zero padding before a random crop
-    augment.random_resized_crop = False  # Inception crop, with the two ranges below
-    augment.crop_scale = (0.08, 1.0)  # fraction of the area
-    augment.crop_ratio = (0.75, 4 / 3)  # width / height
+    augment.random_crop_padding = 0
+    augment.random_resized_crop = False
+    augment.crop_scale = (0.08, 1.0)
+    augment.crop_ratio = (0.75, 4 / 3)
     augment.horizontal_flip = False
-    augment.brightness = 0.0  # strengths of the colour jitter, each in [0, 1], hue in [0, 0.5]
+    augment.brightness = 0.0
     augment.contrast = 0.0
     augment.saturation = 0.0
     augment.hue = 0.0
-    augment.randaugment_layers = 0  # operations a picture
-    augment.randaugment_magnitude = 9.0  # 0..10
-    augment.random_erasing = 0.0  # probability
-    augment.mixup_alpha = 0.0  # of the Beta distribution; 0 is off
+    augment.randaugment_layers = 0
+    augment.randaugment_magnitude = 9.0
+    augment.random_erasing = 0.0
+    augment.mixup_alpha = 0.0
     augment.cutmix_alpha = 0.0
 
     config.train = train = ml_collections.ConfigDict()
-    train.global_batch_size = 128  # pictures a step over all devices
-    # Passes over the train part; may be a fraction. 0 evaluates what the run starts from.
+    train.global_batch_size = 128
     train.num_epochs = 10.0
-    train.accumulation_steps = 1  # parts each device's batch is computed in
-    train.label_smoothing = 0.0  # in [0, 1)
-    # What makes a validation the best: top1, loss (of few pictures the less noisy one).
+    train.accumulation_steps = 1
+    train.label_smoothing = 0.0
     train.best_by = "top1"
-    # Validations without a better one that end the run, whose result is then that of its best
-    # checkpoint; 0 trains to the end and takes the last.
     train.patience = 0
-    train.ema_decay = 0.0  # of the weights and BN statistics evaluated; 0 is off
+    train.ema_decay = 0.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "sgd"  # sgd, rmsprop (TensorFlow's), adamw
-    optimizer.learning_rate = 0.1  # peak, per 256 pictures: scaled by global_batch_size / 256
-    optimizer.momentum = 0.9  # sgd, rmsprop; adamw's b1
+    optimizer.name = "sgd"
+    optimizer.learning_rate = 0.1
+    optimizer.momentum = 0.9
     optimizer.nesterov = False
-    optimizer.decay = 0.9  # rmsprop's rho; adamw's b2
-    optimizer.epsilon = 1.0  # rmsprop, inside the root; adamw
-    optimizer.weight_decay = 4e-5  # added to the gradient; adamw decouples it
-    optimizer.decay_depthwise = True  # depthwise kernels too; BN and biases never
-    optimizer.clip_norm = 0.0  # global norm of the gradient; 0 is off
+    optimizer.decay = 0.9
+    optimizer.epsilon = 1.0
+    optimizer.weight_decay = 4e-5
+    optimizer.decay_depthwise = True
+    optimizer.clip_norm = 0.0
 
     config.schedule = schedule = ml_collections.ConfigDict()
-    schedule.name = "cosine"  # constant, cosine, exponential, piecewise
-    schedule.warmup_epochs = 0.0  # linear from 0
-    schedule.decay_rate = 0.98  # exponential: factor; piecewise: factor at each boundary
-    schedule.decay_epochs = 1.0  # exponential: epochs between factors, in whole steps
-    schedule.staircase = True  # exponential: jump rather than glide
-    schedule.boundary_epochs = ()  # piecewise: epochs, rising
-    schedule.final_fraction = 0.0  # cosine: last rate / peak rate
+    schedule.name = "cosine"
+    schedule.warmup_epochs = 0.0
+    schedule.decay_rate = 0.98
+    schedule.decay_epochs = 1.0
+    schedule.staircase = True
+    schedule.boundary_epochs = ()
+    schedule.final_fraction = 0.0
 
     config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.batch_size = 256  # pictures over all devices; results do not depend on it
-    evaluation.every_epochs = 1.0  # epochs between validations; 0 only at the end
+    evaluation.batch_size = 256
+    evaluation.every_epochs = 1.0
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_steps = 1000  # besides one at each validation and at the end
+    checkpoint.every_steps = 1000
     checkpoint.keep_newest = 2
-    checkpoint.keep_best = 1  # by train.best_by
+    checkpoint.keep_best = 1
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    log.writers = ()
 
     return settings.checked(config)
 
 
 def shrink(config: Config) -> Config:
-    """Makes a configuration small enough for a laptop and the tests, in place.
+    """Makes the smoke form of a configuration, in place: two steps of a small network.
 
-    Narrow, every row of MobileNetV2's block table once (other networks keep their depth), few
-    pictures, two steps, and the embedded digits wherever another data set was named; the rest of
-    the experiment (strides, optimiser, schedule, augmentation) stays.
+    The network is narrow and has every row of MobileNetV2's block table once (other networks keep
+    their depth); the data is 64 small images of the embedded digits. The rest of the experiment
+    (strides, optimiser, schedule, augmentation) stays. The keys of the network do not count as set,
+    so that weights given by `pretrained` bring their own.
     """
-    if config.model.name == "mobilenet_v2":
-        config.model.blocks = tuple((*row[:2], 1, row[3]) for row in config.model.blocks)
-        if config.model.expanded_features:
-            config.model.expanded_features = ()
-    config.model.width_multiplier = min(config.model.width_multiplier, 0.25)
-    config.data.name = "digits"
+    model = config.model
+    if model.name == "mobilenet_v2":
+        model.unset("blocks", tuple((*row[:2], 1, row[3]) for row in model.blocks))
+        model.unset("expanded_features", ())
+    model.unset("width_multiplier", min(model.width_multiplier, 0.25))
+    config.data.name = SMOKE_DATA
     config.data.data_dir = ""
     config.data.train_split = "train"
     config.data.test_split = "test"
@@ -292,6 +264,26 @@ def shrink(config: Config) -> Config:
     pruning.end_epoch = min(pruning.end_epoch, 0.25)
     pruning.every_steps = 1
     return config
+
+
+SMOKE_DATA = "digits"
+
+
+def keep_data(smoke: Config, full: Config) -> None:
+    """Gives a smoke form the data of its experiment back, in place: a user says where they are.
+
+    It still sees few and small images.
+
+    Args:
+      smoke: made by `shrink`; one with data of its own is left alone.
+      full: the experiment's configuration without an argument.
+    """
+    if smoke.data.name != SMOKE_DATA or full.data.name == SMOKE_DATA:
+        return
+    for key in ("name", "data_dir", "train_split", "test_split", "validation_split"):
+        smoke.data[key] = full.data[key]
+    if smoke.data.test_fraction == 1.0:  # of an experiment that trains nothing; the smoke form does
+        unset(smoke, "data.test_fraction")
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -483,6 +475,7 @@ LATER_KEYS: Mapping[str, Any] = {
     "compress.distillation.transfer_weight": 1.0,
     "train.best_by": "top1",
     "train.patience": 0,
+    "log.writers": (),
 }
 
 
@@ -698,18 +691,52 @@ EXCLUSIVE = {
 }
 
 
+# Vocabularies of keys whose values `quantization_rules` checks.
+_WORDS_OF = {
+    "quantize.weights.estimator": rules.WEIGHT_ESTIMATORS,
+    "quantize.weights.ranges": rules.WEIGHT_RANGES,
+    "quantize.activations.estimator": rules.ESTIMATORS,
+    "quantize.activations.ranges": rules.ACTIVATION_RANGES,
+}
+_BITS = {
+    "quantize.weights.bits": rules.WEIGHT_BITS,
+    "quantize.activations.bits": rules.ACTIVATION_BITS,
+}
+
+
+def allowed(key: str) -> str:
+    """What a key takes, in words: "a number in [0, 1)" or "sgd, rmsprop, adamw"."""
+    kind = get_config().kind(key)
+    if key in keys.ALLOWED:
+        return keys.ALLOWED[key]
+    if key in _BITS:
+        return "0, or {} to {}".format(*_BITS[key])
+    words = CHOICES.get(key) or _WORDS_OF.get(key)
+    if words and kind.type is not bool:
+        return ", ".join(map(str, words))
+    if key in RANGES:
+        none = " or None" if kind.optional else ""
+        return f"{settings.WORDS[kind.type]} {_range_words(key)}{none}"
+    return kind.words
+
+
+def _range_words(key: str) -> str:
+    """The range of a key of RANGES: "at least 0", "above 0" or "in [0, 1)"."""
+    (low, high), open_end = RANGES[key], EXCLUSIVE.get(key, "")
+    if high == math.inf:
+        return f"{'above' if open_end in ('low', 'both') else 'at least'} {low}"
+    left = "(" if open_end in ("low", "both") else "["
+    right = ")" if open_end in ("high", "both") else "]"
+    return f"in {left}{low}, {high}{right}"
+
+
 def _check_range(key: str, value: float) -> None:
     low, high = RANGES[key]
     open_end = EXCLUSIVE.get(key, "")
     above = value > low if open_end in ("low", "both") else value >= low
     below = value < high if open_end in ("high", "both") else value <= high
-    if high == math.inf:
-        relation = "above" if open_end in ("low", "both") else "at least"
-        allowed = f"it must be finite and {relation} {low}"
-    else:
-        left = "(" if open_end in ("low", "both") else "["
-        right = ")" if open_end in ("high", "both") else "]"
-        allowed = f"it must be in {left}{low}, {high}{right}"
+    finite = "finite and " if high == math.inf else ""
+    allowed = f"it must be {finite}{_range_words(key)}"
     if key == "model.se_ratio":
         allowed += "; leave it out (None) for a network without squeeze-and-excitation"
     _check(math.isfinite(value) and above and below, key, value, allowed)
@@ -740,12 +767,33 @@ def validate(config: Config, *, devices: int = 1, processes: int = 1) -> None:
     _validate_finetuning(config)
     _validate_quantization(config)
     _validate_pruning(config)
+    _validate_writers(config.log.writers)
     distillation = config.compress.distillation
     _check(
         bool(distillation.teacher) or distillation.transfer == "none",
         "compress.distillation.transfer",
         distillation.transfer,
         "it needs compress.distillation.teacher, a run directory",
+    )
+
+
+# Where metrics go besides metrics.jsonl: `mobilenet.train.writers`.
+LOG_WRITERS = ("csv", "tensorboard", "wandb", "mlflow")
+
+
+def log_writers(config: Config) -> tuple[str, ...]:
+    """The writers of metrics that a configuration asks for, in the order of LOG_WRITERS."""
+    asked = {*config.log.writers, *(("tensorboard",) if config.log.tensorboard else ())}
+    return tuple(name for name in LOG_WRITERS if name in asked)
+
+
+def _validate_writers(names: tuple[Any, ...]) -> None:
+    known = all(name in LOG_WRITERS for name in names)
+    _check(
+        known and len(set(names)) == len(names),
+        "log.writers",
+        names,
+        f"allowed are {', '.join(LOG_WRITERS)}, each once and separated by commas",
     )
 
 

@@ -1,8 +1,8 @@
-"""Weights of other projects into run directories, and a run's weights into files.
+"""Converts weights of other projects to run directories, and a run's weights to files.
 
-`write_run` makes a run directory like any other from `Weights`, so that `evaluate`, `predict` and
-notebooks use converted weights without knowing it, and with the preprocessing that belongs to them.
-`read_run` and `write_file` are the way out.
+`write_run` makes an ordinary run directory from `Weights`, so `evaluate`, `predict` and notebooks
+can use converted weights, with the correct preprocessing, like any others. `read_run` and
+`write_file` work in the other direction.
 """
 
 import collections
@@ -41,15 +41,15 @@ def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple
 
     Args:
       weights: with `model.num_classes` in its settings.
-      labels: one name an output, in order; names that stand there twice, as ImageNet's "crane",
-        get their index behind them. None takes those of the file, else ImageNet's WordNet
-        ids for 1,000 outputs (for 1,001 behind "background", as TensorFlow's), else numbers.
+      labels: one name per output, in order. Names that occur twice, such as ImageNet's "crane", get
+        their index after them. None uses the names in the file; or else ImageNet's WordNet ids for
+        1,000 outputs (for 1,001 after "background", as in TensorFlow); or else numbers.
 
     Returns:
       () for a feature extractor.
 
     Raises:
-      PretrainedError: another number of labels than outputs.
+      PretrainedError: the number of labels is not the number of outputs.
     """
     outputs = weights.settings["model.num_classes"]
     if labels is not None:
@@ -74,13 +74,13 @@ def settle_names(weights: Weights, labels: Sequence[str] | None = None) -> tuple
 def make_config(
     weights: Weights, class_names: Sequence[str], overrides: Mapping[str, Any] | None = None
 ) -> Config:
-    """The configuration of a converted network: the base, the weights' settings, the overrides.
+    """The configuration of a converted network: defaults, then the weights' settings, overrides.
 
-    ImageNet's classes name the data set too, so that `evaluate` finds a copy of it.
+    If the classes are ImageNet's, the data set is too, so that `evaluate` finds a copy of it.
 
     Raises:
-      ConfigError: an override that does not exist or cannot run.
-      PretrainedError: the weights are not those of this configuration; names the tensors.
+      ConfigError: an override does not exist or is not possible.
+      PretrainedError: the weights do not fit this configuration; the message names the tensors.
     """
     config = config_lib.get_config()
     if imagenet.is_usual_order(class_names):
@@ -95,7 +95,7 @@ def make_config(
     problems = shape_problems(_shapes(found), _shapes(built))
     if problems:
         raise PretrainedError(
-            f"The weights of {weights.source} are not those of their configuration: {problems}."
+            f"The weights of {weights.source} do not fit their configuration: {problems}."
         )
     return config
 
@@ -112,18 +112,18 @@ def assumptions(
     labels: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
-    """What is assumed because neither the file nor the user says it, a sentence each.
+    """Assumptions about settings that neither the file nor the user gives, a sentence for each.
 
     Args:
-      weights, labels, overrides: as `write_run`.
+      weights, labels, overrides: as in `write_run`.
     """
     found = []
     keys = [key for key in weights.assumed if key not in (overrides or {})]
     if keys:
         values = ", ".join(f"{key}={weights.settings[key]}" for key in keys)
         found.append(
-            f"The file does not say how images are shown to the network; assumed is {values}, and "
-            "--config.KEY=VALUE sets another."
+            f"The file does not say how images are prepared; assumed is {values}. Change it with "
+            "--config.KEY=VALUE."
         )
     outputs = weights.settings["model.num_classes"]
     if outputs and labels is None and weights.class_names is None:
@@ -131,7 +131,7 @@ def assumptions(
         if outputs in (1000, 1001):
             names = "ImageNet's, in the usual order"
         found.append(
-            f"The file has no class names; assumed are {names}, and --labels=FILE gives others."
+            f"The file has no class names; assumed are {names}. Give others with --labels=FILE."
         )
     return tuple(found)
 
@@ -139,14 +139,14 @@ def assumptions(
 def _normalization(
     weights: Weights, config: Config, overrides: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation: the weights', or those of the preset that the user set."""
+    """Mean and standard deviation of the weights, or of the preset that the user set."""
     key = "data.normalization"
     chosen = overrides.get(key, weights.settings.get(key))
     if chosen == weights.settings.get(key):
         return weights.mean, weights.std
     if chosen not in transforms.NORMALIZATIONS:
         raise PretrainedError(
-            f"{key} is {chosen!r}, whose numbers are in no file; allowed are "
+            f"{key} is {chosen!r}, for which no file has numbers; allowed are "
             f"{', '.join(sorted(transforms.NORMALIZATIONS))}."
         )
     return transforms.normalization(chosen, config.data.channels)
@@ -159,11 +159,11 @@ def write_run(
     labels: Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Makes a run directory of converted weights: a finished run of no steps.
+    """Makes a run directory of converted weights: a finished run of zero steps.
 
     Args:
       weights: from `mobilenet.models.pretrained.read`.
-      workdir: must not exist, or be empty. It appears whole or not at all.
+      workdir: must not exist, or be empty. It appears complete or not at all.
       labels: names of the outputs (`settle_names`).
       overrides: dotted keys -> values of the configuration, over the weights' settings.
 
@@ -171,8 +171,8 @@ def write_run(
       The configuration, as in `config.json`.
 
     Raises:
-      RunDirectoryError: the directory holds something, or cannot be written.
-      PretrainedError, ConfigError: labels, weights and configuration that do not fit together.
+      RunDirectoryError: the directory is not empty, or cannot be written.
+      PretrainedError, ConfigError: labels, weights and configuration do not fit together.
     """
     rundir.require_new(workdir)
     class_names = settle_names(weights, labels)
@@ -213,27 +213,27 @@ def write_run(
 
 
 def read_run(workdir: Path, which: str = "newest") -> Weights:
-    """The evaluated weights of a run (averaged ones if it kept an average), ready to be written.
+    """The evaluated weights of a run (averaged ones if it has them), for writing them to a file.
 
     Args:
       workdir: the run directory.
       which: "newest", "best" or a step.
 
     Raises:
-      ConfigError, CheckpointError: no run, or no such checkpoint.
-      RunDirectoryError: an incomplete run, or a quantised one.
+      ConfigError, CheckpointError: the run or the checkpoint does not exist.
+      RunDirectoryError: the run is incomplete, or quantised.
     """
     config = rundir.read_config(workdir)
     stored = build.require_stored(workdir)
     if config_lib.is_quantized(config):
         raise RunDirectoryError(
-            f"{workdir} is quantised, and a file of float weights does not hold what it computes; "
+            f"{workdir} is quantised, and a file of float weights cannot hold what it computes; "
             f"give the run that it started from (pretrained is {config.pretrained!r})."
         )
     restored = inference.read_checkpoint(workdir, which)
     variables = restored.eval_variables
     outputs = build.resolve_classes(config, len(stored["class_names"]))
-    # A folder's path is of one machine.
+    # The path of a folder is valid on one machine only.
     kept = (*IMAGE_KEYS, *(() if config.data.name == "folder" else DATA_SET_KEYS))
     settings = {
         key: value
@@ -259,16 +259,16 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
 
     Args:
       weights: with the whole network in `settings`, as from `read_run`.
-      path: a new file. `.safetensors` carries settings, preprocessing and class names in its
-        metadata; `.pth` is a state dict for `torch.load(..., weights_only=True)`, which cannot.
+      path: a new file. `.safetensors` also holds settings, preprocessing and class names in its
+        metadata. `.pth` is a state dict for `torch.load(..., weights_only=True)` without these.
       names: "mobilenet" (this project's, for `.safetensors`) or "torchvision".
 
     Returns:
-      What a user of the file must know, a sentence each.
+      Sentences that a user of the file must know.
 
     Raises:
-      PretrainedError: another kind of file or names, a file that exists, or a network that
-        torchvision's names cannot express.
+      PretrainedError: the kind of file or the names are unknown, the file exists, or torchvision
+        has no names for a part of the network.
       RunDirectoryError: the file cannot be written.
     """
     if names not in NAMES:
@@ -277,7 +277,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
         raise PretrainedError(f"{path.name} must end in .safetensors or .pth.")
     if path.suffix == ".pth" and names != "torchvision":
         raise PretrainedError(
-            "A .pth file has torchvision's names: give --names=torchvision, or write .safetensors."
+            "A .pth file needs --names=torchvision; for other names, write .safetensors."
         )
     with rundir.writing(path):
         if path.exists():
@@ -290,7 +290,7 @@ def write_file(weights: Weights, path: Path, names: str) -> tuple[str, ...]:
         if path.suffix == ".pth":
             data = state_dict.dumps(arrays)
         else:
-            # "format" is what PyTorch's libraries look for.
+            # PyTorch's libraries check "format".
             metadata = {"format": "pt", native.KEY: native.describe(weights)}
             data = safetensors_file.dumps(arrays, metadata)
     with rundir.writing(path):

@@ -1,7 +1,7 @@
-"""A run's network as a file for another runtime, and what that file is worth, as rows.
+"""A run's network as a file for another runtime, and a comparison of that file, as rows.
 
-Float runs give float files; runs with `quantize` give the integer network that was studied (LiteRT,
-ONNX) or its simulation in float (StableHLO).
+Float runs give float files. Runs with `quantize` give their integer network (LiteRT, ONNX), or its
+simulation in float (StableHLO).
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from mobilenet.quantize import integer, lowering
 from mobilenet.train import records
 
 ENDINGS = {"litert": ".tflite", "onnx": ".onnx", "stablehlo": ".stablehlo"}
-# Beside every latency.
+# Stated with every latency.
 LATENCY_NOTE = (
     "batch 1, one thread, this machine's processor; it says little about a phone's latency"
 )
 
 
 class Deployment:
-    """A run's network, ready to be written.
+    """A run's network, ready for export.
 
     Attributes:
-      graph: the integer network of a quantised run; None of a float one.
-      metadata: what an app needs to use a file: labels, preprocessing, configuration, commit.
+      graph: the integer network of a quantised run; None for a float run.
+      metadata: what an application needs: labels, preprocessing, configuration, commit.
     """
 
     def __init__(self, workdir: Path, checkpoint: str = "result", config: Config = None) -> None:
@@ -43,12 +43,12 @@ class Deployment:
 
         Args:
           workdir: the run directory.
-          checkpoint: as `inference.read_checkpoint`.
-          config: of the run, with other config.RUNTIME_KEYS; None is as it is stored.
+          checkpoint: as in `inference.read_checkpoint`.
+          config: of the run, with other config.RUNTIME_KEYS; None uses the stored one.
 
         Raises:
-          ConfigError, CheckpointError, RunDirectoryError: no such run or checkpoint.
-          ExportError: a network that has no integer form.
+          ConfigError, CheckpointError, RunDirectoryError: the run or checkpoint does not exist.
+          ExportError: the network has no integer form.
         """
         config = rundir.read_config(workdir) if config is None else config
         restored = inference.read_checkpoint(workdir, checkpoint)
@@ -59,10 +59,10 @@ class Deployment:
         config.model.dtype = "float32"  # whatever training used
         num_classes = build.resolve_classes(config, len(stored["class_names"]))
         fast = architecture.build_model(config, num_classes)
-        # Variables are arguments: XLA would fold the rounding of constants while it compiles.
+        # Variables are arguments: if they were constants, XLA would round them at compile time.
         forward = jax.jit(lambda variables, images: fast.apply(variables, images, False))
         self._forward = functools.partial(forward, self._variables)
-        config.model.conv_form = "grouped"  # which runtimes recognise as depthwise
+        config.model.conv_form = "grouped"  # runtimes recognise this form as depthwise
         network = architecture.build_model(config, num_classes)
         self._shape = architecture.image_shape(config)
         self._apply = lambda images: network.apply(self._variables, images, False)
@@ -75,16 +75,16 @@ class Deployment:
         self.metadata = _metadata(self.config, stored, num_classes, restored.step)
 
     def write(self, to: str, path: Path, *, integer_io: bool = False) -> None:
-        """Writes the file, and its metadata as JSON beside it.
+        """Writes the file, and next to it its metadata as JSON.
 
         Args:
           to: a key of ENDINGS.
           path: of the file.
-          integer_io: TFLite files of quantised runs take and give int8 codes.
+          integer_io: TFLite files of quantised runs take and return int8 codes.
 
         Raises:
-          ExportError: an extra that is missing, a network that the format cannot hold, or integer
-            codes of one that has none.
+          ExportError: an extra is missing, the format cannot hold the network, or integer codes
+            were requested for a network that has none.
           RunDirectoryError: the path cannot be written.
         """
         if integer_io and (self.graph is None or to != "litert"):
@@ -118,13 +118,13 @@ class Deployment:
         Args:
           to: its format.
           path: of the file.
-          split: whose pictures are classified.
-          examples: at most that many of them, from the start; 0 takes all.
+          split: whose images are classified.
+          examples: largest number of them, from the start; 0 takes all.
 
         Returns:
           A row for each runtime: accuracy of the file and of the network in JAX, agreement of the
-          two, latency, bytes; of integer files also the kinds of operations and the differences
-          from the integer executor, operation by operation.
+          two, latency, bytes. For integer files also the kinds of operations and, for each kind,
+          the difference from the integer executor.
         """
         prepare = jax.jit(build.preprocess(self._data.mean, self._data.std))
         parts = [(prepare(image), label) for image, label in self._data.evaluated(split, examples)]
@@ -159,13 +159,13 @@ class Deployment:
         return rows
 
     def _real(self, answers: np.ndarray) -> np.ndarray:
-        """Logits of a file that may answer with codes."""
+        """Logits of a file whose outputs may be codes."""
         if answers.dtype.kind not in "iu" or self.graph is None:
             return answers
         return litert.signed(self.graph).dequantize_output(answers)
 
     def _answers(self, images: np.ndarray) -> np.ndarray:
-        """Logits of the network in JAX, [B, K]; the last chunk is filled up, to compile once."""
+        """Logits of the network in JAX, [B, K]; the last chunk is padded, to compile only once."""
         count = min(64, len(images))
         filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % count, axis=0)])
         chunks = range(0, len(filled), count)
@@ -173,7 +173,7 @@ class Deployment:
         return np.concatenate(found)[: len(images)]
 
     def facts(self, to: str, path: Path) -> dict[str, Any]:
-        """What a row says of a file before it is run."""
+        """The entries of a row that are known before the file is run."""
         weights = self.config.quantize.weights.bits if self.graph else 0
         activations = self.config.quantize.activations.bits if self.graph else 0
         return {
@@ -184,7 +184,7 @@ class Deployment:
             "activation_bits": activations,
             "run": self.workdir.name,
             "step": self.metadata["step"],
-            # Of an integer file: how far two neighbouring codes of its logits are apart.
+            # For an integer file: the distance between two neighbouring codes of its logits.
             "logit_step": self.graph.grids[self.graph.output].scale if self.graph else None,
             "config": self.metadata["fingerprint"],
         }
@@ -192,7 +192,7 @@ class Deployment:
     def _runners(
         self, to: str, path: Path
     ) -> list[tuple[str, Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]]:
-        """(name, function of one picture, what pictures are made before) of each runtime."""
+        """(name, function of one image, preparation of images) for each runtime."""
 
         def same(images: np.ndarray) -> np.ndarray:
             return images
@@ -214,7 +214,7 @@ class Deployment:
 
     @functools.cached_property
     def _data(self) -> build.Data:
-        # Pictures may have some of the classes only, as those of converted weights.
+        # The images may have only some of the classes, for example with converted weights.
         return build.build_data(self.config, self.workdir, match_classes=True)
 
 

@@ -1,10 +1,10 @@
-"""What a run is known by: what its configuration computes, and what lay at the paths in it.
+"""Identifies runs: by what a configuration computes, and by the content of its paths.
 
-    identity.json   of a run directory: what lay at each of those paths when the run began
+    identity.json   in a run directory: the identity of each path's content when the run began
 
-A configuration names the weights that a run starts from, its teacher and a folder of calibration
-images by path. Another network may come to lie at a path, and a network may move; so they count by
-what they hold: the digests of the weights, and how images are shown to them.
+A configuration gives the weights that a run starts from, its teacher and a folder of calibration
+images by path. The content of a path may change, and a network may move. So these paths count by
+their content: the digests of the weights, and the preparation of images.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ TEACHER = "compress.distillation.teacher"
 RUNS = ("pretrained", TEACHER)
 FOLDERS = ("quantize.calibration_dir",)
 PATHS = (*RUNS, *FOLDERS)
-# What of a checkpoint is evaluated; the optimiser's state is of no consequence to another run.
+# Items of a checkpoint that are evaluated; the optimiser's state does not affect other runs.
 _WEIGHTS = ("params", "batch_stats", "ema", "quant")
 
 
 def of_run(directory: Path) -> str | None:
-    """The identity of a run's result as others start from it, or learn from it.
+    """The identity of a run's result, for runs that start from it or learn from it.
 
-    It is the same wherever the directory lies, and another one for other weights, normalisation,
-    class names or another network.
+    It does not depend on the location of the directory. It changes with weights, normalisation,
+    class names and network.
 
     Args:
       directory: a run directory, of `mobilenet train`, `convert` or `shrink`.
@@ -41,9 +41,9 @@ def of_run(directory: Path) -> str | None:
       16 hexadecimal digits, or None if there is no complete run.
 
     Raises:
-      ConfigError, CheckpointError, RunDirectoryError: one is there and cannot be read.
+      ConfigError, CheckpointError, RunDirectoryError: the run exists but cannot be read.
     """
-    from mobilenet.train.checkpoints import read_digests  # with JAX, which records do not need
+    from mobilenet.train.checkpoints import read_digests  # imports JAX; other functions need none
 
     if not (directory / "config.json").is_file():
         return None
@@ -62,9 +62,9 @@ def of_run(directory: Path) -> str | None:
 
 
 def of_folder(folder: Path) -> str | None:
-    """The identity of a folder: the names of the files below it, or None if there is none.
+    """The identity of a folder: the names of the files below it, or None if there is no folder.
 
-    Hidden files do not count: file managers leave them.
+    Hidden files do not count, because file managers create them.
     """
     if not folder.is_dir():
         return None
@@ -89,7 +89,7 @@ def paths(config: Config) -> dict[str, str]:
 
 
 def identify(config: Config) -> dict[str, str]:
-    """Key of PATHS -> identity of what lies at its path; without those where nothing lies."""
+    """Key of PATHS -> identity of the content at its path, for paths that exist."""
     found = {
         key: of_run(Path(path)) if key in RUNS else of_folder(Path(path))
         for key, path in paths(config).items()
@@ -98,15 +98,15 @@ def identify(config: Config) -> dict[str, str]:
 
 
 def read(workdir: Path) -> dict[str, str]:
-    """Key of PATHS -> identity of what the run in a directory began with; {} if it does not say."""
+    """Key of PATHS -> identity of the content when the run in a directory began; {} if unknown."""
     found = rundir.read_json(workdir / IDENTITY_FILE, dict) or {}
     return {key: str(identity) for key, identity in found.items() if key in PATHS}
 
 
 def computed(workdir: Path) -> dict[str, Any]:
-    """What the run in a directory computes: dotted key -> value, and of a path what lay there.
+    """What the run in a directory computes: dotted key -> value, or the identity for a path.
 
-    The key "examples" has what the images were known by, if the run says it.
+    The key "examples" holds the identity of the images, if the run stores it.
 
     Raises:
       ConfigError: as `rundir.read_config`.
@@ -124,12 +124,12 @@ def fingerprint(
     without: Iterable[str] = (),
     instead: Mapping[str, Any] | None = None,
 ) -> str:
-    """`config.fingerprint`, in which paths count by what they hold.
+    """`config.fingerprint`, in which paths count by their content.
 
     Args:
       config: complete configuration.
-      known: of `identify` or `read`; a path that is not in it counts by its text.
-      without, instead: as `config.fingerprint`; `instead` comes before `known`.
+      known: from `identify` or `read`; other paths count by their text.
+      without, instead: as in `config.fingerprint`; `instead` has priority over `known`.
     """
     return config_lib.fingerprint(config, without=without, instead={**known, **(instead or {})})
 
@@ -137,8 +137,8 @@ def fingerprint(
 def begin(workdir: Path, config: Config, *, write: bool = True) -> None:
     """Makes a directory that of a run, or checks that the run in it computes the same.
 
-    What lies at a path of the configuration (PATHS) must be what the run began with; it may have
-    moved, or be gone.
+    The content of a path in the configuration (PATHS) must be the same as when the run began; the
+    path may have changed, and the content may be missing.
 
     Args:
       workdir: the run directory; the caller holds its lock.
@@ -146,7 +146,7 @@ def begin(workdir: Path, config: Config, *, write: bool = True) -> None:
       write: whether this process writes config.json and identity.json.
 
     Raises:
-      ConfigError: the directory holds a run with other values; says which.
+      ConfigError: the directory holds a run with other values, which the message names.
     """
     path, known = workdir / "config.json", identify(config)
     begun = path.exists()
@@ -156,8 +156,8 @@ def begin(workdir: Path, config: Config, *, write: bool = True) -> None:
         for key in recorded.keys() & known.keys() & paths(old).keys():
             if known[key] != recorded[key]:
                 raise ConfigError(
-                    f"{key} is {paths(config)[key]!r}, where something else lies now than when the "
-                    f"run in {workdir} began. Put that back, or give another --workdir."
+                    f"{key} is {paths(config)[key]!r}, whose content has changed since the run in "
+                    f"{workdir} began. Restore it, or give another --workdir."
                 )
             differing.pop(key, None)
         if differing:

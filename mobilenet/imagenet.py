@@ -1,7 +1,7 @@
-"""The 1,000 classes of ILSVRC 2012: WordNet's ids and names, in the order that everyone uses.
+"""The 1,000 classes of ILSVRC 2012: WordNet's ids and names, in the usual order.
 
 A list of names is recognised as ImageNet's, so that folders named by WordNet's ids
-(`n01440764_tench`) find their classes in it. Both lists are TFDS's.
+(`n01440764_tench`) find their classes in it. Both lists are from TFDS.
 """
 
 import ast
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 # ImageNet's class folders begin with a WordNet id: n01440764 or n01440764_tench.
 _ID = re.compile(r"n\d{8}(?=_|$)")
-# Names of classes that stand twice carry their index: "crane (134)".
+# Names of classes that occur twice contain their index: "crane (134)".
 _INDEX = re.compile(r" \(\d+\)$")
 
 
@@ -26,11 +26,11 @@ def wordnet_ids() -> tuple[str, ...]:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Their names in that order, synonyms separated by commas; () if TFDS has them no longer."""
+    """Their names in that order, synonyms separated by commas; () if TFDS no longer has them."""
     file = importlib.resources.files("tensorflow_datasets") / "datasets/siscore/labels.py"
     if not file.is_file():
         return ()
-    # The list is read, not imported: a module of TFDS loads much else.
+    # The list is parsed, not imported: the module of TFDS loads many other modules.
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "IMAGENET_LABELS_LIST":
             found = tuple(map(str, ast.literal_eval(node.value)))
@@ -39,16 +39,35 @@ def names() -> tuple[str, ...]:
 
 
 def leading_id(name: str) -> str | None:
-    """The WordNet id that a name begins with: "n01440764" of "n01440764_tench"; or None."""
+    """The WordNet id at the start of a name: "n01440764" for "n01440764_tench"; or None."""
     match = _ID.match(name)
     return match[0] if match else None
 
 
-def is_usual_order(known: Sequence[str]) -> bool:
-    """Whether names are ImageNet's in the usual order, "background" before them or not.
+def readable(known: Sequence[str]) -> list[str]:
+    """Class names for people: "tench (n01440764)" for a name that begins with a WordNet id.
 
-    Names may be WordNet's ids or words ("tench", "tench, Tinca tinca"). Lists that people publish
-    differ in a few words; the same words in the same places for half of the classes are no chance.
+    The words are the first synonym of ImageNet's list. Other names, and ids of classes that are not
+    among the 1,000, stay as they are.
+    """
+    if not any(map(leading_id, known)):
+        return list(known)  # most data sets; nothing has to be read for them
+    words = {
+        wordnet: name.split(",")[0] for wordnet, name in zip(wordnet_ids(), names(), strict=False)
+    }
+    found = []
+    for name in known:
+        word = words.get(leading_id(name) or "")
+        found.append(f"{word} ({leading_id(name)})" if word else name)
+    return found
+
+
+def is_usual_order(known: Sequence[str]) -> bool:
+    """Whether names are ImageNet's in the usual order, with or without "background" before them.
+
+    Names may be WordNet's ids or words ("tench", "tench, Tinca tinca"). Published lists differ in a
+    few words; if half of the classes have the same words at the same positions, this cannot be by
+    chance.
     """
     ids = wordnet_ids()
     if len(known) not in (len(ids), len(ids) + 1):
@@ -61,10 +80,10 @@ def is_usual_order(known: Sequence[str]) -> bool:
 
 
 def class_indices(known: Sequence[str]) -> dict[str, int]:
-    """WordNet id -> index in `known`, of the classes whose id is certain.
+    """WordNet id -> index in `known`, for the classes whose id is certain.
 
-    An id is certain where a name begins with it, where `known` is ImageNet's list in the usual
-    order, or where a word belongs to one class of ImageNet and to one of `known`.
+    An id is certain if a name begins with it, if `known` is ImageNet's list in the usual order, or
+    if a word belongs to only one class of ImageNet and only one of `known`.
     """
     found = {wordnet: i for i, name in enumerate(known) if (wordnet := leading_id(name))}
     if found:
@@ -81,13 +100,13 @@ def class_indices(known: Sequence[str]) -> dict[str, int]:
 
 
 def _words(name: str) -> set[str]:
-    """The synonyms of a name, in lower case: "tench, Tinca tinca" has two."""
+    """The synonyms in a name, in lower case: "tench, Tinca tinca" has two."""
     name = _INDEX.sub("", name).replace("_", " ").casefold()
     return {word.strip() for word in name.split(",")} - {""}
 
 
 def _unique_words(known: Sequence[str]) -> dict[str, int]:
-    """Synonym -> index of the one name that has it; those of several names are left out."""
+    """Synonym -> index of the only name that has it; synonyms of several names are left out."""
     counts = collections.Counter(word for name in known for word in _words(name))
     return {
         word: index

@@ -1,7 +1,7 @@
-"""Modules that lie next to an experiment file, which it may import as a script may.
+"""Modules next to an experiment file, which the experiment may import like a script.
 
-They are in `sys.modules` only while the experiment's code runs: two experiments in one process
-whose neighbours have one name do not get each other's.
+They are in `sys.modules` only while the experiment's code runs. So two experiments in one process
+can have neighbours with the same name, and each gets its own.
 """
 
 import importlib.machinery
@@ -14,23 +14,23 @@ from collections.abc import Sequence
 class Neighbours:
     """A context in which the modules of an experiment's folder can be imported.
 
-    The standard library, and what is installed and was imported before, goes before a neighbour of
-    the same name. Contexts may be nested.
+    The standard library, and installed modules that were imported before, have priority over a
+    neighbour of the same name. Contexts may be nested.
 
     Args:
-      module: the experiment; it is in `sys.modules` too, where dataclasses look for it.
+      module: the experiment; it is in `sys.modules` too, because dataclasses look it up there.
     """
 
     def __init__(self, module: types.ModuleType) -> None:
         self._folder = os.path.dirname(os.path.abspath(module.__file__ or ""))
         self._own = {module.__name__: module}  # modules in sys.modules during the context
-        self._found: dict[str, str] = {}  # neighbours that were asked for -> file or package folder
+        self._found: dict[str, str] = {}  # requested neighbours -> file or package folder
         self._depth = 0
         self._before: set[str] = set()
         self._hidden: dict[str, types.ModuleType] = {}
 
     def include(self, file: str) -> bool:
-        """Whether a file is of a neighbour that was imported, or failed to be."""
+        """Whether a file belongs to a neighbour whose import was tried."""
         file = os.path.realpath(file)
         return any(f"{file}{os.sep}".startswith(f"{p}{os.sep}") for p in self._found.values())
 
@@ -50,7 +50,7 @@ class Neighbours:
         if name in sys.stdlib_module_names or name.startswith("__"):
             return None
         found = importlib.machinery.PathFinder.find_spec(name, [self._folder])
-        # A folder that is no package, such as one of data, must hide no installed package.
+        # A folder that is not a package, such as one of data, must not hide an installed package.
         return found if found is not None and found.origin is not None else None
 
     def __enter__(self) -> None:
@@ -83,7 +83,7 @@ class Neighbours:
         sys.modules.update(self._hidden)
 
     def _hides(self, top: str) -> bool:
-        """Whether a neighbour goes before the module that has its name now."""
+        """Whether a neighbour has priority over the module that now has its name."""
         found, module = self._find(top), sys.modules.get(top)
         origin = getattr(module, "__file__", None)
         if found is None or found.origin is None or origin is None or top == __package__:

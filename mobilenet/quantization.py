@@ -1,4 +1,4 @@
-"""What quantisation costs a run, layer by layer, and the bits that a budget of size buys best."""
+"""The loss from quantisation, layer by layer, and the best bits within a budget of size."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +26,18 @@ KINDS = (WEIGHTS, ACTIVATIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a network loses when one site alone is rounded.
+    """The loss of a network when only one site is rounded.
 
     Attributes:
       site: see `mobilenet.quantize.rules`.
-      bits: that it has.
-      numbers: in its kernel; 0 of an activation.
-      divergence: mean over pictures of the Kullback-Leibler divergence, in nats, of the rounded
+      bits: of the site.
+      numbers: in its kernel; 0 for an activation.
+      divergence: mean over images of the Kullback-Leibler divergence, in nats, of the rounded
         network's class probabilities from the float network's (Cai et al. 2020, arXiv 2001.00281,
-        equation 2). It moves long before a class changes, so a few hundred pictures tell layers
-        apart that top-1 does not.
-      agreement: share of pictures whose class is the float network's, in [0, 1].
-      drop: top-1 of the float network less this one's, in [-1, 1].
+        equation 2). It changes long before a class changes, so a few hundred images distinguish
+        layers that top-1 does not distinguish.
+      agreement: fraction of images whose class is the float network's, in [0, 1].
+      drop: top-1 of the float network minus this one's, in [-1, 1].
     """
 
     site: str
@@ -74,10 +74,10 @@ def sensitivity(
     examples: int = 512,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Loss]:
-    """Rounds each site alone, all others in float, and measures what the outputs lose.
+    """Rounds each site alone, with all others in float, and measures the loss in the outputs.
 
-    One compiled program serves all sites and bits. Estimators that depend on bits ("mse", "kl")
-    chose their ranges for the run's own.
+    One compiled program serves all sites and bits. The ranges of estimators that depend on bits
+    ("mse", "kl") were chosen for the run's own bits.
 
     Args:
       config: of a quantised run.
@@ -85,12 +85,12 @@ def sensitivity(
       variables: its `params`, `batch_stats` and `quant`.
       bits: to try at each site.
       which: WEIGHTS or ACTIVATIONS.
-      split: whose pictures, not "test": bits are chosen by them.
-      examples: how many, the first of the split.
+      split: whose images are used; not "test", because they decide on the bits.
+      examples: number of images, from the start of the split.
       progress: gets a line for each site.
 
     Raises:
-      ConfigError: the run is not quantised, or bits that a site cannot have.
+      ConfigError: the run is not quantised, or bits are not allowed at a site.
     """
     if not is_quantized(config):
         raise ConfigError("The run is not quantised; make one with mobilenet quantize --to=RUN.")
@@ -149,16 +149,16 @@ def _loss(
 def choose_bits(
     losses: Sequence[Loss], config: Config, variables: Mapping[str, Any], budget: float
 ) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """Bits of every kernel within a budget, and the `quantize.rules` that say so.
+    """Bits of every kernel within a budget, and the `quantize.rules` that set them.
 
     Args:
       losses: of weights, from `sensitivity`.
       config: of the quantised run.
       variables: its `quant` names the sites.
-      budget: mean bits of a weight.
+      budget: mean bits per weight.
 
     Raises:
-      ConfigError: no choice of the bits that were tried keeps the budget.
+      ConfigError: no choice of the tried bits meets the budget.
     """
     by_site: dict[str, dict[int, float]] = {}
     numbers = {}
@@ -171,7 +171,7 @@ def choose_bits(
     except precision.BudgetError:
         fewest = min(bits for choices in by_site.values() for bits in choices)
         raise ConfigError(
-            f"The budget is {budget:g} bits a weight; with {fewest} as the fewest bits tried it "
+            f"The budget is {budget:g} bits per weight; with {fewest} as the fewest bits tried it "
             f"must be at least {fewest}."
         ) from None
     return bits, with_bits(quantization_rules(config), bits, layers.sites(variables[layers.QUANT]))

@@ -1,10 +1,10 @@
-"""A run directory from outside: its lock, its configuration, its status. Needs no JAX.
+"""Access to a run directory without JAX: its lock, its configuration, its status.
 
     config.json     the configuration, complete
     summary.json    final metrics, counts, versions, device, commit, wall time, status
-    point.json      of a sweep's point: what it overrides, and the error that ended it
+    point.json      of a sweep's point: its overrides, and the error that ended it
 
-`mobilenet.train.records` writes what a run leaves behind; launchers and notebooks read it here.
+`mobilenet.train.records` writes the files of a run; launchers and notebooks read them here.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from typing import Any
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
 
-# What `status` answers. Done, diverged and pruned runs have said all they can; failed ones ended
-# by an error; the others continue when the same command is given again.
+# The values of `status`. Done, diverged and pruned runs are final; failed runs ended with an error;
+# all others continue when the same command is given again.
 FINAL = ("done", "diverged", "pruned")
 MACHINE_FILE = "machine.json"  # of a sweep: `mobilenet.sweep.machine`
 STATUSES = (*FINAL, "failed", "running", "interrupted", "killed", "pending", "damaged")
 
 
 class RunDirectoryError(RuntimeError):
-    """A run directory that cannot be used; the message says why and what to do."""
+    """A run directory cannot be used; the message says why and what to do."""
 
 
 class InUseError(RunDirectoryError):
@@ -36,10 +36,10 @@ class InUseError(RunDirectoryError):
 
 
 class FileError(RunDirectoryError, ValueError):
-    """A file of a run directory whose content is not what it should be.
+    """A file of a run directory has invalid content.
 
     Attributes:
-      what: is wrong with it, to be said after its name.
+      what: the fault, as a phrase that follows the file's name.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class FileError(RunDirectoryError, ValueError):
         self.what = what
 
 
-# Longer paths leave no room for the names of a run directory's files: Linux allows 4,095 bytes.
+# Longer paths leave no space for the names of a run directory's files: Linux allows 4,095 bytes.
 LONGEST_PATH = 3800
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader, or a crash, sees the old or the new one whole.
+    """Replaces a file's content; readers, also after a crash, get the complete old or new content.
 
-    The content is on the disk before it gets the name: a loss of power leaves no empty file.
+    The content is on the disk before it gets the name, so a loss of power leaves no empty file.
 
     Raises:
       RunDirectoryError: the file cannot be written.
@@ -85,7 +85,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Waits until the names of a directory's files are on the disk, where the system allows it."""
+    """Waits until the names of a directory's files are on the disk, if the system allows it."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -109,7 +109,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, number: int | None) -> str:
-    """The sentence for a file or directory that an error of the system kept from being written."""
+    """The message for a file or directory that could not be written because of a system error."""
     if number in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"The disk is full: {path} could not be written. Free some space and start the same "
@@ -120,13 +120,13 @@ def cannot_write(path: Path, number: int | None) -> str:
 
 
 def cannot_read(path: Path, number: int | None) -> str:
-    """The sentence for a file or directory that an error of the system kept from being read."""
+    """The message for a file or directory that could not be read because of a system error."""
     reason = os.strerror(number) if number else "unknown error"
     return f"{path} could not be read: {reason}. Nothing was changed."
 
 
 def require_usable(workdir: Path) -> None:
-    """Refuses, before anything is computed, a path whose files could not be named.
+    """Refuses, before anything is computed, a path that is too long for the names of its files.
 
     Raises:
       RunDirectoryError: the path is too long.
@@ -134,23 +134,23 @@ def require_usable(workdir: Path) -> None:
     length = len(os.fsencode(workdir.absolute()))
     if length > LONGEST_PATH:
         raise RunDirectoryError(
-            f"The path of the run directory has {length} bytes, of which {LONGEST_PATH} are "
-            f"allowed; give a shorter one than {str(workdir)[:40]}..."
+            f"The path of the run directory has {length} bytes, but {LONGEST_PATH} are allowed; "
+            f"give a shorter one than {str(workdir)[:40]}..."
         )
 
 
 def require_new(workdir: Path) -> None:
-    """Refuses, before anything is computed, a directory that a new run cannot be made at.
+    """Refuses, before anything is computed, a path at which no new run can be made.
 
     Raises:
-      RunDirectoryError: it holds something, its path is too long, or its place is read-only.
+      RunDirectoryError: it is not empty, its path is too long, or its location is read-only.
     """
     require_usable(workdir)
     try:
         taken = workdir.is_symlink() or workdir.exists()
         if taken and (not workdir.is_dir() or any(workdir.iterdir())):
             raise RunDirectoryError(
-                f"{workdir} holds a run or other files already; give --to a new directory."
+                f"{workdir} already holds a run or other files; give --to a new directory."
             )
     except OSError as error:
         raise RunDirectoryError(cannot_read(workdir, error.errno)) from error
@@ -159,18 +159,18 @@ def require_new(workdir: Path) -> None:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise RunDirectoryError(
-            f"{workdir} cannot be made: {above} is no directory that can be written. Give --to "
-            "another place."
+            f"{workdir} cannot be created: {above} is not a writable directory. Give --to another "
+            "path."
         )
 
 
 @contextlib.contextmanager
 def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the run directory for one process; the system frees it when the process ends.
+    """Locks the run directory for one process; the system unlocks it when the process ends.
 
     Args:
-      workdir: the run directory; made if absent.
-      wait: until another process lets go of it, rather than raise.
+      workdir: the run directory; created if absent.
+      wait: wait until another process unlocks it, instead of raising.
 
     Raises:
       InUseError: another process is training in it.
@@ -183,10 +183,10 @@ def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise RunDirectoryError(
             f"The run directory {workdir} cannot be used: {error.strerror}. Give --workdir a "
-            "directory that can be written."
+            "writable directory."
         ) from error
     with handle:
-        # More than once: `is_locked` of another process holds the lock for a moment.
+        # More than once, because `is_locked` of another process holds the lock for a moment.
         for last in (False, False, True):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -202,10 +202,10 @@ def locked(workdir: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def is_locked(workdir: Path) -> bool:
-    """Whether a process is training in the directory; it is not taken."""
+    """Whether a process is training in the directory; does not lock it."""
     with contextlib.suppress(OSError), open(workdir / ".lock") as handle:
         try:
-            # Shared: two that ask at once do not take each other for a run.
+            # Shared: two processes that ask at the same time do not consider each other a run.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -213,17 +213,17 @@ def is_locked(workdir: Path) -> bool:
 
 
 def status(workdir: Path, *, held: bool = False) -> str:
-    """How far a run has come.
+    """The status of a run.
 
     Args:
       workdir: the run directory.
-      held: the caller has its lock, and asks what was there before.
+      held: the caller has locked it, and asks for the status before that.
 
     Returns:
-      One of STATUSES: "done"; "diverged"; "pruned" (a search gave it up); "failed" (by an error,
-      which `summary.json` or `point.json` tells); "running"; "interrupted" (by a signal, after
-      saving); "killed" (neither finished nor alive); "pending" (nothing trained yet); "damaged" (a
-      file that is not JSON).
+      One of STATUSES: "done"; "diverged"; "pruned" (by a search); "failed" (by an error, which is
+      in `summary.json` or `point.json`); "running"; "interrupted" (by a signal, after saving);
+      "killed" (neither finished nor running); "pending" (nothing trained yet); "damaged" (a file
+      is not JSON).
     """
     if not held and is_locked(workdir):
         return "running"
@@ -247,10 +247,10 @@ def read_json(path: Path, kind: type | None = None) -> Any:
 
     Args:
       path: of the file.
-      kind: what the content must be: dict or list; None is anything.
+      kind: type of the content: dict or list; None allows any.
 
     Raises:
-      FileError: the file is empty, is no JSON, or holds something of another kind.
+      FileError: the file is empty, is not JSON, or holds another type.
       RunDirectoryError: it cannot be read.
     """
     content = read_bytes(path)
@@ -261,10 +261,10 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"is no JSON: {error}") from error
+        raise FileError(path, f"is not JSON: {error}") from error
     if kind is not None and not isinstance(value, kind):
         wanted = {dict: "an object", list: "a list"}[kind]
-        raise FileError(path, f"holds a {type(value).__name__} where {wanted} belongs")
+        raise FileError(path, f"holds a {type(value).__name__} instead of {wanted}")
     return value
 
 
@@ -279,10 +279,10 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file that must exist, with these keys; a.b is b of the object a.
+    """The JSON object in a file that must exist, with these keys; a.b is the key b in object a.
 
     Raises:
-      FileError: no such file, no object, or one without some of the keys.
+      FileError: the file does not exist, is not an object, or lacks some of the keys.
       RunDirectoryError: it cannot be read.
     """
     value = read_json(path, dict)
@@ -303,9 +303,9 @@ def _has(value: Any, names: list[str]) -> bool:
 
 
 def threads(directory: Path) -> int | None:
-    """Threads that the run or the sweep in a directory computes with; None if it does not say.
+    """Number of threads of the run or sweep in a directory; None if it is not stored.
 
-    What keeps the directory from being read is told by who reads the rest of it.
+    Errors are ignored: reading the other files of the directory reports them.
     """
     for name in ("summary.json", MACHINE_FILE):
         with contextlib.suppress(RunDirectoryError, OSError, ValueError):
@@ -316,10 +316,10 @@ def threads(directory: Path) -> int | None:
 
 
 def read_config(workdir: Path) -> Config:
-    """The configuration that a run directory was made with.
+    """The configuration of a run directory.
 
     Raises:
-      ConfigError: not a run directory, or one written by a version with other keys.
+      ConfigError: not a run directory, or one from a version with other keys.
       FileError: the file is damaged.
     """
     path = workdir / "config.json"
@@ -330,7 +330,7 @@ def read_config(workdir: Path) -> Config:
         )
     value = read_object(path)
     written = dict(config_lib.flatten(value))
-    # What every version wrote; a run never takes today's defaults for what its file has lost.
+    # Keys that every version writes: a missing one must not get today's default.
     left_out = (*config_lib.LATER_KEYS, *config_lib.RUNTIME_KEYS)
     lost = [
         key
@@ -346,15 +346,15 @@ def read_config(workdir: Path) -> Config:
 
 
 def inherit(config: Config, workdir: Path | None = None) -> None:
-    """Takes over, in place, what comes with the weights that `config.pretrained` names.
+    """Copies settings that belong to the weights of `config.pretrained` into the configuration.
 
     Args:
-      config: of the run that starts from the weights.
-      workdir: the run directory. A run that has begun knows what came with its weights, which need
-        not be at hand any more.
+      config: of the run that starts from the weights; changed in place.
+      workdir: the run directory. A run that has begun has stored these settings, so its weights may
+        be missing.
 
     Raises:
-      ConfigError: it is no run directory, or a key is set to something that the weights are not.
+      ConfigError: the weights are not in a run directory, or a key contradicts the weights.
     """
     if not config.pretrained:
         return
@@ -368,6 +368,6 @@ def inherit(config: Config, workdir: Path | None = None) -> None:
             config_lib.inherit_again(config, own)
             return
     raise ConfigError(
-        f"pretrained is {config.pretrained!r}, which has no config.json; give a run directory, "
-        "of `mobilenet convert` or `mobilenet train`."
+        f"pretrained is {config.pretrained!r}, which has no config.json; give a run directory "
+        "from `mobilenet convert` or `mobilenet train`."
     )

@@ -1,20 +1,20 @@
-"""What a program sets before the backend starts: memory, vectors, threads, the compilation cache.
+"""Settings before the backend starts: memory, vectors, threads, the compilation cache.
 
-The command lines call them, and so do workers of sweeps and jobs of a cluster: the same run must be
-compiled and computed alike wherever it is carried out. A notebook should, before it computes
-anything.
+Command lines call these functions, and so do workers of sweeps and jobs of a cluster: the same run
+must be compiled and computed in the same way everywhere. A notebook should call them before it
+computes anything.
 
-What is equal to the bit on CPU. XLA cuts the sums of a matrix product into as many pieces as it has
-threads, and the order of a sum decides its rounding. So the number of threads belongs to a run: it
-is decided once, when the run or its sweep begins, by the cores of the machine (`machine_cores`),
-stored with the run, and taken again by whoever continues or evaluates it. How many cores then do
-the work changes nothing: one core, two, `taskset`, `sweep --jobs=2`, a Slurm job, a resumed run and
-a program from the compilation cache give the same bits. A run is not equal to the bit with another
-number of threads, another vector width, another kind of processor, another version of jaxlib,
-another number of devices, or as one of several lanes. One training step then differs by float32
-rounding, which training amplifies, so that small runs can end as two different trainings.
-`tests/sweep/test_threads.py` holds what is equal to the bit, and prints the difference of a small
-run with one thread and with two.
+Results that are equal to the last bit on CPU: XLA divides the sums of a matrix product into as many
+parts as it has threads, and the order of a sum decides its rounding. So the number of threads
+belongs to a run. It is decided once, when the run or its sweep begins, from the cores of the
+machine (`machine_cores`). It is stored with the run, and used again when the run is continued or
+evaluated. The number of cores that do the work changes nothing: one core, two, `taskset`, `sweep
+--jobs=2`, a Slurm job, a resumed run and a program from the compilation cache give the same bits.
+Results differ with another number of threads, another vector width, another kind of processor,
+another version of jaxlib, another number of devices, or as one of several lanes. One training step
+then differs by float32 rounding. Training amplifies this, so small runs can have quite different
+results. `tests/sweep/test_threads.py` checks what is equal to the last bit, and prints the
+difference of a small run between one thread and two.
 """
 
 import contextlib
@@ -29,29 +29,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Of mallopt(3), from glibc's malloc.h.
+# Constants of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _PR_SET_PDEATHSIG = 1  # of prctl(2), from linux/prctl.h
-_THREADS = "PJRT_NPROC"  # of XLA: threads of its CPU backend; NPROC is read where this is absent
-_POOL = "tf_XLAEigen"  # what XLA calls the threads that compute, as Linux shows them
-_WIDTH = "xla_cpu_prefer_vector_width"  # of XLA_FLAGS
-# Address space set aside with huge pages; pages are taken from the system when they are written.
+_THREADS = "PJRT_NPROC"  # sets the threads of XLA's CPU backend; without it, NPROC is read
+_POOL = "tf_XLAEigen"  # XLA's name of the threads that compute, as Linux shows it
+_WIDTH = "xla_cpu_prefer_vector_width"  # in XLA_FLAGS
+# Address space reserved with huge pages; the system provides a page when it is first written.
 _RESERVED = 8 << 30
 
 
 def keep_memory(reserve: int = _RESERVED) -> bool:
-    """Keeps freed memory for the next step instead of giving it back, on Linux with glibc.
+    """Keeps freed memory for the next step instead of returning it, on Linux with glibc.
 
     XLA allocates the temporary memory of a step, a gigabyte or more, when the step starts, and
-    frees it when it ends. By default that goes to the system and back: at every step each page is
-    mapped and zeroed again. Kept, it is written over; in huge pages, it is also found faster. The
-    process then holds its peak memory until it ends.
+    frees it when it ends. By default the memory goes back to the system, and at every step each
+    page is mapped and zeroed again. If it is kept, it is only overwritten; in huge pages, its
+    addresses are also found faster. The process then holds its peak memory until it ends.
 
-    It must be called before NumPy and JAX are imported: their threads would have arenas of malloc's
-    of their own by then, which cannot grow, and XLA would be given one of those.
+    It must be called before NumPy and JAX are imported: otherwise their threads already have their
+    own arenas of malloc, which cannot grow, and XLA would get one of those.
 
-    Left alone are processes whose user has chosen (an environment variable MALLOC_*, GLIBC_TUNABLES
-    or LD_PRELOAD), and other systems.
+    It does nothing if the user has made a choice (an environment variable MALLOC_*, GLIBC_TUNABLES
+    or LD_PRELOAD), or on other systems.
 
     Args:
       reserve: bytes of address space to mark for huge pages.
@@ -74,13 +74,13 @@ def keep_memory(reserve: int = _RESERVED) -> bool:
 
 
 def _mark_huge(libc: ctypes.CDLL, size: int) -> None:
-    """Grows the heap by `size` untouched bytes and asks for huge pages there."""
+    """Grows the heap by `size` unused bytes and requests huge pages for them."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
     if not block:
-        return  # a limit on address space: the heap grows as it must
+        return  # there is a limit on address space; the heap grows when needed
     huge = 2 << 20
     start = -(-block // huge) * huge
     libc.madvise(start, (block + size - start) // huge * huge, mmap.MADV_HUGEPAGE)
@@ -88,20 +88,20 @@ def _mark_huge(libc: ctypes.CDLL, size: int) -> None:
 
 
 def use_wide_vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Has XLA compile for vectors of 512 bits on AMD processors that have them.
+    """Lets XLA compile for vectors of 512 bits on AMD processors that have them.
 
-    XLA prefers 256 bits everywhere, for processors of Intel that lower their clock for more. AMD's
-    do not, and steps become some per cent shorter. Sums are taken in another order then, so results
-    of the two widths differ by rounding.
+    XLA prefers 256 bits everywhere, because some Intel processors lower their clock for wider
+    vectors. AMD's do not, and steps become a few per cent shorter. The order of sums changes, so
+    results of the two widths differ by rounding.
 
-    It must be called before JAX starts a backend, which is when XLA reads its flags; later it does
-    nothing. Left alone is who has set that flag in XLA_FLAGS, and every other processor.
+    It must be called before JAX starts a backend, because XLA reads its flags then; later it has no
+    effect. It does nothing if XLA_FLAGS already sets the width, or on other processors.
 
     Args:
       cpuinfo: where Linux describes the processor.
 
     Returns:
-      Whether wide vectors were asked for.
+      Whether wide vectors were requested.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -114,13 +114,13 @@ def use_wide_vectors(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def vector_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> int | None:
-    """Width of the vectors that XLA compiles for: what it prefers, as far as the processor has it.
+    """Width of the vectors that XLA compiles for: its preference, if the processor supports it.
 
     Args:
       cpuinfo: where Linux describes the processor.
 
     Returns:
-      Bits, or None where the processor does not say.
+      Bits, or None if the processor does not state them.
     """
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
@@ -133,15 +133,15 @@ def vector_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> int | None:
 
 
 def machine_cores(groups: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> int:
-    """Cores of the machine, or of the container or cluster job that this process is in.
+    """Cores of the machine, or of the container or cluster job of this process.
 
     The affinity of a process (`taskset`, a worker's share) does not count, so that the processes of
-    one machine agree. Limits of control groups do (version 2), because threads beyond them only
-    wait.
+    one machine agree. Limits of control groups (version 2) count, because threads beyond them would
+    only wait.
 
     Args:
       groups: where the control groups are.
-      own: the process's group below it, such as "/job"; None is what Linux says.
+      own: the process's group below it, such as "/job"; None uses what Linux reports.
     """
     count = os.cpu_count() or 1
     if own is None:
@@ -163,32 +163,32 @@ def machine_cores(groups: Path = Path("/sys/fs/cgroup"), own: str | None = None)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity."""
+    """Number of cores that this process may use, from its affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads() -> int | None:
-    """Threads that XLA's CPU backend computes with; None before it starts, and beyond Linux."""
+    """Number of threads of XLA's CPU backend; None before it starts, and on other systems."""
     names = []
     for path in Path("/proc/self/task").glob("*/comm"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended
             names.append(path.read_text())
     return sum(name.startswith(_POOL) for name in names) or None
 
 
 def use_threads(count: int | None = None) -> int:
-    """Has XLA compute with this many threads, whatever cores they run on.
+    """Lets XLA compute with this many threads, on whatever cores they run.
 
-    It must be called before JAX starts a backend; later it changes nothing.
+    It must be called before JAX starts a backend; later it has no effect.
 
     Args:
-      count: at least 1; None is what PJRT_NPROC says, or else `machine_cores()`.
+      count: at least 1; None uses PJRT_NPROC, or else `machine_cores()`.
 
     Returns:
-      How many threads this process computes with: not `count` if its backend has started with
-      others, or is split into more devices.
+      The number of threads of this process. It differs from `count` if the backend has already
+      started with another number, or is split into more devices.
     """
     started = threads()
     if started is not None:
@@ -203,7 +203,7 @@ def use_threads(count: int | None = None) -> int:
 
 
 def prepare_compiler(directory: Path | None = None) -> Path | None:
-    """What every program that computes sets: wide vectors, its threads, and a cache on disk.
+    """Settings for every program that computes: wide vectors, threads, and a cache on disk.
 
     Call it before JAX starts a backend.
 
@@ -211,7 +211,7 @@ def prepare_compiler(directory: Path | None = None) -> Path | None:
       directory: of `cache_compilations`.
 
     Returns:
-      What `cache_compilations` does.
+      The result of `cache_compilations`.
     """
     use_wide_vectors()
     use_threads()
@@ -219,12 +219,11 @@ def prepare_compiler(directory: Path | None = None) -> Path | None:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Has this process get SIGTERM when the one that started it ends, on Linux: no orphans.
+    """Lets this process get SIGTERM when the process that started it ends (on Linux).
 
     Args:
-      parent: the process that started this one, as it has said itself: if it has ended already,
-        which the system does not tell afterwards, this one gets the signal now. None is whoever is
-        the parent now.
+      parent: the id of the process that started this one. If it has already ended, which the system
+        does not report afterwards, this process gets the signal now. None is the current parent.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -233,22 +232,22 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, by its code of `subprocess`, as in "was ended by SIGSEGV"."""
+    """How a process ended, from its code in `subprocess`, as in "was ended by SIGSEGV"."""
     if code >= 0:
         return f"ended with code {code}"
     name = signal.Signals(-code).name
-    return f"was ended by {name}" + (", as for want of memory" if name == "SIGKILL" else "")
+    return f"was ended by {name}" + (", probably for lack of memory" if name == "SIGKILL" else "")
 
 
 def cache_compilations(directory: Path | None = None) -> Path | None:
-    """Keeps compiled programs on disk, so that the same step is compiled once a machine.
+    """Keeps compiled programs on disk, so that each step is compiled once on a machine.
 
-    A resumed run, an evaluation and the next seed of an experiment load their steps instead. JAX
-    keys entries by program, options and versions (threads are no part of a program: they cut its
-    sums when it runs); the directory also by the processor, because a
-    program for one with more instructions would crash one with fewer, and home directories are
-    shared between machines. Left alone when JAX_COMPILATION_CACHE_DIR is set or
-    JAX_ENABLE_COMPILATION_CACHE is off.
+    A resumed run, an evaluation and the next seed of an experiment load their steps from it. JAX's
+    keys of entries contain program, options and versions (threads are not part of a program: they
+    divide its sums when it runs). The directory also depends on the processor: a program for a
+    processor with more instructions would crash on one with fewer, and machines may share home
+    directories. It does nothing if JAX_COMPILATION_CACHE_DIR is set or JAX_ENABLE_COMPILATION_CACHE
+    is off.
 
     Args:
       directory: where; None is XDG_CACHE_HOME (or ~/.cache) /mobilenet/xla.
@@ -270,7 +269,7 @@ def cache_compilations(directory: Path | None = None) -> Path | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None  # a read-only home: compile as ever
+        return None  # a read-only home: compile every time
     jax.config.update("jax_compilation_cache_dir", str(directory))
     return directory
 
@@ -286,20 +285,20 @@ def _processor() -> str:
 
 
 class BackendError(RuntimeError):
-    """JAX has no device to compute on; the message says what it was told to use."""
+    """JAX has no device to compute on; the message says which one was requested."""
 
 
 def require_backend() -> None:
-    """Starts JAX's backend, if it has not been.
+    """Starts JAX's backend, if it has not started yet.
 
     Raises:
-      BackendError: it does not start, as with JAX_PLATFORMS=cuda on a machine without a GPU.
+      BackendError: it does not start, for example with JAX_PLATFORMS=cuda without a GPU.
     """
     import jax
 
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts that it found any
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that there is a device
         chosen = os.environ.get("JAX_PLATFORMS", "")
         reason = f": {error}" if str(error) else ""
         raise BackendError(

@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 import ml_collections
 from ml_collections.config_dict import FieldReference
 
+from mobilenet import keys
+
 # Keys that hold a path: ~ is the home directory, whoever sets them.
 PATHS = (
     "pretrained",
@@ -22,6 +24,8 @@ PATHS = (
     "quantize.calibration_dir",
     "data.data_dir",
 )
+# Keys whose tuples hold names: a text is taken apart at its commas.
+NAMES = ("log.writers",)
 # Keys whose tuples hold whole numbers; of model.blocks, the ratios may be others.
 WHOLE = ("model.blocks", "model.stage_strides", "model.expanded_features")
 WORDS = {
@@ -38,6 +42,10 @@ SHOWN = 80  # characters of a value in a message
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key, the value and what is allowed."""
+
+
+class ExperimentError(ConfigError):
+    """A mistake in an experiment file; the message names keys as the file writes them."""
 
 
 class SettingError(ConfigError):
@@ -67,13 +75,66 @@ class Kind:
 
 
 def unknown_key(known: Iterable[str], key: str) -> UnknownKeyError:
-    """The error of a key that does not exist, with the nearest known one."""
+    """The error of a key that does not exist, with the one that was probably meant."""
     known = list(known)
-    sections = [] if "." in key else [each.partition(".")[0] for each in known if "." in each]
-    near = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.5)
-    near = [each for each in near if each != key]
-    hint = f"; did you mean {near[0]}?" if near else "; mobilenet/config.py lists all keys."
-    return UnknownKeyError(f"{key} is not a configuration key{hint}")
+    near = suggest(known, key)
+    section = section_of(known, key.rpartition(".")[0]) if "." in key else ""
+    hint = f"`mobilenet config {section}` lists those of {section}."
+    if near == key:
+        hint = f"it is a section, and `mobilenet config {key}` lists its keys."
+    elif near:
+        hint = f"did you mean {near}?"
+    elif not section:
+        hint = "`mobilenet config` lists all keys."
+    return UnknownKeyError(f"{key} is not a configuration key; {hint}")
+
+
+def suggest(known: Iterable[str], key: str) -> str:
+    """The key or section that was probably meant by one that does not exist; "" if none is near.
+
+    The section is matched first, then the key within it: "optimiser.lr" is
+    "optimizer.learning_rate". What other libraries call a key counts (`mobilenet.keys`).
+
+    Args:
+      known: all keys, dotted.
+      key: dotted.
+    """
+    known = list(known)
+    place, _, name = key.rpartition(".")
+    if not place and (section := section_of(known, name)):
+        return section
+    section = section_of(known, place) if place else ""
+    within = [each for each in known if section and each.startswith(f"{section}.")]
+    synonym = keys.KEY_SYNONYMS.get(name, "")
+    if synonym and synonym in known:
+        return synonym
+    exact = [each for each in (*within, *known) if each.rpartition(".")[2] == name]
+    return exact[0] if exact else _nearest(within or known, name)
+
+
+def section_of(known: Iterable[str], text: str) -> str:
+    """The section that a text is, or is meant to be; "" if none is near."""
+    sections = sorted({each.rpartition(".")[0] for each in known if "." in each})
+    sections += sorted({each.partition(".")[0] for each in sections if "." in each})
+    if text in sections:
+        return text
+    last = text.rpartition(".")[2]
+    if last in keys.SECTION_SYNONYMS:
+        return keys.SECTION_SYNONYMS[last]
+    near = [each for each in sections if each.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(text, sections, n=1, cutoff=0.7)
+    return near[0] if near else ""
+
+
+def _nearest(known: Iterable[str], name: str) -> str:
+    """The key whose last part, or a word of it, is nearest to a name; "" if none is near."""
+    by_name: dict[str, str] = {}
+    for each in known:
+        last = each.rpartition(".")[2]
+        for words in (last, *last.split("_")):
+            by_name.setdefault(words, each)
+    near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.65)
+    return by_name[near[0]] if near else ""
 
 
 def parse(key: str, kind: Kind, text: str) -> Any:
@@ -130,6 +191,8 @@ def coerce(key: str, kind: Kind, value: Any) -> Any:
         value = value.tolist()
     if value is None and kind.optional:
         return None
+    if key in NAMES and isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
     if isinstance(value, list | tuple) and kind.type in (tuple, object):
         return _tuples(key, value)
     if kind.type is object or (kind.type is bool and isinstance(value, bool)):

@@ -1,4 +1,4 @@
-"""Output that outlives its reader: a terminal that is closed, a pipe into `head`."""
+"""Output that continues without a reader: after a terminal is closed, or a pipe into `head`."""
 
 import contextlib
 import errno
@@ -7,17 +7,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-# What a write says when nobody can read it any more: a pipe without a reader, a terminal hung up.
+# Errors of a write that nobody can read: a pipe without a reader, a closed terminal.
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET, errno.EBADF)
 
 
 class Lasting:
-    """A text stream that drops what is written once its reader is gone, and raises nothing then.
+    """A text stream that discards text when its reader is gone, instead of raising.
 
     Args:
-      stream: to write to; None, as `sys.stderr` of a program without a terminal is, drops all.
-      always: drop what cannot be written for other reasons too, such as a full disk: for progress,
-        which is no result.
+      stream: to write to; None, such as `sys.stderr` in a program without a terminal, discards all.
+      always: also discard text that cannot be written for other reasons, such as a full disk. Use
+        this for progress, which is not a result.
     """
 
     def __init__(self, stream: Any, *, always: bool = False) -> None:
@@ -30,20 +30,20 @@ class Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text, or drops it; its length."""
+        """Writes text, or discards it; returns its length."""
         with self._dropping():
             if self._stream is not None:
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Hands on what was written, or drops it."""
+        """Flushes the stream, or discards its text."""
         with self._dropping():
             if self._stream is not None:
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether somebody watches a terminal."""
+        """Whether the stream is a terminal."""
         try:
             return self._stream is not None and self._stream.isatty()
         except (OSError, ValueError):
@@ -65,7 +65,7 @@ class Lasting:
             self._stream = None
 
     def _drain(self) -> None:
-        """Lets what the stream still buffers be flushed into nothing, at the latest at exit."""
+        """Redirects the stream's buffered text to the null device, so that flushing succeeds."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             try:
@@ -76,7 +76,7 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Makes `sys.stdout` and `sys.stderr` outlive their readers while it is entered."""
+    """Lets `sys.stdout` and `sys.stderr` continue without readers within the context."""
     before = sys.stdout, sys.stderr
     streams: Any = tuple(map(Lasting, before))
     sys.stdout, sys.stderr = streams
@@ -84,16 +84,16 @@ def lasting() -> Iterator[None]:
         yield
     finally:
         for stream in streams:
-            # What else is wrong, such as a full disk, Python says when it ends.
+            # Python itself reports other errors, such as a full disk, when it ends.
             with contextlib.suppress(OSError):
                 stream.flush()
         sys.stdout, sys.stderr = before
 
 
 def open_standard_files() -> None:
-    """Puts nothing in the place of standard files that the program was started without.
+    """Opens the null device for standard files that the program was started without.
 
-    The next file that is opened would be in their place, and receive what libraries print.
+    Otherwise the next file that is opened would take their place and receive what libraries print.
     """
     for number in range(3):
         try:

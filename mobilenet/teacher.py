@@ -21,13 +21,13 @@ from mobilenet.train.checkpoints import read_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A network that is asked and not trained.
+    """A network that is evaluated and not trained.
 
     Attributes:
-      description: its configuration and how pictures are shown to it, as JSON: what a compiled step
-        depends on, so that teachers which differ in weights alone share one.
-      variables: to evaluate it with; an argument of the step, never a part of the run's state.
-      facts: for the summary of a run.
+      description: its configuration and how its images are prepared, as JSON. A compiled step
+        depends on these, so teachers that only differ in their weights share a step.
+      variables: for its evaluation; an argument of the step, never a part of the run's state.
+      facts: entries for the summary of a run.
     """
 
     description: str
@@ -52,7 +52,7 @@ def read(
       num_classes: of the student's classifier.
 
     Raises:
-      ConfigError: no run, or one whose classes or pictures are not the student's.
+      ConfigError: not a run, or its classes or images are not the student's.
       CheckpointError: its weights cannot be read.
     """
     own, outputs = check(directory, stored, config, class_names, num_classes)
@@ -76,13 +76,13 @@ def check(
     class_names: tuple[str, ...],
     num_classes: int,
 ) -> tuple[Config, int]:
-    """Whether a run can teach, without its weights; arguments as `read`.
+    """Checks whether a run can teach, without its weights; arguments as in `read`.
 
     Returns:
       Its configuration and its classifier's width.
 
     Raises:
-      ConfigError: no run, or one whose classes or pictures are not the student's.
+      ConfigError: not a run, or its classes or images are not the student's.
     """
     key = "compress.distillation.teacher"
     if stored is None:
@@ -95,15 +95,15 @@ def check(
     outputs = own.model.num_classes if own.model.num_classes is not None else len(names)
     if names != class_names or outputs != num_classes:
         raise ConfigError(
-            f"{key} is {str(directory)!r}, which knows {_few(names)} with {outputs} outputs, but "
-            f"the student learns {_few(class_names)} with {num_classes}; its classes must be the "
-            "same, in the same order."
+            f"{key} is {str(directory)!r}, which has {_few(names)} with {outputs} outputs, but "
+            f"the student has {_few(class_names)} with {num_classes}; both must have the same "
+            "classes, in the same order."
         )
     for name in ("image_size", "channels"):
         if own.data[name] != config.data[name]:
             raise ConfigError(
-                f"{key} is {str(directory)!r}, which has seen pictures of data.{name}="
-                f"{own.data[name]}, but the student sees {config.data[name]}; both must be the "
+                f"{key} is {str(directory)!r}, which was trained on images of data.{name}="
+                f"{own.data[name]}, but the student uses {config.data[name]}; both must be the "
                 "same."
             )
     return own, outputs
@@ -123,24 +123,24 @@ def make_guide(
 ) -> Callable[..., jax.Array]:
     """The student's loss (`distill.make_guide`).
 
-    The teacher runs in evaluation mode on the augmented pictures, shown as it is used to: where its
-    normalisation is another one, they are normalised again.
+    The teacher runs in evaluation mode on the augmented images, with its own normalisation: if it
+    differs from the student's, the images are normalised again.
 
     Args:
       description: of the teacher.
       config: of the student.
       student: its network.
-      mean, std: of its pictures.
+      mean, std: of its images.
 
     Raises:
-      ConfigError: a transfer between networks that have no maps in common.
+      ConfigError: a transfer between networks without maps of a common resolution.
     """
-    told = json.loads(description)
-    own = config_lib.from_json(told["config"])
-    network = architecture.build_model(own, told["outputs"])
-    scale = np.asarray(std, np.float32) / np.asarray(told["std"], np.float32)
-    shift = (np.asarray(mean) - np.asarray(told["mean"])) / np.asarray(told["std"])
-    same = tuple(told["mean"]) == tuple(mean) and tuple(told["std"]) == tuple(std)
+    settings = json.loads(description)
+    own = config_lib.from_json(settings["config"])
+    network = architecture.build_model(own, settings["outputs"])
+    scale = np.asarray(std, np.float32) / np.asarray(settings["std"], np.float32)
+    shift = (np.asarray(mean) - np.asarray(settings["mean"])) / np.asarray(settings["std"])
+    same = tuple(settings["mean"]) == tuple(mean) and tuple(settings["std"]) == tuple(std)
 
     def teach(variables: Any, images: jax.Array) -> Any:
         if not same:
@@ -156,15 +156,15 @@ def make_guide(
             more = " with the same channels" if kind == "features" else ""
             raise ConfigError(
                 f"compress.distillation.transfer is {kind!r}, but no stages of the student and the "
-                f"teacher have maps of one resolution{more}; set it to none, or to attention, "
-                "which compares any channels."
+                f"teacher have maps of the same resolution{more}; set it to none, or to attention, "
+                "which works with any channels."
             )
     return distill.make_guide(teach, kind, pairs)
 
 
 def _maps(network: Network, shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    # As on one device: collectives need an axis that is mapped.
+    # As on one device: collectives would need a mapped axis.
     alone = network.clone(bn_axis_name=None, bn_axis_index_groups=None)
 
     def endpoints(key: jax.Array, image: jax.Array) -> Any:

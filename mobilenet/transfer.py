@@ -1,7 +1,7 @@
-"""Starting a run from the weights of another: of a run, or of a converted checkpoint.
+"""Starts a run from the weights of another run, or of a converted checkpoint.
 
-`config.pretrained` names the run directory of the weights. `rundir.inherit` has settled what comes
-with them; here their tensors become the first state of the new run.
+`config.pretrained` names the run directory of the weights. `rundir.inherit` has copied the settings
+that belong to them; this module turns their tensors into the initial state of the new run.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Pretrained:
     """Weights that a run starts from.
 
     Attributes:
-      directory: where they are.
+      directory: their run directory.
       step: of their checkpoint.
       classifier: "kept" (the classes are the same), "selected" (columns of the old one, matched by
         the classes' names) or "new".
@@ -38,25 +38,26 @@ class Pretrained:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the summary of the run."""
+        """Entries for the summary of the run."""
         return {"step": self.step, "classifier": self.classifier}
 
 
 def match_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int] | str:
     """Finds classes by name among others.
 
-    Names are compared in one Unicode form: macOS and Linux write the same letter differently. A
-    name is looked for as it is, then by the WordNet id that it begins with, as ImageNet's class
-    folders do (`n01440764_tench`). `known` may have the ids too, or ImageNet's words ("tench, Tinca
-    tinca").
+    Names are compared in one Unicode form, because macOS and Linux encode the same letter
+    differently. A name is looked up as it is, and then by the WordNet id at its start, as in
+    ImageNet's class folders (`n01440764_tench`). `known` may also have the ids, or ImageNet's words
+    ("tench, Tinca tinca").
 
     Args:
       wanted: names of a data set's classes.
       known: names of a classifier's outputs.
 
     Returns:
-      The index in `known` of each of `wanted`; or the first name that has none, or that has the
-      same one as another. The same names are found in their order, even those that stand twice.
+      The index in `known` of each of `wanted`; or the first name that has none, or has the same
+      index as another. If both lists are equal, names are matched in order, even if some occur
+      twice.
     """
     same = [unicodedata.normalize("NFC", name) for name in wanted]
     known = [unicodedata.normalize("NFC", name) for name in known]
@@ -80,20 +81,20 @@ def start_from(
     class_names: Sequence[str],
     stored_names: Sequence[str],
 ) -> Pretrained:
-    """The first variables of a run that starts from the weights in `directory`.
+    """The initial variables of a run that starts from the weights in `directory`.
 
     Args:
-      directory: a run directory; its result's checkpoint is read, with its averaged weights if it
-        has any. Of a quantised run these are the weights beneath the rounding: its ranges, and what
-        its quantisers learned, are left behind, and a quantised run chooses its own.
-      initial: `params` and `batch_stats` of the new network, freshly initialised; a classifier for
-        other classes stays so.
+      directory: a run directory; its result's checkpoint is read, with averaged weights if it has
+        any. From a quantised run only the weights before rounding are taken, not its ranges and
+        learned quantisers; a quantised run chooses its own.
+      initial: `params` and `batch_stats` of the new network, newly initialised; a classifier for
+        other classes is taken from here.
       class_names: of the new network's outputs.
       stored_names: of the weights' classifier.
 
     Raises:
       CheckpointError: the weights cannot be read.
-      ConfigError: they are of another network; says which tensors do not fit.
+      ConfigError: they belong to another network; the message says which tensors do not fit.
     """
     restored = read_checkpoint(directory, "result")
     old: dict[str, Any] = restored.eval_variables
@@ -122,7 +123,7 @@ def start_from(
 
 
 def without_quantizers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the float network: all but those that quantisers have learned."""
+    """The parameters of the float network, without those that quantisers have learned."""
     kept = {
         name: without_quantizers(value) if isinstance(value, Mapping) else value
         for name, value in params.items()
@@ -148,6 +149,6 @@ def _check_same(directory: Path, old: Any, new: Any) -> None:
     if problems:
         more = f"; and {len(problems) - 5} more" if problems[5:] else ""
         raise ConfigError(
-            f"The weights in pretrained={str(directory)!r} are of another network: "
+            f"The weights in pretrained={str(directory)!r} belong to another network: "
             f"{'; '.join(problems[:5])}{more}."
         )

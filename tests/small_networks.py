@@ -1,4 +1,4 @@
-"""What the tests of several networks do with a small one: pictures, variables, a few steps."""
+"""What the tests of several networks do with a small one: images, variables, a few steps."""
 
 import functools
 from typing import Any

@@ -33,8 +33,8 @@ def write_run(
 
     Args:
       path: the directory.
-      top1: fraction of 200 test pictures.
-      overrides: of the configuration, beside the seed.
+      top1: fraction of 200 test images.
+      overrides: of the configuration, in addition to the seed.
       seed: of the run.
       more: entries of its summary.
     """

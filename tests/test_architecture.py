@@ -153,28 +153,28 @@ def test_cost_prints_every_network(name: str, tmp_path: Path, capsys: pytest.Cap
 
 def test_the_comparison_is_at_nearly_equal_macs():
     module: Any = experiment.load_module(str(COMPARISON))
-    arms = module.arms()
+    variants = module.variants()
     for budget in ("28 M", "88 M"):
         macs = [
             cost.totals(architecture.layer_costs(point.config, 10)).macs
             for label, _, _ in module.BUDGETS[budget]
-            for point in [points.make_point(module.get_config(), arms[label])]
+            for point in [points.make_point(module.get_config(), variants[label])]
         ]
         assert all(abs(m / macs[0] - 1) <= 0.1 for m in macs), macs
         assert round(macs[0] / 1e6) == int(budget.removesuffix(" M"))
 
 
-@pytest.mark.parametrize("arg", ["", "cpu", "smoke"])
+@pytest.mark.parametrize("arg", ["", "cifar", "smoke"])
 def test_every_point_of_the_comparison_can_run(arg: str):
     module: Any = experiment.load_module(str(COMPARISON))
     planned = points.points_of(module.get_config(arg), module.sweep(arg))
-    assert len(planned) == len(module.arms(arg)) * (2 if arg == "smoke" else 3)
+    assert len(planned) == len(module.variants(arg)) * (2 if arg == "smoke" else 3)
     for point in planned:
         config_lib.validate(point.config, devices=2)
         size = point.config.data.image_size
         assert config_lib.total_stride(point.config.model) == 8 and size % 8 == 0
-    with pytest.raises(ConfigError, match="allowed are none, 'cpu' and 'smoke'"):
-        module.get_config("gpu")
+    with pytest.raises(ConfigError, match="The scale 'cpu' is not one"):
+        module.get_config("cpu")
 
 
 def test_a_sweep_over_networks_is_listed_with_their_costs(tmp_path: Path):
@@ -184,7 +184,7 @@ def test_a_sweep_over_networks_is_listed_with_their_costs(tmp_path: Path):
     for point in planned:
         totals = cost.totals(architecture.layer_costs(point.config, 10))
         assert f"{totals.params:,}" in text and f"{totals.macs / 1e6:,.1f}" in text
-    assert "2 points of 2 shapes" in text
+    assert "2 runs of 2 variants: 0 done" in text and "2 shapes to compile" in text
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_numbers_are_derived_from_inputs(tmp_path: Path):
     )  # fmt: skip
     assert parts.steps_per_epoch == 16 and parts.total_steps == 48
     assert parts.eval_every_steps == 8
-    # 0.32 per 256 pictures at 16 pictures; the warm-up's 16th update is the first at the peak.
+    # 0.32 per 256 images, with 16 per batch; the warm-up's 16th update is the first at the peak.
     assert parts.hyper(15)["learning_rate"] == np.float32(0.02)
     assert parts.hyper(7)["learning_rate"] == np.float32(0.01)
     assert parts.facts[0]["examples"] == {"train": 256, "validation": 143, "test": 360}
@@ -73,7 +73,7 @@ def test_other_classes_in_a_run_directory_are_refused(tmp_path: Path):
     ("overrides", "message"),
     [
         ({"model__num_classes": 3}, "model.num_classes is 3, but digits has 10 classes"),
-        ({"model__num_classes": 0}, "the feature extractor, which has no loss"),
+        ({"model__num_classes": 0}, "feature extractor., which has no loss"),
         ({"data__train_examples": 8}, "train.global_batch_size is 16, but the train part .* has 8"),
         ({"train__global_batch_size": 17}, "must be a multiple of the 2 devices"),
         ({"data__data_dir": "/proc/nowhere"}, "/proc/nowhere"),
@@ -112,7 +112,7 @@ def test_a_batch_in_turns_gives_what_it_gives_at_once(
     model = architecture.build_model(config, 10)
     variables = build.init_variables(config, 10)
     images = np.random.default_rng(0).integers(0, 256, (batch, 8, 8, 1), np.uint8)
-    monkeypatch.setattr(build, "TURN_PIXELS", pixels)
+    monkeypatch.setattr(build, "CHUNK_PIXELS", pixels)
     logits = jax.jit(build.build_forward(model, (0.3,), (0.4,)))(variables, images)
     whole: Any = jax.jit(model.apply)(variables, (images / np.float32(255) - 0.3) / 0.4)
     np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
@@ -130,7 +130,7 @@ def test_turns_divide_the_batch_or_are_not_worth_it(batch: int, most: int, taken
         return 2 * x
 
     x = np.arange(batch * 3.0, dtype=np.float32).reshape(batch, 3)
-    np.testing.assert_array_equal(build._map_turns(double, jnp.asarray(x), most), 2 * x)
+    np.testing.assert_array_equal(build._map_chunks(double, jnp.asarray(x), most), 2 * x)
     assert set(seen) == {taken}
 
 
@@ -174,7 +174,7 @@ def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
 
 
 def compiled_step(config: Any) -> tuple[str, Any]:
-    """The program of a training step of 16-pixel pictures, 5 classes, and the state it takes."""
+    """The program of a training step of 16-pixel images, 5 classes, and the state it takes."""
     config.model.blocks = ((1, 8, 1, 1), (3, 8, 1, 2))
     config.data.image_size = 16
     model = architecture.build_model(config, 5)

@@ -45,7 +45,7 @@ def test_a_converted_run_is_used_like_any_other(tmp_path: Path):
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(RunDirectoryError, match="holds a run or other files already"):
+    with pytest.raises(RunDirectoryError, match="already holds a run or other files"):
         conversion.write_run(small_weights(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
@@ -93,7 +93,7 @@ def test_a_normalisation_that_the_user_sets_is_the_one_that_is_used(tmp_path: Pa
     conversion.write_run(small_weights(), run, overrides={key: "imagenet"})
     stored = json.loads((run / "data.json").read_text())
     assert (stored["mean"], stored["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    with pytest.raises(PretrainedError, match="'dataset', whose numbers are in no file; allowed"):
+    with pytest.raises(PretrainedError, match="'dataset', for which no file has numbers; allowed"):
         conversion.write_run(small_weights(), tmp_path / "other", overrides={key: "dataset"})
 
 
@@ -147,7 +147,7 @@ def test_torchvisions_names_carry_weights_to_the_last_bit(suffix: str, tmp_path:
     assert [note.split(" ")[0] for note in notes] == [
         "model.padding",
         "model.bn_epsilon",
-        "Pictures",
+        "Images",
     ]
     back = pretrained.read("torchvision", path)
     assert_same(back, weights)
@@ -171,11 +171,11 @@ def test_torchvisions_names_of_other_tables_go_by_metadata(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "names", "settings", "message"),
     [
-        ("w.pth", "torchvision", {"se_ratio": 0.25}, "model.se_ratio is 0.25, which torchvision's"),
+        ("w.pth", "torchvision", {"se_ratio": 0.25}, "model.se_ratio is 0.25, but torchvision"),
         ("w.pth", "torchvision", {"shortcut": "expansion"}, "model.shortcut is 'expansion'"),
         ("w.pth", "torchvision", {"activation": "hard_swish"}, "model.activation is 'hard_swish'"),
         ("w.pth", "torchvision", {"stem_strides": 1}, "write the weights with --names=mobilenet"),
-        ("w.pth", "mobilenet", {}, "A .pth file has torchvision's names"),
+        ("w.pth", "mobilenet", {}, "A .pth file needs --names=torchvision"),
         ("w.onnx", "mobilenet", {}, "w.onnx must end in .safetensors or .pth"),
         ("w.pth", "timm", {}, "'timm' are not known; allowed are mobilenet, torchvision"),
     ],
@@ -206,10 +206,10 @@ def test_settings_are_configuration_keys():
 def test_paths_that_cannot_be_used_are_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
-        with pytest.raises(RunDirectoryError, match="could not be|cannot be made"):
+        with pytest.raises(RunDirectoryError, match="could not be|cannot be created"):
             conversion.write_run(small_weights(), path)
         path = path.with_name(f"{path.name}.pth")
-        with pytest.raises(RunDirectoryError, match="could not be|cannot be made"):
+        with pytest.raises(RunDirectoryError, match="could not be|cannot be created"):
             conversion.write_file(random_weights(0.1), path, "torchvision")
     with pytest.raises(PretrainedError, match="cannot be read: File name too long"):
         pretrained.read("keras", tmp_path / ("x" * 300))

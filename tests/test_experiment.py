@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,12 @@ def test_mistakes_of_a_sweep_are_named(
 
 
 def test_what_else_a_file_is_asked_for_is_checked_too(tmp_path: Path):
-    text = "def get_config(arg=''): ...\ndef arms(arg=''): ...\ndef cases(): return {}\n"
+    text = "def get_config(arg=''): ...\ndef variants(arg=''): ...\ndef cases(): return {}\n"
     module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
     with pytest.raises(
-        ConfigError, match=r"arms\(\) returned nothing; it must return a dictionary"
+        ConfigError, match=r"variants\(\) returned nothing; it must return a dictionary"
     ):
-        module.arms("cpu")
+        module.variants("cpu")
     with pytest.raises(ConfigError, match=r"cases\(\) returned a dict; it must return a list"):
         module.cases()
 
@@ -201,3 +202,90 @@ def test_dataclasses_find_their_module(tmp_path: Path):
     """
     module: Any = experiment.load_module(str(write(tmp_path, mine=text)))
     assert module.Recipe().name == "a"
+
+
+def test_the_projects_own_experiments_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    name = "experiments/baselines/digits.py"
+    own = experiment.load_config(f"{name}:smoke", {})
+    assert own.data.name == "digits" and own.train.num_epochs == 0.5
+    with pytest.raises(ConfigError, match=r"experiments/baselines/absent.py', which is not a file"):
+        experiment.load_module("experiments/baselines/absent.py")
+    write(tmp_path / "experiments", baselines="")
+    folder = tmp_path / "experiments" / "baselines"
+    folder.mkdir()
+    (folder / "digits.py").write_text(BASE + "def get_config():\n  return base()\n")
+    assert experiment.load_config(name, {}).train.num_epochs == 10  # the user's own comes first
+
+
+def test_a_wheel_installs_the_experiments_of_every_folder():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(root) for path in root.glob("experiments/*/*.py")}
+    assert project["tool"]["setuptools"]["data-files"] == {
+        f"share/mobilenet/{folder}": [f"{folder}/*.py"] for folder in folders
+    }
+
+
+VARIANTS = """
+SEEDS = 2
+def get_config(arg=""):
+    c = base()
+    c.seed = 4 if arg == "four" else 0
+    return c
+def variants():
+    return {"a": {}, "b": {"model.se_ratio": 0.25}, "as it is": {"train.num_epochs": 0.0}}
+def baselines():
+    return {"b": "a"}
+"""
+
+
+def test_a_file_with_variants_needs_no_sweep(tmp_path: Path):
+    path = str(write(tmp_path, mine=f"{BASE}{VARIANTS}"))
+    assert experiment.load_sweep(path) == [
+        {"train.num_epochs": 0.0, "seed": 0},  # nothing is trained: one seed
+        {"seed": 0},
+        {"seed": 1},
+        {"model.se_ratio": 0.25, "seed": 0},
+        {"model.se_ratio": 0.25, "seed": 1},
+    ]
+    # Functions without a parameter return the same for every argument.
+    assert experiment.load_sweep(f"{path}:four") == experiment.load_sweep(path)
+    assert list(experiment.load_variants(f"{path}:four")) == ["a", "b", "as it is"]
+    assert experiment.load_baselines(path) == {"b": "a"}
+    module: Any = experiment.load_module(path)
+    assert module.variants("four") == module.variants() and len(module.sweep("four")) == 5
+    three = write(tmp_path, three=f"{BASE}{VARIANTS}".replace("SEEDS = 2", ""))
+    assert len(experiment.load_sweep(str(three))) == 7
+    assert len(experiment.load_sweep(f"{three}:smoke")) == 5
+    own = write(tmp_path, own=f"{BASE}{VARIANTS}\ndef sweep():\n  return [{{}}]\n")
+    assert experiment.load_sweep(str(own)) == [{}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEEDS = 0", "SEEDS is 0; it must be a whole number, 1 or more"),
+        ("SEEDS = 2.5", "SEEDS is 2.5; it must be a whole number"),
+        ("def variants():\n  return {'a': 3}", "variants() has 3 for 'a'; it must be overrides"),
+        ("def baselines():\n  return {'b': 'c'}", "baselines() names 'c', which is no variant"),
+    ],
+)
+def test_mistakes_of_variants_are_named(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write(tmp_path, mine=f"{BASE}{VARIANTS}\n{text}\n")
+    argv = ["sweep", f"--config={file}", f"--workdir={tmp_path / 'runs'}", "--dry_run"]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_notes_of_a_docstring_are_read(tmp_path: Path):
+    text = '"""Question.\n\nCost:   9 runs\n        of an hour\nResult: none\n"""\n'
+    path = str(write(tmp_path, mine=f"{text}{BASE}{VARIANTS}"))
+    assert experiment.read_note(f"{path}:smoke", "Cost") == "9 runs of an hour"
+    assert experiment.read_note(path, "Result") == "none"
+    assert experiment.read_note(path, "Claims") == ""

@@ -61,7 +61,7 @@ def test_a_folder_without_a_train_part_is_not_trained_on(
 ):
     root = folder({"test/a": 3, "test/b": 3})
     config = on_folder(root, data__normalization=normalization)
-    with pytest.raises(DatasetError, match="has no examples to train on.*data.train_split"):
+    with pytest.raises(DatasetError, match="has no training examples.*data.train_split"):
         build.build(config, tmp_path / "run")
     config = on_folder(root / "test", data__test_fraction=1.0, data__normalization=normalization)
     with pytest.raises(DatasetError, match="lower data.test_fraction"):
@@ -126,5 +126,5 @@ def test_calibration_takes_all_images_below_a_folder(folder: Folder, tmp_path: P
     assert found[:, 0, 0, 0].tolist() == [0, 10, 20]
     assert len(np.concatenate(list(build.build_data(config).calibration_batches(2)))) == 2
     config.quantize.calibration_dir = str(tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="quantize.calibration_dir=.*nothing is no folder"):
+    with pytest.raises(DatasetError, match="quantize.calibration_dir=.*nothing is not a folder"):
         next(build.build_data(config).calibration_batches(512))

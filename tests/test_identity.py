@@ -133,7 +133,7 @@ def test_a_run_does_not_continue_from_another_network_at_the_same_path(
     build.build(short(**changes), tmp_path / "run", shared=SHARED)
     shutil.rmtree(place / "a")
     (place / "b").rename(place / "a")
-    with pytest.raises(ConfigError, match=f"{key} is '.*/a', where something else lies now"):
+    with pytest.raises(ConfigError, match=f"{key} is '.*/a', whose content has changed"):
         build.build(short(**changes), tmp_path / "run", shared=SHARED)
 
 
@@ -341,7 +341,9 @@ def test_a_run_does_not_continue_with_other_images(tmp_path: Path):
     root = root.rename(tmp_path / "moved")
     build.build(on_folder(root), tmp_path / "run", shared=build.Shared())  # moved, the same
     (root / "dog" / "3.png").rename(root / "dog" / "33.png")
-    with pytest.raises(ConfigError, match="is not what the run in .* began with: .*other names"):
+    with pytest.raises(
+        ConfigError, match="differs from the data with which the run in .* began: .*other names"
+    ):
         build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
     (root / "dog" / "33.png").unlink()
     with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from mobilenet.analysis import pictures
+from mobilenet.analysis import images
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -72,7 +72,7 @@ def test_notebook_runs_anywhere_and_makes_its_figures(
     # Jupyter's, IPython's and the compiler's files stay out of the user's directories.
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    environment = {**os.environ, pictures.FIGURES_VARIABLE: str(figures)}
+    environment = {**os.environ, images.FIGURES_VARIABLE: str(figures)}
     del environment["JAX_NUM_CPU_DEVICES"]  # the tests' two devices; a user has one
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(

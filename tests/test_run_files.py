@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from support import write_run
 
-from mobilenet import build, rows, rundir
+from mobilenet import build, rundir
 from mobilenet import config as config_lib
-from mobilenet.analysis import arms, comparison, deployments, pretrained, results, runs
+from mobilenet.analysis import runs
+from mobilenet.report import comparison, deployments, pretrained, results, rows, variants
 from mobilenet.rundir import FileError, RunDirectoryError
 from mobilenet.sweep import points
 from mobilenet.train import records
@@ -103,7 +104,7 @@ def test_a_summary(run: Path, fault: str, caplog: pytest.LogCaptureFixture):
     assert fault == "nothing in it" or frame.loc["a", "error"]
     for make in (
         lambda: results.make_row("r", [run], config="c"),
-        lambda: arms.add(run, "quantization", "e", run.parents[1], {"arm": {}}, config="c"),
+        lambda: variants.add(run, "quantization", "e", run.parents[1], {"variant": {}}, config="c"),
         lambda: comparison.load(run.parents[1]),
     ):
         with pytest.raises(results.ResultError) as caught:
@@ -132,7 +133,7 @@ def test_a_point(run: Path, fault: str):
     damage(path, fault)
     assert rundir.status(run) == ("done" if fault == "nothing in it" else "damaged")
     with pytest.raises(results.ResultError) as caught:
-        arms.find_runs(run.parent, {"arm": {}})
+        variants.find_runs(run.parent, {"variant": {}})
     assert_one_sentence(caught.value, path)
     assert len(runs.load_runs(run.parent).frame) == 1
 
@@ -159,7 +160,7 @@ def test_what_a_run_measured_of_itself(run: Path, fault: str, name: str):
     if fault == "nothing in it" and name == "quantization":
         return  # as a run that is not quantised
     with pytest.raises(results.ResultError, match=f"{name}.json") as caught:
-        arms.make_row("arm", [run], {}, table=name, experiment="e", config="c")
+        variants.make_row("variant", [run], {}, table=name, experiment="e", config="c")
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mobilenet import config as config_lib
-from mobilenet import identity, rows, rundir
+from mobilenet import identity, rundir
+from mobilenet.report import rows
 
 
 @pytest.mark.parametrize(

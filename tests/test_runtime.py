@@ -212,7 +212,7 @@ def test_a_worker_whose_parent_has_ended_already_ends_too(tmp_path: Path):
 
 def test_how_processes_end_is_named():
     for command, expected in (
-        ("kill -KILL $$", "was ended by SIGKILL, as for want of memory"),
+        ("kill -KILL $$", "was ended by SIGKILL, probably for lack of memory"),
         ("kill -SEGV $$", "was ended by SIGSEGV"),
         ("exit 3", "ended with code 3"),
     ):

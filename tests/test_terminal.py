@@ -19,7 +19,7 @@ from mobilenet.cli import common, evaluate
 from mobilenet.data.datasets import DatasetError
 from mobilenet.sweep import listing, points
 from mobilenet.train.metrics import Evaluation
-from mobilenet.train.records import Progress
+from mobilenet.train.progress import Progress
 
 RED, LINES, BELL = "\x1b[31mred\x1b[0m", "two\nlines\r", "\x07bell\x9b2J"
 
@@ -105,7 +105,7 @@ def test_evaluation_tables_show_names():
 
 def test_progress_shows_names():
     stream = io.StringIO()
-    Progress(1, 0, stream=stream).line(f"Resuming {LINES}")
+    Progress(1, 0, steps_per_epoch=1.0, stream=stream).line(f"Resuming {LINES}")
     assert stream.getvalue() == "Resuming two\\nlines\\r\n"
 
 

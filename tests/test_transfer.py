@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey pictures of three classes: two of the digits', and one that they lack."""
+    """Grey images of three classes: two of the digits', and one that they lack."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
     for label, name in enumerate(("3", "7", "cat")):
@@ -330,7 +330,7 @@ def test_what_cannot_run_is_refused(overrides: dict[str, Any], message: str, tmp
 
 
 def test_lanes_cannot_end_alone(tmp_path: Path):
-    with pytest.raises(ConfigError, match="train.patience ends each run at a step of its own"):
+    with pytest.raises(ConfigError, match="train.patience ends each run at its own step"):
         build.build_lanes([stale(seed=s) for s in (0, 1)], [tmp_path / "0", tmp_path / "1"])
 
 
@@ -364,5 +364,5 @@ def test_a_run_is_evaluated_on_pictures_whose_classes_are_named_alike(
     result = inference.evaluate(config, data, variables, "test")
     assert len(result.label) == 60 and set(result.label) == {3, 7} and result.num_classes == 10
     config.data.data_dir = str(folder)
-    with pytest.raises(ConfigError, match=r"the class 'cat', which is none of the classes"):
+    with pytest.raises(ConfigError, match=r"the class 'cat', which is not one of the classes"):
         build.build_data(config, source, match_classes=True)

@@ -1,4 +1,4 @@
-"""The last 1x1 convolution. Asks: is it worth keeping wide in a narrow network?
+"""The last 1x1 convolution. Asks: should a narrow network keep a wide head?
 
 Sandler et al. 2018, arXiv 1801.04381, section 4: a width multiplier below 1 is applied to all
 layers but the last convolution, which keeps its 1280 channels; this improves small networks.
@@ -6,19 +6,19 @@ layers but the last convolution, which keeps its 1280 channels; this improves sm
 Claims: head
 Run:    mobilenet sweep --config=experiments/ablations/head.py --workdir=runs/head
         mobilenet reproduce head --scale=full --workdir=runs/reproduce
-Result: experiments/results/ablations.csv
+Cost:   cifar: 12 runs of minutes on 2 CPU cores
+Result: not run by this project yet
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
 
 def get_config(arg=""):
     return scales.base(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     widths = (0.25,) if scales.name_of(arg) == "smoke" else (0.35, 0.5)
     return {
         f"width {width}, head {word}": {
@@ -30,11 +30,7 @@ def arms(arg=""):
     }
 
 
-def contrasts(arg=""):
-    """Claim -> the arm that it says is better, and the arm that it is compared with."""
-    kept, thinned = list(arms(arg))[:2]  # of the narrowest network
+def comparisons(arg=""):
+    """Claim -> the variant that it says is better, and the variant that it is compared with."""
+    kept, thinned = list(variants(arg))[:2]  # of the narrowest network
     return {"head": (kept, thinned)}
-
-
-def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

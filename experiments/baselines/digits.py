@@ -1,7 +1,7 @@
-"""Handwritten digits, embedded. Asks: does everything work, from nothing, in a minute?
+"""Handwritten digits, embedded. Asks: does everything work, in a minute?
 
 Run:    mobilenet train --config=experiments/baselines/digits.py --workdir=runs/digits
-Cost:   under a minute on two CPU cores
+Cost:   under a minute on 2 CPU cores
 Result: experiments/results/baselines.csv
 """
 

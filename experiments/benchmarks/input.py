@@ -1,7 +1,10 @@
-"""Photographs a second and core: JPEG files to random resized crops of 224 pixels.
+"""Input. Asks: how fast do photographs become crops?
+
+JPEG files are decoded to random resized crops, next to Pillow and tf.data.
 
 Run:    mobilenet benchmark --config=experiments/benchmarks/input.py --workdir=runs/input \
             --config.data.data_dir=FOLDER_OF_PHOTOGRAPHS
+Cost:   minutes on one CPU core
 Result: experiments/results/benchmark.csv
 """
 
@@ -9,7 +12,7 @@ from mobilenet import config as base
 
 
 def get_config(arg=""):
-    config = base.get_config("smoke" if arg == "smoke" else "")
+    config = base.get_config(arg)
     config.data.image_size = 224
     return base.shrink(config) if arg == "smoke" else config
 
@@ -21,7 +24,7 @@ def cases():
             "work": "input",
             "model": "photographs to crops, one thread",
             "batch_size": 100,
-            "subjects": ("ours", "pillow", "tf_data"),
+            "implementations": ("ours", "pillow", "tf_data"),
             "memory": "system",
         }
     ]

@@ -1,9 +1,11 @@
-"""Speed of a step: training at 224 and at 32 pixels, evaluation, and block by block.
+"""Speed of a step. Asks: how fast is a step, next to PyTorch's?
 
-Shapes are those of the paper (width 1.0, 224 pixels) and of the usual CIFAR form (stem and second
-stage at stride 1). Padding is symmetric because PyTorch has no other.
+Steps at 224 and at 32 pixels, evaluation, and single blocks. Shapes are those of the paper (width
+1.0, 224 pixels) and of the usual CIFAR form (stem and second stage at stride 1). Padding is
+symmetric because PyTorch has no other.
 
 Run:    mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark
+Cost:   hours on 2 CPU cores
 Result: experiments/results/benchmark.csv
 """
 
@@ -22,7 +24,7 @@ BLOCKS = (
 
 
 def get_config(arg=""):
-    config = base.get_config("smoke" if arg == "smoke" else "")
+    config = base.get_config(arg)
     config.model.padding = "SYMMETRIC"
     config.data.image_size = 224
     config.data.normalization = "imagenet"
@@ -31,21 +33,21 @@ def get_config(arg=""):
     return base.shrink(config) if arg == "smoke" else config
 
 
-def case(name, work, model, subjects, overrides=(), **more):
+def case(name, work, model, implementations, overrides=(), **more):
     label, batch_size = model
     return {
         "name": name,
         "work": work,
         "model": label,
         "batch_size": batch_size,
-        "subjects": subjects,
+        "implementations": implementations,
         "overrides": dict(overrides),
         **more,
     }
 
 
 def cases():
-    """Pairs, so that a turn and its peer's lie seconds apart; what matters most comes first."""
+    """Pairs, so that both implementations are timed seconds apart; the most important first."""
     paper = ("1.0", 16)
     shapes = [
         ("train_224", paper, {}, {}),
@@ -67,8 +69,8 @@ def cases():
         ),
         case("train_224_remat", "train", paper, ("ours", "remat")),
         *(
-            case(f"{n}_{subject}", "train", m, ("ours", subject), o, **k)
-            for subject in ("qat", "pruned")
+            case(f"{n}_{implementation}", "train", m, ("ours", implementation), o, **k)
+            for implementation in ("qat", "pruned")
             for n, m, o, k in shapes
         ),
         *(case(n, "train", m, ("ours", "torch"), o) for n, m, o in variants),

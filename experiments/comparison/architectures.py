@@ -1,28 +1,30 @@
-"""Networks. Asks: how does MobileNetV2 compare with its neighbours at nearly equal MACs?
+"""Networks. Asks: how do networks of equal MACs compare?
 
-MobileNetV1 (arXiv 1704.04861), MobileNetV3 (1905.02244) and ResNet (1512.03385) beside MobileNetV2
-on CIFAR-10, each brought to a budget of MACs (within 10 %) by its width multiplier; ResNet-18 as
-published too. All have a stem of stride 1 and end in maps of an eighth of the picture's side, as
-experiments/baselines/cifar10.py has them.
+MobileNetV2, MobileNetV1 (arXiv 1704.04861), MobileNetV3 (1905.02244) and ResNet (1512.03385) on
+CIFAR-10. The width multiplier brings each to a budget of MACs (within 10 %); ResNet-18 also runs as
+published. All have a stem of stride 1 and end in maps of an eighth of the image's side, as in
+experiments/baselines/cifar10.py.
 
-One recipe trains all: that of the public CIFAR ports of MobileNetV2, fixed before anything was
-measured and tuned for none. A network may do better with its own; what is compared is what this
-recipe makes of them.
+One recipe trains all: that of the public CIFAR ports of MobileNetV2. It was fixed before anything
+was measured and tuned for none. A network may do better with its own recipe; the comparison shows
+what this one makes of them.
 
-    (none)   CIFAR-10 at 32 pixels, 200 epochs, both budgets: for a GPU
-    cpu      5,000 pictures at 24 pixels, 8 epochs, the smaller budget: minutes a run on two cores
+    full     CIFAR-10 at 32 pixels, 200 epochs, both budgets: for a GPU
+    cifar    5,000 images at 24 pixels, 8 epochs, the smaller budget: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    mobilenet sweep --config=experiments/comparison/architectures.py --workdir=runs/networks
-        mobilenet sweep --config=experiments/comparison/architectures.py:cpu \
-            --workdir=runs/networks_cpu --config.data.data_dir=DIRECTORY_OF_TFDS
+        mobilenet sweep --config=experiments/comparison/architectures.py:cifar \
+            --workdir=runs/networks_cifar --config.data.data_dir=DIRECTORY_OF_TFDS
+        mobilenet compare --workdir=runs/networks_cifar
+Cost:   cifar: 12 runs of 4 min on 2 CPU cores
+Result: experiments/results/comparison.csv
 """
 
 from mobilenet import config as base
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
-# Strides of the stages that multiply to 8 behind a stem of stride 1.
+# Strides of the stages; they multiply to 8 after a stem of stride 1.
 STAGE_STRIDES = {
     "mobilenet_v1": (1, 1, 2, 2, 2),
     "mobilenet_v2": (1, 1, 2, 2, 1, 2, 1),
@@ -46,23 +48,17 @@ BUDGETS = {
     ),
     "as published": (("ResNet-18 1.0", "resnet18", 1.0),),
 }
-SCALES = {"": tuple(BUDGETS), "cpu": ("28 M",), "smoke": ("28 M",)}
-
-
-def _check(arg):
-    if arg not in SCALES:
-        raise base.ConfigError(
-            f"The configuration argument is {arg!r}; allowed are none, 'cpu' and 'smoke'."
-        )
+# Scale -> budgets.
+SCALES = {"full": tuple(BUDGETS), "cifar": ("28 M",), "smoke": ("28 M",)}
 
 
 def get_config(arg=""):
-    _check(arg)
+    scale = scales.name_of(arg, SCALES)
     config = scales.base("full")
     config.model.name = "mobilenet_v1"
     config.model.width_multiplier = 0.39
     config.model.stage_strides = STAGE_STRIDES["mobilenet_v1"]
-    if arg == "cpu":
+    if scale == "cifar":
         config.data.image_size = 24
         config.data.train_examples = 5000
         config.train.global_batch_size = 64
@@ -70,22 +66,18 @@ def get_config(arg=""):
         config.schedule.warmup_epochs = 1.0
         config.eval.every_epochs = 0.0
         config.log.every_steps = 50
-    return base.shrink(config) if arg == "smoke" else config
+    return base.shrink(config) if scale == "smoke" else config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
-    _check(arg)
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
+    scale = scales.name_of(arg, SCALES)
     return {
         label: {
             "model.name": name,
-            "model.width_multiplier": min(width, 0.25) if arg == "smoke" else width,
+            "model.width_multiplier": min(width, 0.25) if scale == "smoke" else width,
             "model.stage_strides": STAGE_STRIDES[name],
         }
-        for budget in SCALES[arg]
+        for budget in SCALES[scale]
         for label, name, width in BUDGETS[budget]
     }
-
-
-def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(2 if arg == "smoke" else 3))

@@ -1,14 +1,14 @@
-"""A part of the MACs. Asks: cut a wide network, train a narrow one, have it taught, or both?
+"""A part of the MACs. Asks: cut, train narrow, use a teacher, or both?
 
-A dense run of each seed is cut by `mobilenet shrink` to the MACs of a width multiplier, of which
-there are few, and trained on: 79 and 55 % of its own (at the full scale 76, 50 and 35). Beside each
-stands the network of that width, trained for as many epochs as both parts together. About half the
-MACs are also taught (Hinton et al. 2015, arXiv 1503.02531), by the dense network trained for as
-long. AMC (1802.03494), MetaPruning (1903.10258) and slimmable networks (1812.08928) are in
-experiments/reference/compression.csv.
+`mobilenet shrink` cuts a dense run of each seed to the MACs of a width multiplier, and the cut
+network is trained on: 79 and 55 % of the MACs (at the full scale 76, 50 and 35). Next to each
+stands the network of that width, trained for as many epochs as both parts together. At about half
+the MACs both are also trained with a teacher (Hinton et al. 2015, arXiv 1503.02531): the dense
+network, trained for as long. Published numbers of AMC (1802.03494), MetaPruning (1903.10258) and
+slimmable networks (1812.08928) are in experiments/reference/compression.csv.
 
-    (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
-    cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
+    full     CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
+    cifar    15,000 images at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    for s in 0 1 2; do
@@ -23,12 +23,12 @@ Run:    for s in 0 1 2; do
         done
         mobilenet sweep --config=experiments/compression/budgets.py:cifar \
             --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
-        mobilenet compare --workdir=runs/compression      # how fast they are
+        mobilenet compare --workdir=runs/compression
+Cost:   cifar: 21 runs of 3 min on 2 CPU cores, after 6 parents
 Result: experiments/results/compression.csv
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
 SCALES = ("full", "cifar", "smoke")
 # Fraction of the MACs -> the width multiplier of that cost.
@@ -50,9 +50,9 @@ def get_config(arg=""):
     return scales.dense(arg, SCALES)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
-    if arg == "smoke":  # there is nothing to cut and nobody to teach
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
+    if arg == "smoke":  # there is no run to cut, and no teacher
         narrow = {f"narrow, {100 * m:.0f} %": w for m, w in WIDTHS[arg].items()}
         return {
             "dense, longer": {},
@@ -72,10 +72,10 @@ def arms(arg=""):
     return found
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: the narrow network, and the same one without a teacher."""
+def baselines(arg=""):
+    """Variant -> its baseline: the narrow network, and the same one without a teacher."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("narrow") and "taught" not in name:
             found[name] = "dense, longer"
         elif "taught" in name:
@@ -83,7 +83,3 @@ def against(arg=""):
         elif name.startswith("cut"):
             found[name] = name.replace("cut", "narrow")
     return found
-
-
-def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

@@ -1,24 +1,24 @@
-"""Sparse weights. Asks: what does a sparsity cost, and is large and sparse better than small?
+"""Sparse weights. Asks: is large and sparse better than small?
 
-Magnitude pruning along the cubic schedule of Zhu & Gupta 2017 (arXiv 1710.01878), whose MobileNetV1
+Magnitude pruning with the cubic schedule of Zhu & Gupta 2017 (arXiv 1710.01878), whose MobileNetV1
 keeps 69.5 % top-1 at a sparsity of 50 % and 61.8 % at 90 % (experiments/reference/compression.csv),
-and 2:4; at the full scale also other ways to choose the weights. Depthwise kernels and the stem
-stay dense. Runs go on from the dense runs of experiments/compression/budgets.py, one a seed;
-beside them stand dense networks of about as many weights as are left, trained for as many epochs
-as both parts together, and networks that are pruned in the course of as many.
+and the pattern 2:4. The full scale also has other ways to choose the weights. Depthwise kernels and
+the stem stay dense. Each seed continues from its dense run of experiments/compression/budgets.py.
+For comparison there are dense networks with about as many weights as are left, and networks that
+are pruned while they train from scratch; both train for as many epochs as both parts together.
 
-    (none)   CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
-    cifar    15,000 pictures at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
+    full     CIFAR-10 at 32 pixels, width 1.0, 50 epochs after 200: for a GPU
+    cifar    15,000 images at 24 pixels, width 0.5, 3 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    the dense runs of experiments/compression/budgets.py, then in one directory with it
         mobilenet sweep --config=experiments/compression/pruning.py:cifar \
             --workdir=runs/compression --config.data.data_dir=DIRECTORY_OF_TFDS
+Cost:   cifar: 33 runs of 3 min on 2 CPU cores, after 3 parents
 Result: experiments/results/compression.csv
 """
 
 from mobilenet.sweep import scales
-from mobilenet.sweep.space import product, seeds
 
 SCALES = ("full", "cifar", "smoke")
 SPARSITIES = {"full": (0.5, 0.75, 0.9, 0.95), "cifar": (0.5, 0.75, 0.9), "smoke": (0.5,)}
@@ -37,14 +37,14 @@ def get_config(arg=""):
 
 
 def _after(arg):
-    """What goes on from the dense run."""
+    """Overrides of the runs that continue from the dense run."""
     if arg == "smoke":
         return {"train.num_epochs": scales.base(arg).train.num_epochs}
     return {**scales.compressing(arg, SCALES), "pretrained": "runs/dense_{seed}"}
 
 
 def _gradually(run, start=0.0):
-    """Ever sparser until five eighths of a run's epochs; the rest are to recover."""
+    """Sparsity grows until five eighths of a run's epochs; in the rest the network recovers."""
     return {
         **run,
         f"{PRUNING}method": "magnitude",
@@ -55,8 +55,8 @@ def _gradually(run, start=0.0):
     }
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     scale, after, longer = scales.name_of(arg, SCALES), _after(arg), scales.as_long(arg, SCALES)
     gradual, anew = _gradually(after), _gradually(longer, start=1 / 8)
     at_90 = {**gradual, f"{PRUNING}sparsity": 0.9}
@@ -85,10 +85,10 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: dense weights, or the other one of as many weights."""
+def baselines(arg=""):
+    """Variant -> its baseline: dense weights, or the variant with as many weights."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("width"):
             found[name] = name.removeprefix("width for ")
         elif name.endswith("%, from scratch"):
@@ -96,7 +96,3 @@ def against(arg=""):
         elif not name.startswith("dense"):
             found[name] = "dense"
     return found
-
-
-def sweep(arg=""):
-    return product(list(arms(arg).values()), seeds(scales.seeds_at(arg)))

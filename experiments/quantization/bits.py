@@ -1,26 +1,27 @@
-"""Bits against accuracy on CIFAR-10. Asks: what do fewer bits cost, and what does training repair?
+"""Bits. Asks: what do fewer bits cost?
 
-Post-training quantisation (PTQ) rounds a finished network; quantisation-aware training (QAT) goes
-on from it with the rounding in place, by the running extremes of tensors (Jacob et al. 2017,
-arXiv 1712.05877) or with learned steps (LSQ, Esser et al. 2019, 1902.08153). All arms start from
-one float parent and see the same pictures; the first layer and the classifier have the bits of the
-others.
+Post-training quantisation (PTQ) rounds a finished network. Quantisation-aware training (QAT)
+continues from it with the rounding in place: with the running extremes of tensors (Jacob et al.
+2017, arXiv 1712.05877) or with learned steps (LSQ, Esser et al. 2019, 1902.08153). All variants
+start from one float parent and see the same images. The first layer and the classifier have the
+bits of the others.
 
-    (none)   CIFAR-10 at 32 pixels, 20 epochs from the parent of experiments/baselines: for a GPU
+    full     CIFAR-10 at 32 pixels, 20 epochs after the parent's: for a GPU
     cifar    a slice of it and a narrow network, 2 epochs: a minute a run on two cores
     smoke    two steps on the embedded digits
 
 Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
 Run:    mobilenet sweep --config=experiments/quantization/bits.py:cifar --workdir=runs/bits \
             --config.pretrained=runs/parent
+Cost:   cifar: 40 runs of 1.6 min on 2 CPU cores, after 1 parent
 Result: experiments/results/quantization.csv
 """
 
 from mobilenet.sweep import scales
 
 BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (8, 4), (4, 4))
-FEWER = ((8, 8), (4, 8), (2, 8), (4, 4))  # where every run is a minute of two cores
-# Whoever rounds few bits minimises the squared error of rounding and clipping.
+FEWER = ((8, 8), (4, 8), (2, 8), (4, 4))  # where every run takes a minute on two cores
+# With few bits, ranges minimise the squared error of rounding and clipping.
 LEAST_ERROR = {
     "quantize.weights.ranges": "fixed",
     "quantize.weights.estimator": "mse",
@@ -37,8 +38,8 @@ def get_config(arg=""):
     return scales.quantized(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     found = {"float": {"train.num_epochs": 0.0}, "float, trained on": {}}
     for weights, activations in FEWER if scales.name_of(arg) == "cifar" else BITS:
         name = f"w{weights}a{activations}"
@@ -51,23 +52,21 @@ def arms(arg=""):
             f"QAT {name}, extremes": bits,
             f"QAT {name}, LSQ": {**bits, **LEAST_ERROR, **LSQ},
         }
-    if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round as it is
-        return {name: arm for name, arm in found.items() if "train.num_epochs" not in arm}
+    if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round
+        return {
+            name: variant for name, variant in found.items() if "train.num_epochs" not in variant
+        }
     return found
 
 
-def against(arg=""):
-    """Arm -> the one it is held against: float weights, learned steps against extremes."""
+def baselines(arg=""):
+    """Variant -> its baseline: float weights, learned steps against extremes."""
     found = {}
-    for name in arms(arg):
+    for name in variants(arg):
         if name.startswith("PTQ"):
             found[name] = "float"
         elif name.startswith("QAT"):
             found[name] = "float, trained on"
             if name.endswith("LSQ"):
                 found[name] = name.replace("LSQ", "extremes")
-    return {name: other for name, other in found.items() if other in arms(arg)}
-
-
-def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+    return {name: other for name, other in found.items() if other in variants(arg)}

@@ -1,16 +1,17 @@
-"""Eight bits on CIFAR-10. Asks: a scale a channel or a tensor, symmetric or affine, with training?
+"""Eight bits. Asks: one scale per channel or per tensor?
 
 The rows of Krishnamoorthi 2018 (arXiv 1806.08342, tables 2 to 4) for a network that can be trained
-here: weights alone and weights with activations after training, and both with training. The same on
+here: weights alone, and weights with activations, after training and during it. The same for
 ImageNet weights, without training, is experiments/quantization/imagenet.py.
 
-    (none)   CIFAR-10 at 32 pixels, 20 epochs from the parent of experiments/baselines: for a GPU
+    full     CIFAR-10 at 32 pixels, 20 epochs after the parent's: for a GPU
     cifar    a slice of it and a narrow network, 2 epochs: a minute a run on two cores
     smoke    two steps on the embedded digits
 
 Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
 Run:    mobilenet sweep --config=experiments/quantization/granularity.py:cifar \
             --workdir=runs/granularity --config.pretrained=runs/parent
+Cost:   cifar: 24 runs of 1.2 min on 2 CPU cores, after 1 parent
 Result: experiments/results/quantization.csv
 """
 
@@ -33,10 +34,10 @@ def get_config(arg=""):
     return scales.quantized(arg)
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     trained = {f"QAT w8a8, {name}": {**W8A8, **grid} for name, grid in GRIDS.items()}
-    if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round as it is
+    if scales.name_of(arg) == "smoke":  # without a parent there is nothing to round
         return trained
     as_it_is = {"train.num_epochs": 0.0}
     return {
@@ -48,16 +49,12 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> float weights, trained on for as long."""
-    named = arms(arg)
+def baselines(arg=""):
+    """Variant -> float weights, trained on for as long."""
+    named = variants(arg)
     found = {
         name: "float, trained on" if name.startswith("QAT") else "float"
         for name in named
         if not name.startswith("float")
     }
     return {name: other for name, other in found.items() if other in named}
-
-
-def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)

@@ -1,11 +1,12 @@
-"""Mixed precision. Asks: at equal bytes, are bits better spent where the network is sensitive?
+"""Mixed precision. Asks: should sensitive layers have more bits?
 
-Weights with 4 and 3 bits on average: the same for every layer, or chosen by what each layer loses
-alone at 2, 3, 4 and 8 bits: the divergence of the outputs on 500 validation pictures (Cai et al.
-2020, arXiv 2001.00281). Activations have 8 bits. Rounded as it is, and at 3 bits also trained on.
+Weights have 4 or 3 bits on average: the same number in every layer, or chosen per layer. The choice
+is made by what each layer loses alone at 2, 3, 4 and 8 bits: the divergence of the outputs on 500
+validation images (Cai et al. 2020, arXiv 2001.00281). Activations have 8 bits. The networks are
+rounded as they are, and at 3 bits also trained on.
 
-    (none)   CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU, with choices of its own
-    cifar    5,000 pictures at 24 pixels, 2 epochs after 8: minutes a run on two cores
+    full     CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU, with choices of its own
+    cifar    5,000 images at 24 pixels, 2 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Parent: mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar --workdir=runs/parent
@@ -13,6 +14,7 @@ Choice: mobilenet quantize --workdir=runs/parent --to=runs/w8a8
         mobilenet quantize --workdir=runs/w8a8 --sensitivity=2,3,4,8 --examples=500 --budget=4,3
 Run:    mobilenet sweep --config=experiments/quantization/mixed.py:cifar --workdir=runs/mixed \
             --config.pretrained=runs/parent
+Cost:   cifar: 10 runs of 1 min on 2 CPU cores, after 1 parent
 Result: experiments/results/quantization.csv
 """
 
@@ -61,8 +63,8 @@ def rules(mean):
     )
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     uniform = {mean: {**A8, "quantize.weights.bits": mean} for mean in CHOSEN}
     if scales.name_of(arg) != "cifar":  # choices are of one network
         return {"QAT, 3 bits": uniform[3]}
@@ -78,10 +80,6 @@ def arms(arg=""):
     }
 
 
-def against(arg=""):
-    """Arm -> the one with the same bits everywhere."""
-    return {name: name.replace("mixed, ", "") for name in arms(arg) if "mixed" in name}
-
-
-def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)
+def baselines(arg=""):
+    """Variant -> the one with the same bits everywhere."""
+    return {name: name.replace("mixed, ", "") for name in variants(arg) if "mixed" in name}

@@ -1,11 +1,12 @@
-"""Networks and bits. Asks: what do 4 bits cost with ReLU or ReLU6, with attention, narrow or wide?
+"""Networks and bits. Asks: which networks lose most at 4 bits?
 
-Sandler et al. 2018 (arXiv 1801.04381, section 3.2) chose ReLU6 for low-precision arithmetic. Each
-network is trained in float with one recipe, rounded to 8 and 4 bits as it is, and trained on with
-4 bits for weights and activations; each is held against its own float run, trained on as long.
+Sandler et al. 2018 (arXiv 1801.04381, section 3.2) chose ReLU6 for low-precision arithmetic. It is
+compared with ReLU, with squeeze-and-excitation, and with narrower and wider networks. Each network
+is trained in float with one recipe, rounded to 8 and 4 bits as it is, and trained on with 4 bits
+for weights and activations. The baseline is its own float run, trained on as long.
 
-    (none)   CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU
-    cifar    5,000 pictures at 24 pixels, 2 epochs after 8: minutes a run on two cores
+    full     CIFAR-10 at 32 pixels, 20 epochs after 200: for a GPU
+    cifar    5,000 images at 24 pixels, 2 epochs after 8: minutes a run on two cores
     smoke    two steps on the embedded digits
 
 Run:    T="mobilenet train --config=experiments/ablations/squeeze_excite.py:cifar \
@@ -16,6 +17,7 @@ Run:    T="mobilenet train --config=experiments/ablations/squeeze_excite.py:cifa
         $T=runs/w0.5 --config.model.width_multiplier=0.5
         mobilenet sweep --config=experiments/quantization/networks.py:cifar \
             --workdir=runs/networks --config.data.data_dir=DIRECTORY_OF_TFDS
+Cost:   cifar: 40 runs of 1.3 min on 2 CPU cores, after 5 parents
 Result: experiments/results/quantization.csv
 """
 
@@ -35,13 +37,13 @@ W4A4 = {"quantize.weights.bits": 4, "quantize.activations.bits": 4}
 
 def get_config(arg=""):
     config = scales.quantized(arg)
-    config.pretrained = ""  # every arm has its own, and a network comes with its weights
+    config.pretrained = ""  # every variant has its own, and a network comes with its weights
     base.unset(config, "model.width_multiplier")
     return config
 
 
-def arms(arg=""):
-    """Name of an arm -> what it overrides."""
+def variants(arg=""):
+    """Name of a variant -> what it overrides."""
     if scales.name_of(arg) == "smoke":
         return {"w4a4": W4A4}  # from scratch
     as_it_is, found = {"train.num_epochs": 0.0}, {}
@@ -56,12 +58,8 @@ def arms(arg=""):
     return found
 
 
-def against(arg=""):
-    """Arm -> its float network."""
-    named = arms(arg)
+def baselines(arg=""):
+    """Variant -> its float network."""
+    named = variants(arg)
     found = {name: f"{name.partition(', ')[0]}, float" for name in named}
     return {name: other for name, other in found.items() if name != other and other in named}
-
-
-def sweep(arg=""):
-    return scales.replicates(arms(arg).values(), arg)

@@ -7,7 +7,7 @@ its row and counted; no run is left out.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pandas as pd
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
-from mobilenet.analysis import results
 from mobilenet.analysis.stats import Column, Frame
 from mobilenet.sweep import space
 
@@ -71,6 +70,19 @@ class Runs:
         damaged = int(self.frame["damaged_lines"].sum())
         note = f"; {_count(damaged, 'damaged line')} of metrics.jsonl skipped" if damaged else ""
         return f"{_count(len(found), 'run')}: {shown}{note}"
+
+
+def processor(summary: Mapping[str, Any]) -> str:
+    """The processor as rows state it, with the threads of a run where they are not its cores.
+
+    Results of other threads differ by rounding: "AMD EPYC, 2 cores, 1 thread".
+    """
+    text = str(summary["processor"])
+    parts = summary.get("computed") or [summary]
+    counts = [str(part["threads"]) for part in parts if part.get("threads")]
+    if all(text.endswith(f", {count} cores") for count in counts):
+        return text
+    return f"{text}, {' then '.join(counts)} thread{'' if counts[-1] == '1' else 's'}"
 
 
 def load_runs(directory: str | Path) -> Runs:
@@ -218,7 +230,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[tuple[An
         **{name: _number(summary.get(name)) for name in NUMBERS},
         "bytes": None if params is None else BYTES_PER_PARAMETER * params,
         **{name: summary.get(name) for name in TEXTS},
-        "processor": results.processor(summary) if "processor" in summary else None,
+        "processor": processor(summary) if "processor" in summary else None,
         "damaged_lines": damaged,
     }
     return row, values, recorded

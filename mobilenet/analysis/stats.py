@@ -1,4 +1,4 @@
-"""Statistics over runs. The seed is the unit of replication: n counts seeds, never pictures.
+"""Statistics over runs. The seed is the unit of replication: n counts seeds, never images.
 
 Intervals are two-sided. Values keep their unit; accuracies are fractions.
 """
@@ -17,6 +17,17 @@ from scipy import stats as distributions
 Frame: TypeAlias = Any
 Column: TypeAlias = Any
 
+UNBOUNDED = (-math.inf, math.inf)
+# Last part of a metric's name -> the values that it can have. Accuracies are fractions.
+RANGES = {"top1": (0.0, 1.0), "top5": (0.0, 1.0), "loss": (0.0, math.inf)}
+PERCENT = (0.0, 100.0)
+POINTS = (-100.0, 100.0)  # differences of accuracies in percent
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """The values that a metric can have: `range_of("test_top1")` is (0, 1)."""
+    return RANGES.get(metric.rpartition("_")[2], UNBOUNDED)
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -25,7 +36,7 @@ class Interval:
     Attributes:
       mean: of the values.
       std: their sample standard deviation (n - 1 below the sum); NaN for one value.
-      low, high: ends of the interval; NaN for one value.
+      low, high: ends of the interval, inside the values that are possible; NaN for one value.
       n: number of values.
     """
 
@@ -41,12 +52,18 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value!r}; it must be between 0 and 1, both excluded.")
 
 
-def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
+def mean_interval(
+    values: Iterable[float],
+    confidence: float = 0.95,
+    within: tuple[float, float] = UNBOUNDED,
+) -> Interval:
     """Student's t-interval of a mean: mean +- t(n - 1) * std / sqrt(n) (Student 1908).
 
     Args:
-      values: one a seed, finite.
+      values: one for each seed, finite.
       confidence: in (0, 1).
+      within: the least and the largest value that is possible, such as `PERCENT`. A t-interval
+        knows of neither; its ends are cut off there.
 
     Returns:
       The interval; `std`, `low` and `high` are NaN for one value, which says nothing about spread.
@@ -66,7 +83,7 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
         return Interval(mean, math.nan, math.nan, math.nan, 1)
     std = float(sample.std(ddof=1))
     half = float(distributions.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
-    return Interval(mean, std, mean - half, mean + half, n)
+    return Interval(mean, std, max(mean - half, within[0]), min(mean + half, within[1]), n)
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -74,12 +91,12 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
 
     With z the normal quantile and p = correct / total, its ends are
     (p + z^2 / 2n +- z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
-    It speaks of the pictures of a test set, not of seeds: what another sample of pictures would
+    It speaks of the images of a test set, not of seeds: what another sample of images would
     give the same weights.
 
     Args:
-      correct: pictures classified right, in [0, total].
-      total: pictures, 1 or more.
+      correct: images classified right, in [0, total].
+      total: images, 1 or more.
       confidence: in (0, 1).
 
     Returns:
@@ -105,8 +122,39 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     return low, high
 
 
+def unpaired_difference(
+    a: tuple[int, int], b: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The difference of two accuracies and its interval from their Wilson intervals.
+
+    Newcombe 1998 (Statistics in Medicine 17, pp. 873-890, method 10): with l and u the ends of the
+    Wilson intervals, from d - sqrt((a - la)^2 + (ub - b)^2) to d + sqrt((ua - a)^2 + (b - lb)^2).
+    It takes the two as measured on images of their own. Networks that err on the same images
+    differ more surely than it says.
+
+    Args:
+      a, b: (images classified right, images).
+      confidence: in (0, 1).
+
+    Returns:
+      a - b, the low end and the high end, fractions in [-1, 1].
+
+    Raises:
+      ValueError: as `wilson`.
+    """
+    ends_a, ends_b = wilson(*a, confidence), wilson(*b, confidence)
+    share_a, share_b = a[0] / a[1], b[0] / b[1]
+    difference = share_a - share_b
+    below = math.hypot(share_a - ends_a[0], ends_b[1] - share_b)
+    above = math.hypot(ends_a[1] - share_a, share_b - ends_b[0])
+    return difference, max(-1.0, difference - below), min(1.0, difference + above)
+
+
 def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    confidence: float = 0.95,
+    within: tuple[float, float] = UNBOUNDED,
 ) -> Interval:
     """The mean of a - b over the seeds that both have, with the paired t-interval (Student 1908).
 
@@ -116,6 +164,7 @@ def paired_difference(
     Args:
       a, b: seed -> value.
       confidence: in (0, 1).
+      within: the least and the largest difference that is possible, such as `POINTS`.
 
     Returns:
       The interval of the difference; `n` counts the common seeds.
@@ -126,10 +175,10 @@ def paired_difference(
     common = sorted(a.keys() & b.keys())
     if not common:
         raise ValueError(
-            f"The arms have no seed in common: one has {sorted(a)}, the other {sorted(b)}; train "
-            "both with the same seeds."
+            f"The variants have no seed in common: one has {sorted(a)}, the other {sorted(b)}; "
+            "train both with the same seeds."
         )
-    return mean_interval([a[seed] - b[seed] for seed in common], confidence)
+    return mean_interval([a[seed] - b[seed] for seed in common], confidence, within)
 
 
 def detectable_difference(
@@ -216,7 +265,7 @@ def summarize(
     Args:
       frame: of `load_runs`; needs the columns `status`, `seed`, `value` and those of `by`.
       by: columns whose values make a group; None is a value like others.
-      value: column to summarise.
+      value: column to summarise; intervals end where its values do (`range_of`).
       confidence: in (0, 1).
 
     Returns:
@@ -259,7 +308,8 @@ def summarize(
     for key in sorted(groups, key=_order):
         group = groups[key]
         nothing = Interval(math.nan, math.nan, math.nan, math.nan, 0)
-        interval = mean_interval((v for _, v in group.values()), confidence) if group else nothing
+        values = [number for _, number in group.values()]
+        interval = mean_interval(values, confidence, range_of(value)) if values else nothing
         rows.append(
             {
                 **dict(zip(columns, key, strict=True)),

@@ -1,1 +1,1 @@
-"""How fast the project's steps are beside plain Flax and PyTorch, on the same shapes in one run."""
+"""Measures the speed of the project's steps, next to plain Flax and PyTorch, on the same shapes."""

@@ -1,19 +1,19 @@
-"""Integer executor against LiteRT: are the codes of real int8 networks the same?
+"""Compares the integer executor with LiteRT: do the codes of real int8 networks agree?
 
-    python -m mobilenet.benchmark.integer --files=DIR --pictures=DIR \\
+    python -m mobilenet.benchmark.integer --files=DIR --images=DIR \\
         --out=experiments/results/integer_executor.csv
 
-Each quantised TFLite classifier of a folder classifies the photographs of another (`labels.csv`
-with the columns path and class_index), in LiteRT and in `mobilenet.quantize.integer`. A row counts
-the codes that are equal, one apart, and the largest difference:
+Each quantised TFLite classifier of a folder classifies the photographs of another folder
+(`labels.csv` with the columns path and class_index), in LiteRT and in `mobilenet.quantize.integer`.
+A row counts the codes that are equal and that differ by one, and gives the largest difference:
 
     network     logits of all photographs, of LiteRT's built-in kernels and of XNNPACK, its default
-    any other   results of one kind of operation, which is given LiteRT's own inputs, so that no
-                difference is inherited from an earlier one
+    any other   results of one kind of operation, which gets LiteRT's own inputs, so that it
+                inherits no difference from earlier operations
 
 The executor's rounding "builtin" is that of LiteRT's built-in kernels, and leaves no difference.
-Its default, "double", breaks ties in convolutions otherwise: one code in thousands is one apart,
-which grows over a network. XNNPACK requantises in other ways again.
+Its default, "double", rounds ties in convolutions differently: one code in thousands differs by
+one, and this grows over a network. XNNPACK requantises in yet another way.
 """
 
 # LiteRT is an extra; types are not checked against it.
@@ -30,17 +30,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mobilenet import rows as csv_rows
 from mobilenet.data import images
 from mobilenet.export.runtimes import LiteRT, compare_operations, difference, installed
 from mobilenet.quantize import integer, tflite_file
+from mobilenet.report import rows as csv_rows
 from mobilenet.train import records
 
 KERNELS = ("builtin", "xnnpack")
-# LiteRT's own, and the one that the executor has by default.
+# LiteRT's own, and the executor's default.
 ROUNDINGS: tuple[integer.Rounding, ...] = ("builtin", "double")
 FIELDS = (
-    *("file", "part", "kernels", "rounding", "pictures", "values", "equal", "off_by_one"),
+    *("file", "part", "kernels", "rounding", "images", "values", "equal", "off_by_one"),
     *("largest", "mean", "largest_real", "mean_real"),
     *("top1_agreement", "top1", "top5", "litert_top1", "litert_top5"),
     *("processor", "versions", "commit"),
@@ -48,19 +48,19 @@ FIELDS = (
 
 
 class Photographs(NamedTuple):
-    """Pictures [B, size, size, 3], float32 in [-1, 1], and labels int64 [B], 0 .. 999."""
+    """Images [B, size, size, 3], float32 in [-1, 1], and labels int64 [B], 0 .. 999."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     labels: np.ndarray
 
 
 def photographs(folder: Path, size: int, limit: int | None = None) -> Photographs:
-    """The pictures of a folder's labels.csv as they are evaluated, centre crop of 87.5 %.
+    """The images of a folder's labels.csv, prepared for evaluation (centre crop of 87.5 %).
 
     Args:
-      folder: with labels.csv: the columns path (relative to it) and class_index.
+      folder: with labels.csv, which has the columns path (relative to it) and class_index.
       size: side in pixels.
-      limit: take this many, evenly spread; None takes all.
+      limit: number of images, evenly spread; None takes all.
     """
     with open(folder / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -74,7 +74,7 @@ def photographs(folder: Path, size: int, limit: int | None = None) -> Photograph
 
 
 def hits(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Top-1 and top-5, in percent; 1,001 classes have a background before the first one."""
+    """Top-1 and top-5, in per cent; 1,001 classes have a background before the first class."""
     wanted = labels + logits.shape[1] - 1000
     found = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :5] == wanted[:, None]
     return 100 * float(found[:, 0].mean()), 100 * float(found.any(axis=1).mean())
@@ -87,7 +87,7 @@ def executor_logits(
     rounding: integer.Rounding = "double",
     batch_size: int = 4,
 ) -> np.ndarray:
-    """Codes of the logits [B, classes] of codes of pictures, a few pictures at a time."""
+    """Codes of the logits [B, classes] from codes of images, a few images at a time."""
     return np.concatenate(
         [
             integer.run(graph, codes[start : start + batch_size], rounding=rounding)
@@ -101,15 +101,15 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
 
     Args:
       path: of the file.
-      found: pictures of its size.
-      compared: number of pictures on which operation after operation is compared.
+      found: images of its size.
+      compared: number of images on which single operations are compared.
     """
     graph = tflite_file.read(path)
     scale = graph.grids[graph.output].scale
-    codes = graph.quantize_input(found.pictures)
+    codes = graph.quantize_input(found.images)
     runtimes = {name: LiteRT(path, int(graph.output), kernels=name) for name in KERNELS}
     answers = {
-        name: np.stack([runtime.run(picture).ravel() for picture in codes])
+        name: np.stack([runtime.run(image).ravel() for image in codes])
         for name, runtime in runtimes.items()
     }
     # Evenly spread over the classes.
@@ -119,7 +119,7 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
         started = time.perf_counter()
         ours = executor_logits(graph, codes, rounding=rounding)
         seconds = (time.perf_counter() - started) / len(codes)
-        print(f"{path.name}, {rounding}: {seconds:.3f} s a picture", file=sys.stderr)
+        print(f"{path.name}, {rounding}: {seconds:.3f} s per image", file=sys.stderr)
         top1, top5 = hits(ours, found.labels)
         for kernels, theirs in answers.items():
             apart = difference([ours], [theirs])
@@ -129,7 +129,7 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
                 **apart,
                 "part": "network",
                 "kernels": kernels,
-                "pictures": len(codes),
+                "images": len(codes),
                 "largest_real": scale * apart["largest"],
                 "mean_real": scale * apart["mean"],
                 "top1_agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
@@ -139,10 +139,10 @@ def measure(path: Path, found: Photographs, *, compared: int) -> Iterator[dict[s
                 "litert_top5": litert_top5,
             }
         for part, apart in compare_operations(path, graph, few, rounding=rounding).items():
-            yield {**common, **apart, "part": part, "kernels": "builtin", "pictures": len(few)}
+            yield {**common, **apart, "part": part, "kernels": "builtin", "images": len(few)}
 
 
-def rows(files: Path, pictures: Path, *, compared: int) -> Iterator[dict[str, Any]]:
+def rows(files: Path, images: Path, *, compared: int) -> Iterator[dict[str, Any]]:
     """The rows of every .tflite file of a folder."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("ai-edge-litert", "numpy")
@@ -152,25 +152,28 @@ def rows(files: Path, pictures: Path, *, compared: int) -> Iterator[dict[str, An
     for path in sorted(files.glob("*.tflite")):
         shape = tflite_file.read(path).input_shape
         assert shape is not None  # the reader always has one
-        for row in measure(path, photographs(pictures, shape[0]), compared=compared):
+        for row in measure(path, photographs(images, shape[0]), compared=compared):
             yield {**row, **stamp}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the table and prints it; 1 if an operation is more than one code away."""
+    """Writes the table and prints it; returns 1 if an operation differs by more than one code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--files", type=Path, required=True, help="folder of .tflite files")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder with labels.csv")
+    parser.add_argument("--images", type=Path, required=True, help="folder with labels.csv")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     parser.add_argument(
-        "--compared", type=int, default=8, help="pictures compared operation by operation"
+        "--compared", type=int, default=8, help="images compared operation by operation"
     )
     args = parser.parse_args(argv)
     if not installed():
-        print("LiteRT is not installed; `pip install .[export]` brings it.", file=sys.stderr)
+        print(
+            "LiteRT is not installed; `pip install -e '.[export]'` in the checkout brings it.",
+            file=sys.stderr,
+        )
         return 2
     found: list[dict[str, Any]] = []
-    for row in rows(args.files, args.pictures, compared=args.compared):
+    for row in rows(args.files, args.images, compared=args.compared):
         found.append(row)
         print(
             f"{row['file'][:28]:<28} {row['rounding']:<8} {row['part']:<14} {row['kernels']:<8} "

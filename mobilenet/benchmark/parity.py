@@ -1,11 +1,11 @@
-"""Parity with other frameworks: the same random weights, the same pictures, the same logits?
+"""Compares logits with other frameworks, for the same random weights and the same images.
 
     python -m mobilenet.benchmark.parity --out=experiments/results/parity.csv
 
-Each peer's own MobileNetV2 is built, all of its weights and its BN statistics are drawn at random
-(away from 0 and 1, where faults hide), it is saved in its own file, and
-`mobilenet.models.pretrained` reads that file. Peers that are not installed (`pip install
-.[parity]`) are left out, and named.
+Each peer's own MobileNetV2 is built, and all its weights and BN statistics are drawn at random
+(away from 0 and 1, which would hide faults). It is saved in the peer's own format, and
+`mobilenet.models.pretrained` reads that file. Peers that are not installed (`pip install -e
+'.[parity]'`) are left out, and the output names them.
 """
 
 # The peers are extras; types are not checked against them.
@@ -30,9 +30,9 @@ import numpy as np
 
 from mobilenet import architecture, runtime
 from mobilenet import config as config_lib
-from mobilenet import rows as csv_rows
 from mobilenet.models import pretrained
 from mobilenet.models.pretrained.weights import Weights
+from mobilenet.report import rows as csv_rows
 from mobilenet.train import records
 
 WIDTHS = (0.35, 0.75, 1.0, 1.4)
@@ -57,10 +57,10 @@ def installed(framework: str) -> bool:
 
 
 def draw(name: str, shape: tuple[int, ...], fan_in: int, rng: np.random.Generator) -> np.ndarray:
-    """Random values for a tensor, float32 [shape], chosen so that logits are of the order of 1.
+    """Random values for a tensor, float32 [shape], such that logits have a magnitude of about 1.
 
     Args:
-      name: what it is: kernel, scale, mean, var or bias.
+      name: kind of the tensor: kernel, scale, mean, var or bias.
       shape: of the tensor.
       fan_in: inputs of one output of a kernel.
       rng: the generator.
@@ -103,10 +103,11 @@ def _randomize_torch(module: Any, rng: np.random.Generator) -> Forward:
 
 @functools.cache
 def import_torchvision() -> Any:
-    """torchvision, also a build for CUDA beside a PyTorch for CPUs.
+    """torchvision, even if it is built for CUDA and PyTorch for CPUs.
 
-    Its compiled operations then cannot be loaded, no classifier needs them, and its import fails on
-    the two that it describes without asking whether they are there. They are declared first.
+    Then torchvision's compiled operations cannot be loaded. No classifier needs them, but the
+    import fails because torchvision describes two of them without a check. So they are declared
+    first.
     """
     import torch
 
@@ -116,7 +117,7 @@ def import_torchvision() -> Any:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torchvision: Any = importlib.import_module("torchvision")
-    torchvision.declared = library  # its declarations end with it
+    torchvision.declared = library  # the declarations end when this object is deleted
     return torchvision
 
 
@@ -132,7 +133,7 @@ def make_torchvision(width: float, folder: Path, rng: np.random.Generator) -> tu
 
 
 def make_timm(name: str, folder: Path, rng: np.random.Generator) -> tuple[Path, Forward]:
-    """A random timm network of that name: its file, and its logits."""
+    """A random timm network with that name: its file, and its logits."""
     import_torchvision()  # timm imports it
     import timm
     from safetensors.torch import save_model
@@ -146,7 +147,7 @@ def make_timm(name: str, folder: Path, rng: np.random.Generator) -> tuple[Path, 
 
 def make_huggingface(width: float, folder: Path, rng: np.random.Generator) -> tuple[Path, Forward]:
     """A random Hugging Face network, TensorFlow's padding and 1,001 classes: file and logits."""
-    import_torchvision()  # transformers imports it where it is installed
+    import_torchvision()  # transformers imports it if it is installed
     import transformers
 
     options: dict[str, Any] = {"depth_multiplier": width, "num_labels": 1001}
@@ -164,8 +165,8 @@ def make_keras_model(
 
     Args:
       width: multiplier.
-      resolution: in pixels, which decides what it pads; None builds it for any, which Keras does
-        without a classifier alone: then the features [B, F] take the place of the logits.
+      resolution: in pixels, which decides the padding. None builds the model for any size; Keras
+        only supports this without a classifier, so features [B, F] replace the logits.
       rng: the generator.
     """
     import keras
@@ -201,7 +202,7 @@ def make_keras(
     return path, forward
 
 
-# (width, resolution, folder, rng) -> the file and the logits. PyTorch's do not know a resolution.
+# (width, resolution, folder, rng) -> the file and the logits. PyTorch's have no fixed resolution.
 PEERS: dict[str, Callable[..., tuple[Path, Forward]]] = {
     "torchvision": lambda width, _, folder, rng: make_torchvision(width, folder, rng),
     "timm": lambda width, _, folder, rng: make_timm(
@@ -223,7 +224,7 @@ def logits(weights: Weights, images: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _compiled(model: Any) -> Any:
-    # torchvision's and timm's networks are one for us, and so are Hugging Face's and Keras'.
+    # torchvision's and timm's networks are equal here, and so are Hugging Face's and Keras'.
     return jax.jit(model.apply)
 
 
@@ -233,23 +234,23 @@ def measure(
     """Compares one peer with this project.
 
     Args:
-      framework: of PEERS.
+      framework: one of PEERS.
       width: multiplier.
-      resolution: side of the pictures, in pixels.
-      images: number of pictures, of normal noise.
-      seed: of weights and pictures.
+      resolution: side of the images, in pixels.
+      images: number of images, of normal noise.
+      seed: of weights and images.
 
     Returns:
       `framework`, `width`, `resolution`, `max_abs_difference` of the logits, `logits_scale` (the
-      largest of the peer's, in magnitude).
+      largest magnitude of the peer's logits).
     """
     rng = np.random.default_rng(seed)
-    pictures = rng.standard_normal((images, resolution, resolution, 3)).astype(np.float32)
+    noise = rng.standard_normal((images, resolution, resolution, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path, forward = PEERS[framework](width, resolution, Path(folder), rng)
         weights = pretrained.read(framework, path)
-        theirs = forward(pictures)
-    ours = logits(weights, pictures)
+        theirs = forward(noise)
+    ours = logits(weights, noise)
     if ours.shape != theirs.shape:
         raise ValueError(f"{framework} gives logits {theirs.shape}, this project {ours.shape}.")
     return {
@@ -262,7 +263,7 @@ def measure(
 
 
 def versions(framework: str) -> str:
-    """Versions of a peer's packages and of JAX, as a row states them."""
+    """Versions of a peer's packages and of JAX, as stated in a row."""
     names = (*PACKAGES[framework], "jax")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
@@ -281,7 +282,7 @@ def rows(resolutions: tuple[int, ...] = RESOLUTIONS) -> Iterator[dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the table and prints it; 1 if a difference is above 1e-4."""
+    """Writes the table and prints it; returns 1 if a difference is above 1e-4."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     found: list[dict[str, Any]] = []
@@ -294,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['max_abs_difference']:.1e} of {row['logits_scale']:.1f}",
             flush=True,
         )
-    # One peer after the other, whatever the order of measuring.
+    # Sorted by peer, whatever the order of measurements.
     found.sort(key=lambda row: (tuple(PEERS).index(row["framework"]), row["width"]))
     out.parent.mkdir(parents=True, exist_ok=True)
     csv_rows.write(out, tuple(found[0]) if found else (), found)

@@ -1,4 +1,4 @@
-"""The convolution and normalisation of plain Flax: what the fast forms are measured against."""
+"""The convolution and normalisation of plain Flax, with which the fast forms are compared."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,10 @@ def conv(
     kernel_init: Callable[..., Any],
     name: str,
 ) -> nn.Conv:
-    """`flax.linen.Conv` in place of `mobilenet.models.layers.Conv`; `form` has no meaning here."""
+    """`flax.linen.Conv` instead of `mobilenet.models.layers.Conv`; `form` has no meaning here."""
     del form
     window = (kernel_size, kernel_size)
-    # Symmetric padding does not depend on the size of the picture.
+    # Symmetric padding does not depend on the size of the image.
     pads = "SAME" if padding == "SAME" else resolve_padding(padding, window, window, strides, 1)
     return nn.Conv(
         features,
@@ -43,7 +43,7 @@ def conv(
 def norm(
     *, activation: str, name: str, axis_index_groups: Any = None, **settings: Any
 ) -> Callable[..., jax.Array]:
-    """`flax.linen.BatchNorm`, then the activation, in place of `normalization.BatchNorm`."""
+    """`flax.linen.BatchNorm`, then the activation, instead of `normalization.BatchNorm`."""
     layer = nn.BatchNorm(name=name, axis_index_groups=axis_index_groups, **settings)
 
     def apply(x: jax.Array, use_running_average: bool) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Runs cases: every subject in its process, in alternating turns, and a row for each.
+"""Runs cases: every implementation in its own process, in alternating turns, and a row for each.
 
-A shared machine changes its speed from minute to minute, so subjects are never timed one after the
-other: each round gives every subject one turn, and ratios are taken within a round.
+The speed of a shared machine changes from minute to minute. So implementations are never timed one
+after the other: in each round, each implementation has one turn, and ratios are taken within a
+round.
 """
 
 import contextlib
@@ -18,21 +19,21 @@ from typing import Any
 
 from mobilenet import architecture, rundir, runtime
 from mobilenet import config as config_lib
-from mobilenet import rows as table
 from mobilenet.config import Config
 from mobilenet.models import cost
+from mobilenet.report import rows as table
 
-TURN_SECONDS = 1.0  # a turn repeats short steps until about this long
-MAX_STEPS = 50  # a turn
-# A subject whose step takes longer than this has this many turns: its ratio is not a close one.
+TURN_SECONDS = 1.0  # a turn repeats short steps for about this time
+MAX_STEPS = 50  # per turn
+# An implementation with a longer step gets only this many turns: its ratio will not be close to 1.
 SLOW_SECONDS, SLOW_ROUNDS = 5.0, 3
-AGREEMENT = 2e-3  # relative difference of the first step's check between float32 subjects
-ROUNDED = 0.05  # the same where one of them rounds: bfloat16, or eight bits
+AGREEMENT = 2e-3  # relative difference of the first step's check between float32 implementations
+ROUNDED = 0.05  # the same if one of them rounds: bfloat16, or eight bits
 
 FIELDS = (
     "case",
     "work",
-    "subject",
+    "implementation",
     "model",
     "image_size",
     "batch_size",
@@ -61,23 +62,24 @@ FIELDS = (
 
 
 class BenchmarkError(RuntimeError):
-    """A case that cannot be measured; the message says why."""
+    """A case cannot be measured; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Subjects that do the same work on the same shapes.
+    """Implementations that do the same work on the same shapes.
 
     Attributes:
       name: of the case.
-      work: "train", "evaluate" or "block" (`subjects.Spec`).
+      work: "train", "evaluate" or "block" (`implementations.Spec`).
       config: complete configuration.
-      batch_size: pictures a step.
+      batch_size: images per step.
       num_classes: of the classifier.
-      subjects: names in `subjects.NAMES`; ratios are the others' time over the first one's.
-      model: how the network is named in the table.
+      implementations: names in `implementations.NAMES`; a ratio is the time of one divided by the
+        time of the first.
+      model: name of the network in the table.
       block: for the work "block".
-      memory: "kept" lets every subject keep freed memory (`mobilenet.runtime`), "system" does not.
+      memory: "kept" lets them keep freed memory (`mobilenet.runtime`), "system" does not.
     """
 
     name: str
@@ -85,17 +87,17 @@ class Case:
     config: Config
     batch_size: int
     num_classes: int = 1000
-    subjects: tuple[str, ...] = ("ours",)
+    implementations: tuple[str, ...] = ("ours",)
     model: str = ""
     block: str = ""
     memory: str = "kept"
 
-    def request(self, subject: str) -> str:
-        """What a worker is started with."""
+    def request(self, implementation: str) -> str:
+        """The argument with which a worker is started."""
         fields = ("work", "batch_size", "num_classes", "block", "memory")
         return json.dumps(
             {
-                "subject": subject,
+                "implementation": implementation,
                 "parent": os.getpid(),
                 "config": config_lib.to_json(self.config),
                 **{name: getattr(self, name) for name in fields},
@@ -104,13 +106,13 @@ class Case:
 
 
 class Worker:
-    """A subject's process."""
+    """An implementation's process."""
 
-    def __init__(self, case: Case, subject: str) -> None:
+    def __init__(self, case: Case, implementation: str) -> None:
         self.case = case
-        self.subject = subject
+        self.implementation = implementation
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mobilenet.benchmark.worker", case.request(subject)],
+            [sys.executable, "-m", "mobilenet.benchmark.worker", case.request(implementation)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -129,17 +131,17 @@ class Worker:
             self._process.wait()
             last = self._process.stderr.read().strip().splitlines()[-5:]
             raise BenchmarkError(
-                f"The process of {self.subject} "
+                f"The process of {self.implementation} "
                 f"{runtime.describe_exit(self._process.returncode)}: {' / '.join(last)}"
             )
         found = json.loads(line)
         if "error" in found:
-            raise BenchmarkError(f"{self.subject}: {found['error']}")
+            raise BenchmarkError(f"{self.implementation}: {found['error']}")
         return found
 
     def _ask(self, text: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `_answer` reports
             self._process.stdin.write(text + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -149,11 +151,11 @@ class Worker:
         return self._ask(f"run {steps}")["seconds"]
 
     def finish(self) -> dict[str, Any]:
-        """Facts at the end; the process ends."""
+        """Measurements at the end; the process ends."""
         return self._ask("finish")
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, in any state."""
         self._process.kill()
         self._process.communicate()
 
@@ -163,24 +165,24 @@ def _workers(cases: Sequence[Case]) -> Iterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
         workers = []
         for case in cases:
-            # One after the other: they must not compile beside each other.
-            for subject in available(case.subjects):
-                worker = Worker(case, subject)
+            # One after the other, so that they do not compile at the same time.
+            for implementation in available(case.implementations):
+                worker = Worker(case, implementation)
                 stack.callback(worker.close)
                 workers.append(worker)
         yield workers
 
 
-def available(subjects: Sequence[str]) -> list[str]:
-    """Those that are installed: PyTorch and TensorFlow are extras."""
+def available(implementations: Sequence[str]) -> list[str]:
+    """The implementations that are installed: PyTorch and TensorFlow are extras."""
     needs = {"torch": "torch", "torch_compile": "torch", "tf_data": "tensorflow"}
-    return [s for s in subjects if s not in needs or importlib.util.find_spec(needs[s])]
+    return [s for s in implementations if s not in needs or importlib.util.find_spec(needs[s])]
 
 
 def measure(
     case: Case, rounds: int, environment: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
-    """Rows of a case, a subject each; see `measure_together`."""
+    """Rows of a case, one for each implementation; see `measure_together`."""
     return measure_together([case], rounds, environment, say)
 
 
@@ -190,27 +192,32 @@ def measure_together(
     environment: Mapping[str, Any],
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Rows of several cases, a subject each, whose subjects all have a turn in every round.
+    """Rows of several cases, one for each implementation; all have a turn in every round.
 
-    For times that are compared between cases, such as those of different networks. All processes
-    are there at once, and with them the memory that they need.
+    This is for times that are compared between cases, such as those of different networks. All
+    processes exist at the same time, with the memory that they need.
 
     Args:
       cases: what to measure.
-      rounds: turns of every subject, at least 1.
+      rounds: turns of every implementation, at least 1.
       environment: from `records.environment`.
-      say: told of progress.
+      say: gets lines of progress.
 
     Raises:
-      BenchmarkError: a subject fails, or does not compute what the first one of its case does.
+      BenchmarkError: an implementation fails, or its result differs from that of the first of its
+        case.
     """
     with _workers(cases) as workers:
         firsts: dict[str, Worker] = {}
         for worker in workers:
-            name = f"{worker.case.name}, {worker.subject}" if len(cases) > 1 else worker.subject
+            name = (
+                f"{worker.case.name}, {worker.implementation}"
+                if len(cases) > 1
+                else worker.implementation
+            )
             say(f"  {name}: first step {worker.started['first_step_seconds']:.1f} s")
             _agree(worker.case, firsts.setdefault(worker.case.name, worker), worker)
-        # The second step is warm: it tells how many fill a turn.
+        # The second step needs no compilation: its time decides how many steps fill a turn.
         pace = {worker: worker.turn(1)[0] for worker in workers}
         turns: dict[Worker, list[float]] = {worker: [] for worker in workers}
         for index in range(rounds):
@@ -229,11 +236,11 @@ def measure_together(
 def _agree(case: Case, first: Worker, worker: Worker) -> None:
     ours, theirs = first.started["check"], worker.started["check"]
     exact = case.config.model.dtype == "float32"
-    limit = AGREEMENT if exact and worker.subject != "qat" else ROUNDED
+    limit = AGREEMENT if exact and worker.implementation != "qat" else ROUNDED
     if not abs(ours - theirs) <= limit * max(abs(ours), 1e-30):
         raise BenchmarkError(
-            f"{case.name}: the first step of {worker.subject} gives {theirs:.6g}, that of "
-            f"{first.subject} {ours:.6g}; they do not compute the same."
+            f"{case.name}: the first step of {worker.implementation} gives {theirs:.6g}, but that "
+            f"of {first.implementation} gives {ours:.6g}; they do not compute the same."
         )
 
 
@@ -251,7 +258,7 @@ def _row(
     row: dict[str, Any] = {
         "case": case.name,
         "work": case.work,
-        "subject": worker.subject,
+        "implementation": worker.implementation,
         "model": case.model,
         "image_size": case.config.data.image_size,
         "batch_size": case.batch_size,
@@ -295,7 +302,7 @@ def run(
     environment: Mapping[str, Any],
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Measures cases that `path` has no rows of, and adds theirs after each.
+    """Measures the cases that have no rows in `path`, and adds their rows after each case.
 
     Returns:
       All rows of `path`.
@@ -304,7 +311,7 @@ def run(
     done = {row["case"] for row in rows}
     for case in cases:
         if case.name in done:
-            say(f"{case.name}: done before, in {path}")
+            say(f"{case.name}: already measured, in {path}")
             continue
         say(f"{case.name}:")
         new = measure(case, rounds, environment, say)
@@ -319,7 +326,7 @@ def run(
 def describe(row: Mapping[str, Any]) -> str:
     """A row as one line for the terminal."""
     return (
-        f"  {row['subject']:<14} {1e3 * float(row['seconds']):>9.1f} ms "
+        f"  {row['implementation']:<14} {1e3 * float(row['seconds']):>9.1f} ms "
         f"({1e3 * float(row['seconds_low']):.1f}..{1e3 * float(row['seconds_high']):.1f})  "
         f"{float(row['images_per_second']):>8.1f} images/s  x{float(row['ratio']):.2f} "
         f"({float(row['ratio_low']):.2f}..{float(row['ratio_high']):.2f})  {row['peak_mb']} MB"

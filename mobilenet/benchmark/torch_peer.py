@@ -1,7 +1,8 @@
-"""The same network in PyTorch, from the same plan and with the same weights: the benchmark's peer.
+"""The same network in PyTorch, from the same plan and with the same weights, for the benchmark.
 
-Written as its users write it: `nn` modules, channels-last memory, in-place activations. PyTorch is
-an extra (`pip install .[benchmark]`) that only this module and the benchmark's workers import.
+It is written as PyTorch users write it: `nn` modules, channels-last memory, in-place activations.
+PyTorch is an extra (`pip install -e '.[benchmark]'`) that only this module and the benchmark's
+workers import.
 """
 
 # PyTorch is an extra; types are not checked against it.
@@ -109,7 +110,7 @@ class MobileNetV2(nn.Module):
       num_classes: of the classifier.
 
     Raises:
-      ValueError: an option that the peer has no equal for (asymmetric padding, other shortcuts).
+      ValueError: the peer does not support an option (asymmetric padding, other shortcuts).
     """
 
     def __init__(self, plan: Plan, model: Any, channels: int, num_classes: int) -> None:
@@ -142,10 +143,10 @@ class MobileNetV2(nn.Module):
 
 
 def load(module: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Copies Flax variables (`params`, `batch_stats`) into a module whose names are the same.
+    """Copies Flax variables (`params`, `batch_stats`) into a module with the same names.
 
     Raises:
-      RuntimeError: tensors are missing, left over, or of another shape.
+      RuntimeError: tensors are missing, unexpected, or of another shape.
     """
     renamed = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     tensors: dict[str, torch.Tensor] = {}

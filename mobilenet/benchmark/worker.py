@@ -1,14 +1,14 @@
-"""One implementation in a process of its own, timed when the parent asks.
+"""One implementation in its own process, timed at the parent's request.
 
-A process each, because two frameworks in one would share threads and allocator, and peak memory
-could not be told apart. The parent (`mobilenet.benchmark.suite`) writes a line, the worker answers
-with one line of JSON:
+Each implementation has a process, because two frameworks in one process would share threads and
+allocator, and their peak memory could not be separated. The parent (`mobilenet.benchmark.suite`)
+writes a line, and the worker answers with one line of JSON:
 
     (start)   {"first_step_seconds", "check"}     built, compiled, first step done
     run N     {"seconds": [...]}                  N steps, each waited for
-    finish    {"peak_bytes", ...}                 facts that cost time to find, and the end
+    finish    {"peak_bytes", ...}                 measurements that take time, and the end
 
-Errors come back as {"error": text}.
+Errors are returned as {"error": text}.
 """
 
 import json
@@ -21,9 +21,9 @@ from typing import Any
 
 
 def main(argv: list[str]) -> None:
-    """Serves one subject; `argv` holds the request as JSON (see `suite.Case`)."""
+    """Serves one implementation; `argv` holds the request as JSON (see `suite.Case`)."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not reach the parent as an answer
+    os.dup2(2, 1)  # text that libraries print must not reach the parent as an answer
 
     def answer(value: dict[str, Any]) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -43,27 +43,27 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
     kept = request["memory"] == "kept" and runtime.keep_memory()
     runtime.use_wide_vectors()
     runtime.use_threads()
-    if request["subject"].startswith("torch"):
-        # JAX makes the initial weights only, and leaves the accelerator to PyTorch.
+    if request["implementation"].startswith("torch"):
+        # JAX only makes the initial weights, and leaves the accelerator to PyTorch.
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # The subjects of a case are on the device together.
+    # The implementations of a case use the device at the same time.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from mobilenet import config as config_lib
-    from mobilenet.benchmark import subjects
+    from mobilenet.benchmark import implementations
 
     config = config_lib.from_json(request["config"])
-    names = ("subject", "work", "batch_size", "num_classes", "block")
-    spec = subjects.Spec(**{name: request[name] for name in names})
-    subject = subjects.prepare(config, spec)
+    names = ("implementation", "work", "batch_size", "num_classes", "block")
+    spec = implementations.Spec(**{name: request[name] for name in names})
+    implementation = implementations.prepare(config, spec)
     _forget_peak()
     before = _resident("VmRSS")
     started = time.perf_counter()
-    first = subject.step()
-    subject.wait(first)
+    first = implementation.step()
+    implementation.wait(first)
     seconds = time.perf_counter() - started
-    answer({"first_step_seconds": seconds, "check": subject.check(first), "kept": kept})
+    answer({"first_step_seconds": seconds, "check": implementation.check(first), "kept": kept})
     del first
-    _forget_peak()  # of the compilation
+    _forget_peak()  # the peak of the compilation
     for line in sys.stdin:
         verb, _, count = line.strip().partition(" ")
         if verb == "finish":
@@ -71,15 +71,15 @@ def _serve(request: dict[str, Any], answer: Any) -> None:
         times = []
         for _ in range(int(count)):
             started = time.perf_counter()
-            subject.wait(subject.step())
+            implementation.wait(implementation.step())
             times.append(time.perf_counter() - started)
         answer({"seconds": times})
-    facts = {"peak_bytes": subjects.device_peak(spec) or max(0, _resident("VmHWM") - before)}
-    answer({**facts, **subject.analyse()})
+    facts = {"peak_bytes": implementations.device_peak(spec) or max(0, _resident("VmHWM") - before)}
+    answer({**facts, **implementation.analyse()})
 
 
 def _resident(field: str) -> int:
-    """Bytes of memory in use (VmRSS), or the most so far (VmHWM)."""
+    """Bytes of memory in use (VmRSS), or the largest value so far (VmHWM)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -88,7 +88,7 @@ def _resident(field: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Starts VmHWM again from the memory in use; no effect where Linux does not offer it."""
+    """Resets VmHWM to the memory in use; no effect if Linux does not support it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

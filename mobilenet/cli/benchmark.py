@@ -1,12 +1,13 @@
-"""Times training steps, evaluation and single blocks beside plain Flax and PyTorch.
+r"""Times training steps, evaluation and single blocks next to plain Flax and PyTorch.
 
-mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/benchmark
-mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/b --only=train_224
-mobilenet benchmark --config=experiments/baselines/cifar10.py --workdir=runs/mine --batch_size=64
+    mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/b
+    mobilenet benchmark --config=experiments/benchmarks/steps.py --workdir=runs/b --only=train_224
+    mobilenet benchmark --config=experiments/baselines/cifar10.py --workdir=runs/mine \
+        --batch_size=64
 
 A file with `cases()` says what to measure; any other configuration is measured training and
-evaluating. PyTorch takes part when it is installed (`pip install .[benchmark]`). Results are
-WORKDIR/benchmark.csv, .json and .png; cases that are in there already are not measured again.
+evaluating. PyTorch takes part if it is installed (`pip install -e '.[benchmark]'`). Results are
+written to WORKDIR/benchmark.csv, .json and .png. Cases that are in there are not measured again.
 """
 
 import functools
@@ -19,15 +20,21 @@ from mobilenet import config as config_lib
 from mobilenet.cli import common
 from mobilenet.experiment import load_config, load_module
 
+REQUIRED = ("config", "workdir")
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("config", "", "file.py, with or without cases()", flag_values=values)
     flags.DEFINE_string("workdir", "", "where the results go", flag_values=values)
-    flags.DEFINE_list("only", [], "names of cases, separated by commas", flag_values=values)
-    flags.DEFINE_list("subjects", [], "measure these instead of the file's", flag_values=values)
-    flags.DEFINE_integer("rounds", 7, "turns of every subject", flag_values=values)
-    flags.DEFINE_integer("batch_size", 16, "pictures a step, without cases()", flag_values=values)
+    flags.DEFINE_list("only", [], "measure only the cases with these names", flag_values=values)
+    flags.DEFINE_list(
+        "implementations", [], "measure these instead of the file's", flag_values=values
+    )
+    flags.DEFINE_integer("rounds", 7, "how often each implementation is timed", flag_values=values)
+    flags.DEFINE_integer(
+        "batch_size", 16, "images per step, for a file without cases()", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -40,15 +47,15 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     # This process has the device's name from JAX, and leaves its memory to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-    from mobilenet.analysis import benchmarks
-    from mobilenet.benchmark import subjects, suite
+    from mobilenet.benchmark import implementations, suite
+    from mobilenet.report import benchmarks
     from mobilenet.train import records
 
-    chosen = tuple(common.flag(values, "subjects"))
-    unknown = [name for name in chosen if name not in subjects.NAMES]
+    chosen = tuple(common.flag(values, "implementations"))
+    unknown = [name for name in chosen if name not in implementations.NAMES]
     if unknown:
         raise common.UsageError(
-            f"--subjects has {unknown[0]!r}; allowed are {', '.join(subjects.NAMES)}."
+            f"--implementations has {unknown[0]!r}; allowed are {', '.join(implementations.NAMES)}."
         )
     described = getattr(load_module(path), "cases", None)
     entries = (
@@ -66,7 +73,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         config_lib.update(config, entry.pop("overrides", {}))
         config_lib.validate(config)
         if chosen:
-            entry["subjects"] = chosen
+            entry["implementations"] = chosen
         cases.append(suite.Case(config=config, **entry))
     only = common.flag(values, "only")
     missing = [name for name in only if name not in {case.name for case in cases}]

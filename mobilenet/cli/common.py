@@ -14,8 +14,15 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rundir, runtime, terminal
+from mobilenet.cli import usage
 from mobilenet.cli.main import DIVERGED, FAILED, STARTED, USAGE
 from mobilenet.config import Config, ConfigError
+
+# What --config.KEY=VALUE does for a verb that uses a run as it is.
+CARRIED_OUT = (
+    "set how the run is carried out, such as --config.data.data_dir=DIR or "
+    "--config.eval.batch_size=64"
+)
 
 
 class UsageError(ValueError):
@@ -43,9 +50,11 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
         with terminal.plain_output():
             return module.main(values, overrides, rest)
     except flags.Error as error:
-        return _fail(verb, f"{error} `mobilenet {verb} --help` lists the flags.", USAGE)
+        return _fail(verb, usage.explain(error, verb, module, values), USAGE)
+    except config_lib.ExperimentError as error:
+        return _fail(verb, str(error), USAGE)  # its keys stand in a file, not on a command line
     except (UsageError, ConfigError) as error:
-        return _fail(verb, str(error), USAGE)
+        return _fail(verb, usage.as_flags(str(error)), USAGE)
     except Failure as error:
         return _fail(verb, str(error), FAILED)
     except KeyboardInterrupt:
@@ -53,7 +62,7 @@ def run(verb: str, module: types.ModuleType, argv: list[str]) -> int:
     except Exception as error:
         # Imported late: the classes below come with the heavy modules, which a verb has by then.
         code = _expected(error)
-        reason = str(error) if code is not None else _surroundings(error)
+        reason = usage.as_flags(str(error)) if code is not None else _surroundings(error)
         if reason is None:
             raise
         return _fail(verb, reason, FAILED if code is None else code)
@@ -72,9 +81,9 @@ def _surroundings(error: Exception) -> str | None:
 
 def _expected(error: Exception) -> int | None:
     """The exit code of errors that explain themselves; None for bugs: they keep their traceback."""
-    from mobilenet.analysis.results import ResultError
     from mobilenet.data.datasets import DatasetError
     from mobilenet.data.images import UnreadableImage
+    from mobilenet.report.results import ResultError
     from mobilenet.rundir import RunDirectoryError
     from mobilenet.train.checkpoints import CheckpointError
     from mobilenet.train.lanes import Diverged
@@ -140,20 +149,16 @@ def parse(
 ) -> list[str] | None:
     """Parses flags; None after printing the help that `--help` or `-h` asked for.
 
-    ~ at the start of any text is the home directory: behind `--flag=` no shell replaces it, and no
-    flag has texts that start so but paths.
+    ~ at the start of any text is the home directory: after `--flag=` no shell replaces it, and no
+    flag but those for paths has texts that start so.
 
     Returns:
       The arguments that are no flags.
     """
     if any(arg in ("--help", "-h", "-help") for arg in argv):
-        print(f"{(module.__doc__ or '').strip()}\n\nflags of `mobilenet {verb}`:\n")
-        for name in sorted(values):
-            flag: Any = values[name]
-            print(f"  --{name} (default: {flag.default!r})\n      {flag.help}")
-        if "config" in values:
-            print("  --config.KEY=VALUE\n      overrides a key of the configuration")
+        print(usage.text(verb, module, values, usage.width()))
         return None
+    usage.take_numbers(values)
     rest = values(["mobilenet", *argv])[1:]
     for name in values:
         given: Any = values[name]
@@ -216,8 +221,7 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         "result",
-        "result (what the test result is of), newest, best (validation, by train.best_by), or a "
-        "step",
+        "result (which the test result is of), newest, best (in validation), or a step",
         flag_values=values,
     )
 
@@ -273,6 +277,8 @@ def train(values: flags.FlagValues, config: Config, workdir: Path) -> dict[str, 
 
 def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
     """A finished run's result in a few lines."""
+    from mobilenet.train.metrics import shows_top5
+
     lines = [
         f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
         f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
@@ -280,8 +286,11 @@ def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
     for split in ("validation", "test"):
         if split in summary:
             scores = summary[split]
+            top5 = f", top-5 {100 * scores['top5']:.2f} %"
+            if not shows_top5(summary.get("num_classes", 1000)):
+                top5 = ""
             lines.append(
-                f"{split}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %, "
+                f"{split}: top-1 {100 * scores['top1']:.2f} %{top5}, "
                 f"loss {scores['loss']:.4f} over {scores['examples']} images"
             )
     if summary.get("unreadable"):
@@ -319,8 +328,7 @@ def define_threads(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "threads",
         0,
-        "threads that XLA computes with on CPU, kept until the run or the sweep ends; 0 is the "
-        "cores of the machine where it begins",
+        "threads of XLA on CPU, kept until the run or the sweep ends; 0 is the machine's cores",
         flag_values=values,
     )
 
@@ -357,13 +365,11 @@ def define_devices(values: flags.FlagValues) -> None:
         "num_processes", 1, "processes of the run, on one machine or several", flag_values=values
     )
     flags.DEFINE_integer("process_id", 0, "which of them this is, from 0", flag_values=values)
-    flags.DEFINE_string(
-        "coordinator", "", "host:port of process 0, for several processes", flag_values=values
-    )
+    flags.DEFINE_string("coordinator", "", "where process 0 listens", flag_values=values)
     flags.DEFINE_integer(
         "cpu_devices",
         0,
-        "split the CPU into this many devices; 0 leaves JAX's choice",
+        "devices that the CPU is split into; 0 is JAX's choice",
         flag_values=values,
     )
 

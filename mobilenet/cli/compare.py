@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mobilenet import rows as table_rows
 from mobilenet.cli import common
+from mobilenet.report import rows as table_rows
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
-    from mobilenet.analysis.comparison import Row
+    from mobilenet.report.comparison import Row
+
+REQUIRED = ("workdir",)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -40,7 +42,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/networks"))
     common.require_at_least(values, rounds=1, batch_size=1)
 
-    from mobilenet.analysis import comparison, plots
+    from mobilenet.analysis import plots
+    from mobilenet.report import comparison
 
     path = workdir / f"{comparison.TABLE}.csv"
     found, known = comparison.load(workdir), comparison.read(path)
@@ -65,8 +68,8 @@ def measure(workdir: Path, rows: "Sequence[Row]", rounds: int, batch_size: int) 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from mobilenet import build
-    from mobilenet.analysis import comparison
     from mobilenet.benchmark import suite
+    from mobilenet.report import comparison
     from mobilenet.rundir import read_config
     from mobilenet.train import records
 

@@ -1,14 +1,14 @@
-"""Weights in and out: other projects' checkpoints to run directories, runs to weight files.
+r"""Reads weight files of other projects into run directories, and writes runs to weight files.
 
     mobilenet convert --from=keras model.weights.h5 --to=runs/keras_1.0
     mobilenet convert --from=tflite model.tflite --to=runs/int8 --labels=labels.txt
     mobilenet convert --workdir=runs/c10 --to=c10.safetensors
-    mobilenet convert --workdir=runs/c10 --to=c10.pth              # torchvision's names
+    mobilenet convert --workdir=runs/c10 --to=c10.pth      # with torchvision's names
 
 --from is keras (.weights.h5, .h5, .keras), tfjs (model.json), torchvision, timm, huggingface (.pth,
 .bin, .safetensors), tflite, or safetensors (written by this verb). Width, padding, BN epsilon,
 classes and preprocessing come with the weights. What a file does not say is assumed, and printed;
---labels and --config.KEY=VALUE say it, or what the file says wrong. No code of a file is run.
+--labels and --config.KEY=VALUE set it, or correct what the file says. No code of a file is run.
 """
 
 from pathlib import Path
@@ -20,20 +20,29 @@ from mobilenet import experiment
 from mobilenet.cli import common
 from mobilenet.terminal import printable
 
+REQUIRED = ("to",)
+ARGUMENTS = "[FILE]"
+OVERRIDES = "with --from: set what the file does not say, or says wrong"
+PLACEHOLDERS = {"from": "FORMAT", "to": "DIR_OR_FILE", "names": "PROJECT"}
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("from", "", "format of the file to read", flag_values=values)
+    flags.DEFINE_string("from", "", "format of the weight file to read", flag_values=values)
     flags.DEFINE_string(
         "to", "", "the run directory to make, or the file to write", flag_values=values
     )
     flags.DEFINE_string(
-        "labels", "", "names of the outputs to go with --from, one a line", flag_values=values
+        "labels",
+        "",
+        "with --from: file with the names of the outputs, one per line",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "names",
         "",
-        "of the tensors in a file: mobilenet or torchvision; by default as its ending says",
+        "whose names the tensors in the file get: mobilenet or torchvision; without it, as the "
+        "ending of the file says",
         flag_values=values,
     )
     common.define_checkpoint(values)

@@ -1,8 +1,11 @@
-"""Parameters, MACs and activation memory of a configuration, a row a layer. Nothing is trained.
+r"""Prints parameters, MACs and activation memory of a configuration, layer by layer.
 
-mobilenet cost --config=experiments/baselines/imagenet_paper.py
-mobilenet cost --config=... --config.model.width_multiplier=0.35 --json
-mobilenet cost --workdir=runs/c10
+    mobilenet cost --config=experiments/baselines/digits.py
+    mobilenet cost --config=experiments/baselines/imagenet_paper.py \
+        --config.model.num_classes=1000 --config.model.width_multiplier=0.35 --json
+    mobilenet cost --workdir=runs/c10
+
+Nothing is trained, and no image is read.
 """
 
 import dataclasses
@@ -19,7 +22,9 @@ from mobilenet.models import cost
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("config", "", "file.py or file.py:smoke", flag_values=values)
+    flags.DEFINE_string(
+        "config", "", "the experiment: file.py or file.py:smoke", flag_values=values
+    )
     flags.DEFINE_string("workdir", "", "a run directory, instead of --config", flag_values=values)
     flags.DEFINE_boolean("json", False, "print JSON instead of a table", flag_values=values)
 

@@ -1,17 +1,21 @@
-"""Measures a run on a split: top-1, top-5, precision, recall and F1 a class, confusion matrix.
+"""Measures a run on a split: accuracy, calibration, every class, the confusion matrix.
 
     mobilenet evaluate --workdir=runs/c10 --split=test
     mobilenet evaluate --workdir=runs/c10 --split=validation --checkpoint=newest
     mobilenet evaluate --workdir=runs/keras --config.data.name=folder \
         --config.data.data_dir=photos --config.data.test_fraction=1
 
-The full result is written to evaluation_SPLIT.json in the run directory, and one row an example
-(index, label, five best classes, loss) to evaluation_SPLIT.npz. Other images than the run's are
-named by overrides of data.*; their classes are found among the run's by name or by WordNet id
-(n01440764_tench), and the files' names end in a hash of the overrides.
+Three files in the run directory keep the result:
+    evaluation_SPLIT.json   all of it
+    evaluation_SPLIT.csv    one row per class
+    evaluation_SPLIT.npz    one row per image: name, index, label, logits, top, loss
+Overrides of data.* name other images than the run's. Their classes are found among the run's by
+name or by WordNet id (n01440764_tench), and the names of the files end in a hash of the overrides.
 """
 
+import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,13 @@ import numpy as np
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
-from mobilenet.cli import common
+from mobilenet import imagenet, rundir
+from mobilenet.cli import columns, common
 from mobilenet.terminal import printable
 from mobilenet.train.metrics import Evaluation
 
-# Keys that say which pictures are evaluated, and not what the run computes of one.
-PICTURES = (
+# Keys that say which images are evaluated, and not what the run computes of one.
+IMAGES = (
     *(f"data.{key}" for key in ("name", "train_split", "validation_split", "test_split")),
     *(f"data.{key}" for key in ("validation_fraction", "test_fraction", "train_examples")),
     *(f"data.{key}" for key in ("image_size", "crop_fraction", "in_memory", "on_error")),
@@ -35,6 +39,18 @@ PARTS = (
     *(f"data.{key}" for key in ("train_split", "validation_split", "test_split")),
     "data.train_examples",
 )
+# Columns of evaluation_SPLIT.csv. Ratios are fractions, empty where they have no images. `recall`
+# is the class's top-1, with its 95 % Wilson interval; `confidence` is the mean over its images.
+CLASS_FIELDS = (
+    *("class", "name", "readable_name", "images", "predicted"),
+    *("recall", "recall_low", "recall_high", "precision", "f1", "confidence"),
+)
+FILES = {".json": "everything", ".csv": "per class", ".npz": "per image, with logits and names"}
+MOST_CLASSES = 30  # in the terminal's table
+MOST_IN_MATRIX = 12  # classes of a confusion matrix that is printed
+
+REQUIRED = ("workdir",)
+OVERRIDES = "set how the run is evaluated, and on which images (keys of data)"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -56,11 +72,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         # The names of its parts are another data set's.
         default = dict(config_lib.flatten(config_lib.get_config()))
         config_lib.update(start, {key: default[key] for key in PARTS})
-    config = common.run_config(workdir, overrides, verb="evaluate", also=PICTURES, start=start)
+    config = common.run_config(workdir, overrides, verb="evaluate", also=IMAGES, start=start)
     changed = config_lib.differences(rundir.read_config(workdir), config)
     common.apply_cpu_devices(values)
 
     from mobilenet import build, inference, runtime
+    from mobilenet.data import datasets
     from mobilenet.train import records
 
     runtime.prepare_compiler()
@@ -77,9 +94,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             report["seen"] = data.dataset.examples[split]
             path = workdir / file_name(split, config if changed else None, report["seen"], workdir)
             print(f"{workdir}, step {restored.step}, {split} split")
-            print(table(evaluation, data.class_names), flush=True)
-            if common.keeps("evaluate", lambda: write(path, report, evaluation)):
-                print(f"written to {path} and {path.with_suffix('.npz').name}")
+            print(table(evaluation, data.class_names, columns.width()), flush=True)
+            names = datasets.names_of(data.dataset.splits[split])
+            if common.keeps("evaluate", lambda: write(path, report, evaluation, names)):
+                print(f"\nwritten to {workdir}:")
+                for suffix, what in FILES.items():
+                    print(f"  {path.with_suffix(suffix).name}  {what}")
     return 0
 
 
@@ -104,8 +124,15 @@ def file_name(split: str, other: Any, seen: dict[str, Any], workdir: Path) -> st
     return "_".join(parts) + ".json"
 
 
-def write(path: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
-    """Writes the report as JSON and, next to it, a row for each example as .npz.
+def write(path: Path, report: dict[str, Any], evaluation: Evaluation, names: Sequence[str]) -> None:
+    """Writes the report as JSON and, next to it, a row per class as .csv and per image as .npz.
+
+    Args:
+      path: of the JSON file.
+      report: from `full_report`.
+      evaluation: with logits.
+      names: of every example of the split, by index; Unicode strings whose surrogates stand for
+        bytes of file names that are not UTF-8.
 
     Raises:
       RunDirectoryError: they cannot be written.
@@ -113,12 +140,15 @@ def write(path: Path, report: dict[str, Any], evaluation: Evaluation) -> None:
     rows = io.BytesIO()
     np.savez_compressed(
         rows,
+        name=np.array([names[index] for index in evaluation.index]),
         index=evaluation.index,
         label=evaluation.label,
         top=evaluation.top,
         loss=evaluation.loss,
+        **({} if evaluation.logits is None else {"logits": evaluation.logits}),
     )
     rundir.write_bytes_atomically(path.with_suffix(".npz"), rows.getvalue())
+    rundir.write_atomically(path.with_suffix(".csv"), class_rows(evaluation, report["class_names"]))
     rundir.write_json(path, report)
 
 
@@ -127,6 +157,7 @@ def full_report(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[st
     classes = evaluation.per_class()
     return {
         **evaluation.summary(),
+        "ece": evaluation.calibration_error,
         "unreadable": {str(i): why for i, why in evaluation.skipped.items()},
         "class_names": list(class_names),
         "per_class": {name: values.tolist() for name, values in classes.items()},
@@ -134,42 +165,112 @@ def full_report(evaluation: Evaluation, class_names: tuple[str, ...]) -> dict[st
     }
 
 
-def table(evaluation: Evaluation, class_names: tuple[str, ...], most: int = 30) -> str:
-    """The result for a terminal: totals, a row a class, and the matrix when it fits.
+def class_rows(evaluation: Evaluation, class_names: Sequence[str]) -> str:
+    """The text of evaluation_SPLIT.csv: one row per class, of CLASS_FIELDS."""
+    from mobilenet.analysis.stats import wilson
+
+    classes = evaluation.per_class()
+    names = all_names(evaluation, class_names)
+    readable = imagenet.readable(names)
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(CLASS_FIELDS)
+    for i, name in enumerate(names):
+        images, predicted = int(classes["support"][i]), int(classes["predicted"][i])
+        correct = round(classes["recall"][i] * images)
+        interval = wilson(correct, images) if images else (None, None)
+        found: list[float | None] = [
+            classes["recall"][i] if images else None,
+            *interval,
+            classes["precision"][i] if predicted else None,
+            classes["f1"][i] if images or predicted else None,
+            classes["confidence"][i] if images and "confidence" in classes else None,
+        ]
+        ratios = ["" if value is None else f"{value:.6f}" for value in found]
+        out.writerow([i, name, readable[i], images, predicted, *ratios])
+    return text.getvalue()
+
+
+def all_names(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]:
+    """A name for each output of the classifier, which may have more than the data has classes."""
+    more = range(len(class_names), evaluation.num_classes)
+    return [*class_names, *(f"class {i}" for i in more)]
+
+
+def table(evaluation: Evaluation, class_names: Sequence[str], width: int = 80) -> str:
+    """The result for a terminal: totals, a row per class, and the matrix where it fits.
 
     Args:
       evaluation: what to show.
       class_names: of the data set.
-      most: classes to list; of more, those with the lowest F1.
+      width: columns of the terminal. Of more than MOST_CLASSES classes those with the lowest F1 are
+        listed.
     """
-    lines = [
-        f"top-1 {100 * evaluation.top1:.2f} %   top-5 {100 * evaluation.top5:.2f} %   loss "
-        f"{evaluation.mean_loss:.4f}   {len(evaluation.label)} images"
-    ]
+    names = imagenet.readable(all_names(evaluation, class_names))
+    lines = _totals(evaluation)
     for index, why in list(evaluation.skipped.items())[:5]:
         lines.append(f"not counted, unreadable: #{index} {printable(why)}")
-    classes = evaluation.per_class()
-    names = [printable(name) for name in class_names] + [
-        f"class {i}" for i in range(len(class_names), evaluation.num_classes)
-    ]
-    shown = np.arange(evaluation.num_classes)
-    if len(shown) > most:
-        shown = np.argsort(classes["f1"], kind="stable")[:most]
-        lines.append(f"the {most} of {evaluation.num_classes} classes with the lowest F1:")
-    width = min(24, max(len("class"), *(len(names[i]) for i in shown)))
-    lines.append(f"\n{'class':<{width}}  precision  recall      F1  images")
-    for i in shown:
-        lines.append(
-            f"{names[i][:width]:<{width}}  {100 * classes['precision'][i]:>9.2f}"
-            f"  {100 * classes['recall'][i]:>6.2f}  {100 * classes['f1'][i]:>6.2f}"
-            f"  {classes['support'][i]:>6}"
-        )
-    if evaluation.num_classes <= 12:
-        matrix = evaluation.confusion_matrix()
-        cell = max(3, len(str(matrix.max())))
-        lines.append("\nconfusion matrix: rows are labels, columns predictions")
-        header = " ".join(f"{name[:cell]:>{cell}}" for name in names)
-        lines.append(f"{'':<{width}}  {header}")
-        for name, row in zip(names, matrix, strict=True):
-            lines.append(f"{name[:width]:<{width}}  " + " ".join(f"{v:>{cell}}" for v in row))
+    if len(evaluation.skipped) > 5:
+        lines.append(f"and {len(evaluation.skipped) - 5} more")
+    lines += _class_table(evaluation, names, width)
+    if evaluation.num_classes <= MOST_IN_MATRIX:
+        lines += _matrix(evaluation.confusion_matrix(), names, width)
     return "\n".join(lines)
+
+
+def _totals(evaluation: Evaluation) -> list[str]:
+    from mobilenet.analysis.stats import wilson
+
+    count = len(evaluation.label)
+    low, high = wilson(round(evaluation.top1 * count), count)
+    top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
+    lines = [
+        f"top-1 {100 * evaluation.top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}]{top5}, "
+        f"loss {evaluation.mean_loss:.4f}, {count:,} image{'s' if count != 1 else ''}",
+        "[ ]: 95 % interval (Wilson)",
+    ]
+    error = evaluation.calibration_error
+    if error is not None:
+        lines[1] += f"; expected calibration error (ECE) {100 * error:.2f} %"
+    return lines
+
+
+def _class_table(evaluation: Evaluation, names: Sequence[str], width: int) -> list[str]:
+    classes = evaluation.per_class()
+    shown = np.arange(evaluation.num_classes)
+    lines = ["\nper class, in %:"]
+    if len(shown) > MOST_CLASSES:
+        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES]
+        lines = [f"\nthe {MOST_CLASSES} of {len(names):,} classes with the lowest F1, in %:"]
+    ratios = [key for key in ("recall", "precision", "f1", "confidence") if key in classes]
+    numbers = max(len("#"), len(str(shown.max())))
+    head = "  images" + "".join(f"  {key:>{max(6, len(key))}}" for key in ratios)
+    longest = max(len("class"), *(columns.size(names[i]) for i in shown))
+    wide = min(longest, max(len("class"), width - numbers - 2 - len(head)))
+    lines.append(f"{'#':>{numbers}}  {'class':<{wide}}{head}")
+    for i in shown:
+        cells = [f"  {100 * classes[key][i]:>{max(6, len(key))}.2f}" for key in ratios]
+        lines.append(
+            f"{i:>{numbers}}  {columns.fit(names[i], wide)}  {classes['support'][i]:>6}"
+            + "".join(cells)
+        )
+    return lines
+
+
+def _matrix(matrix: np.ndarray, names: Sequence[str], width: int) -> list[str]:
+    """The confusion matrix: classes by name where all fit, else by their numbers in the table."""
+    count = max(2, len(str(matrix.max())))
+    longest = max(map(columns.size, names))
+    labels, what = list(names), ""
+    if longest > 10 or longest + len(names) * (max(count, longest) + 2) > width:
+        labels, what = list(map(str, range(len(names)))), " by class number (#)"
+        longest = max(map(len, labels))
+    cell = max(count, longest)
+    rows = [
+        columns.fit(label, longest) + "".join(f"  {value:>{cell}}" for value in row)
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    # Numbers and names stand over the last digit of their column.
+    head = "".join("  " + " " * (cell - columns.size(label)) + printable(label) for label in labels)
+    title = f"\nconfusion matrix{what}: rows are labels, columns are predictions"
+    return [title, " " * longest + head, *rows]

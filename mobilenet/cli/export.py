@@ -1,16 +1,17 @@
-"""A run as a file for another runtime: LiteRT (.tflite), ONNX Runtime (.onnx), or StableHLO.
+r"""Writes a run as a file for LiteRT (.tflite), ONNX Runtime (.onnx) or StableHLO.
 
     mobilenet export --workdir=runs/c10 --to=litert --verify
     mobilenet export --workdir=runs/c10_w8a8 --to=onnx --out=c10.onnx --verify --split=test
-    mobilenet export --workdir=runs/c10 --to=onnx --verify --config.data.data_dir=moved  # its data
+    mobilenet export --workdir=runs/c10 --to=onnx --verify \
+        --config.data.data_dir=DIR                        # where its images are now
 
-A run with `quantize` becomes an integer file, with the codes and scales that were trained. Labels
-and preprocessing are inside the file and in FILE.json next to it. --verify runs the file on images
-of a split: accuracy, agreement with the run, differences of logits and probabilities, bytes and
-latency are printed, and written as rows to FILE.rows.json. What an integer .tflite computes is
-compared with the integer executor as well, operation by operation. A warning says that a float file
-differs by more than the order of its sums explains (0.1 % of the largest logit), or that an integer
-file's probabilities differ by more than 5 % on average over images or 25 % in one.
+A quantised run becomes an integer file, with the codes and scales that were trained. Labels and
+preprocessing are inside the file and in FILE.json next to it. --verify runs the file on images of a
+split and prints accuracy, agreement with the run, differences of logits and probabilities, bytes
+and latency; FILE.rows.json keeps them. An integer .tflite is also compared with the integer
+executor, operation by operation. There is a warning if a float file differs by more than the order
+of its sums explains (0.1 % of the largest logit), or if the probabilities of an integer file differ
+by more than 5 % on average over images or 25 % in one.
 """
 
 import os
@@ -26,23 +27,36 @@ from mobilenet.cli import common
 FORMATS = ("litert", "onnx", "stablehlo")
 
 
+REQUIRED = ("workdir", "to")
+OVERRIDES = common.CARRIED_OUT
+PLACEHOLDERS = {"to": "|".join(FORMATS)}
+
+
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     common.define_checkpoint(values)
-    flags.DEFINE_string("to", "", f"the format: {', '.join(FORMATS)}", flag_values=values)
+    flags.DEFINE_string("to", "", "the format", flag_values=values)
     flags.DEFINE_string(
         "out",
         "",
-        "the file to write, or an existing directory for model.*; by default the run directory",
+        "the file, or a directory for model.tflite, .onnx or .stablehlo; without it, the run "
+        "directory",
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        "integer_io", False, "int8 in and out (.tflite of a quantised run)", flag_values=values
+        "integer_io",
+        False,
+        "int8 inputs and outputs, for .tflite of a quantised run",
+        flag_values=values,
     )
-    flags.DEFINE_boolean("verify", False, "run the file and compare it", flag_values=values)
-    flags.DEFINE_string("split", "test", "whose images --verify classifies", flag_values=values)
+    flags.DEFINE_boolean(
+        "verify", False, "run the file and compare it with the run", flag_values=values
+    )
+    flags.DEFINE_string(
+        "split", "test", "split whose images --verify classifies", flag_values=values
+    )
     flags.DEFINE_integer(
-        "examples", 1000, "at most so many images for --verify; 0: all", flag_values=values
+        "examples", 1000, "at most this many images for --verify; 0 is all", flag_values=values
     )
 
 

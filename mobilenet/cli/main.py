@@ -1,33 +1,44 @@
 """The entry point: picks the verb, and turns expected errors into one sentence and an exit code."""
 
+import difflib
 import importlib
 import os
 import sys
 import time
 
-from mobilenet import runtime, streams, terminal
+from mobilenet import __version__, runtime, streams, terminal
 
 STARTED = time.time()  # the program's start, before the heavy imports below a verb
 
 # What it does, in the order of a user's day.
 VERBS = {
-    "train": "train from a configuration, or continue a run",
-    "evaluate": "measure a run on a split: top-1, top-5, per-class table, confusion matrix",
-    "predict": "classify picture files with a run",
-    "sweep": "train every point of an experiment's sweep() that is not done yet",
+    "train": "train a network from a configuration, or continue a run",
+    "evaluate": "measure a run on a split: accuracy, per class, confusion matrix",
+    "predict": "classify image files with a run",
+    "config": "list the keys of a configuration: meaning, default, what is allowed",
+    "cost": "parameters, MACs and memory of a configuration, layer by layer",
+    "sweep": "train every point of an experiment that is not done yet",
+    "compare": "compare the networks of a sweep: accuracy, cost, speed, time",
     "reproduce": "the papers' claims, what our runs say about them, and the verdict",
-    "cost": "parameters, MACs and activation memory of a configuration, layer by layer",
-    "benchmark": "time steps beside plain Flax and PyTorch, in alternating turns",
-    "quantize": "post-training quantisation of a run; what each layer loses; mixed precision",
-    "compare": "networks of a sweep beside each other: accuracy, cost, speed, training time",
-    "report": "turn finished runs into committed rows, and rows into the README's tables",
-    "shrink": "cut a run's channels to a budget, as a new run; or count what a run has left",
-    "convert": "weights in and out: other projects' checkpoints to runs, runs to weight files",
-    "export": "a run as a file for LiteRT, ONNX Runtime or StableHLO, verified there",
-    "prepare": "get a data set ready: download, or convert a TFRecord copy to ArrayRecord",
+    "report": "turn finished runs into committed rows, and rows into pages",
+    "quantize": "quantise a run after training; find what each layer loses",
+    "shrink": "cut a run's channels to a budget; count what a run has left",
+    "convert": "read other projects' weight files into runs, and write runs to them",
+    "export": "write a run for LiteRT, ONNX Runtime or StableHLO, and verify it",
+    "prepare": "download a data set, or convert a TFRecord copy to ArrayRecord",
+    "benchmark": "time steps next to plain Flax and PyTorch, in alternating rounds",
 }
+# What other programs and people call a verb -> the verb.
+SYNONYMS = {
+    "fit": "train", "finetune": "train", "resume": "train", "eval": "evaluate",
+    "test": "evaluate", "validate": "evaluate", "infer": "predict", "inference": "predict",
+    "classify": "predict", "keys": "config", "options": "config", "macs": "cost",
+    "flops": "cost", "summary": "cost", "ablate": "sweep", "search": "sweep", "bench": "benchmark",
+    "profile": "benchmark", "ptq": "quantize", "quantise": "quantize", "prune": "shrink",
+    "import": "convert", "download": "prepare", "claims": "reproduce",
+}  # fmt: skip
 
-# Exit codes beside 0 (done) and 128 + signal (interrupted, and saved).
+# Exit codes next to 0 (done) and 128 + signal (interrupted, and saved).
 FAILED, USAGE, DIVERGED = 1, 2, 3
 
 
@@ -35,14 +46,20 @@ def _help() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
     return (
-        "usage: mobilenet <verb> [flags]\n\n"
+        "usage: mobilenet VERB [flags]\n\n"
         + "\n".join(lines)
-        + "\n\n`mobilenet <verb> --help` lists a verb's flags.\n"
+        + "\n\n`mobilenet help VERB` says what a verb does and lists its flags.\n"
     )
 
 
+def _unknown(verb: str) -> str:
+    near = SYNONYMS.get(verb) or next(iter(difflib.get_close_matches(verb, VERBS, n=1)), "")
+    hint = f"did you mean {near}? " if near else ""
+    return f"{verb!r} is not a verb; {hint}`mobilenet help` lists them."
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs `mobilenet <verb> [flags]`.
+    """Runs `mobilenet VERB [flags]`, `mobilenet help [VERB]` or `mobilenet --version`.
 
     Returns:
       0 done; 1 the run failed; 2 the command, the configuration or the data cannot be used; 3 the
@@ -58,18 +75,25 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     program = argv is None
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv[:1] in (["-h"], ["--help"], ["help"]):
+        argv = [*argv[1:2], "--help"] if argv[1:] else []
+        program = False  # nothing is computed
+        if not argv:
+            print(_help(), end="")
+            return 0
+    if not argv:
         print(_help(), end="")
-        return 0 if argv else USAGE
+        return USAGE
+    if argv[0] in ("--version", "version"):
+        print(f"mobilenet {__version__}")
+        return 0
     verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        print(f"mobilenet: {_unknown(verb)}", file=sys.stderr)
+        return USAGE
     if program:
         runtime.keep_memory()  # the verbs import NumPy and JAX
         runtime.use_wide_vectors()  # some verbs compute before they train, and prepare there
-    if verb not in VERBS:
-        print(
-            f"mobilenet: {verb!r} is not a verb; choose from {', '.join(VERBS)}.", file=sys.stderr
-        )
-        return USAGE
     # Third-party start-up chatter (absl's preinit notice, gRPC) is not the user's concern.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     module = importlib.import_module(f"mobilenet.cli.{verb}")

@@ -1,9 +1,9 @@
-"""Gets a data set ready for random access, without TensorFlow.
+r"""Gets a data set ready for random access, without TensorFlow.
 
     mobilenet prepare --dataset=cifar10 --data_dir=~/tensorflow_datasets
     mobilenet prepare --from_tfrecord=~/tensorflow_datasets/cifar10/3.0.2 --data_dir=data
 
-The second converts a copy that TFDS prepared as TFRecord: the records stay the same bytes.
+The second form converts a copy that TFDS prepared as TFRecord. The records stay the same bytes.
 """
 
 from pathlib import Path
@@ -15,10 +15,20 @@ from mobilenet.cli import common
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("dataset", "", "TFDS name to download and prepare", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "directory that receives NAME/VERSION", flag_values=values)
     flags.DEFINE_string(
-        "from_tfrecord", "", "directory of a TFRecord copy to convert", flag_values=values
+        "dataset", "", "name of a TFDS data set, to download and prepare", flag_values=values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "directory that receives NAME/VERSION (needed with --from_tfrecord)",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "from_tfrecord",
+        "",
+        "NAME/VERSION directory of a TFRecord copy, to convert",
+        flag_values=values,
     )
 
 

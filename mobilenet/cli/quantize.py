@@ -1,19 +1,21 @@
-"""Post-training quantisation of a run, and what each of its layers is worth.
+r"""Quantises a run after its training, or finds what each of its layers loses.
 
     mobilenet quantize --workdir=runs/c10 --to=runs/c10_w8a8
-    mobilenet quantize --workdir=runs/c10 --to=runs/c10_w4a8 --config.quantize.weights.bits=4 \
-        --config.quantize.weights.ranges=fixed --config.quantize.adaround_steps=1000
-    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8     # each layer alone
+    mobilenet quantize --workdir=runs/c10 --to=runs/c10_w4a8 \
+        --config.quantize.weights.bits=4 --config.quantize.weights.ranges=fixed \
+        --config.quantize.adaround_steps=1000
+    mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8      # each layer alone
     mobilenet quantize --workdir=runs/c10_w8a8 --sensitivity=2,4,8 --budget=5,4
 
-With --to, calibrates on training pictures and makes a run directory that evaluates, predicts and
-exports as any other. Bits are 8 and 8 unless quantize.weights.bits or quantize.activations.bits is
-given; quantize.rules say what differs from them. For training that knows of the rounding, start
-`mobilenet train` from the float run instead, with --config.pretrained and quantize.*.
+With --to, ranges are calibrated on training images, and the new run directory evaluates, predicts
+and exports as any other. Weights and activations have 8 bits unless --config.quantize.weights.bits
+or --config.quantize.activations.bits is given; --config.quantize.rules says where they differ. To
+train with rounding, start `mobilenet train` from the float run instead, with
+--config.pretrained=RUN and --config.quantize.weights.bits=8.
 
-With --sensitivity, rounds one layer at a time, all others in float, and writes sensitivity.csv and
-.png in the run directory. A budget is the mean bits of a weight; the overrides that keep each are
-printed for the next `quantize --to` or `train`.
+With --sensitivity, one layer at a time is rounded and all others stay float. The result is written
+to sensitivity_weights.csv and .png in the run directory. --budget is the mean number of bits per
+weight: for each, the overrides that keep it are printed, for the next `quantize --to` or `train`.
 """
 
 from pathlib import Path
@@ -23,28 +25,35 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
-from mobilenet import rows as table_rows
 from mobilenet.cli import common
 from mobilenet.config import Config
+from mobilenet.report import rows as table_rows
+
+REQUIRED = ("workdir",)
+OVERRIDES = "set a key of the new run, such as --config.quantize.weights.bits=4"
+PLACEHOLDERS = {"sensitivity": "BITS,BITS", "budget": "BITS,BITS"}
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     common.define_checkpoint(values)
     flags.DEFINE_string("to", "", "the run directory to make", flag_values=values)
-    flags.DEFINE_list("sensitivity", [], "bits to try at each layer alone", flag_values=values)
+    flags.DEFINE_list(
+        "sensitivity",
+        [],
+        "instead of --to: numbers of bits to try at each layer alone",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
-        "of", "weights", ["weights", "activations"], "what is rounded there", flag_values=values
+        "of", "weights", ["weights", "activations"], "what --sensitivity rounds", flag_values=values
     )
     flags.DEFINE_list(
         "budget",
         [],
-        "mean bits of a weight that rules are to keep, or several",
+        "with --sensitivity: mean bits per weight to keep",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "examples", 512, "validation pictures of --sensitivity", flag_values=values
-    )
+    flags.DEFINE_integer("examples", 512, "validation images of --sensitivity", flag_values=values)
     common.define_devices(values)
 
 

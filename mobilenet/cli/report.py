@@ -5,9 +5,9 @@
     mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
     mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
     mobilenet report --comparison=runs/networks --scale=cpu \
-        --config_file=experiments/comparison/architectures.py:cpu  # what `mobilenet compare` shows
-    mobilenet report --arms=runs/bits --table=quantization --row=bits \
-        --config_file=experiments/quantization/bits.py:cpu         # a sweep of named arms
+        --config_file=experiments/comparison/architectures.py:cifar # what `mobilenet compare` shows
+    mobilenet report --variants=runs/bits --table=quantization --row=bits \
+        --config_file=experiments/quantization/bits.py:cifar       # a sweep of named variants
     mobilenet report --sensitivity=runs/w8a8 --row=cifar  # of `quantize --sensitivity`
     mobilenet report --exports=runs/files --row=cifar   # a folder of `export --verify`
     mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
@@ -22,24 +22,25 @@ from typing import Any
 
 from absl import flags
 
-from mobilenet import experiment, rows, rundir
-from mobilenet.analysis import (
-    arms,
+from mobilenet import experiment, rundir
+from mobilenet.cli import common
+from mobilenet.report import (
     benchmarks,
     claims,
     comparison,
     deployments,
     pretrained,
     results,
+    rows,
+    variants,
 )
-from mobilenet.cli import common
 
 # Who makes the README's table of a results file; experiments' rows are the usual ones.
 TABLES: dict[str, Callable[..., str]] = {
     "benchmark": benchmarks.markdown,
     claims.TABLE: claims.markdown,
     comparison.TABLE: comparison.markdown,
-    **{name: functools.partial(arms.markdown, name) for name in arms.TABLES},
+    **{name: functools.partial(variants.markdown, name) for name in variants.TABLES},
     deployments.EXECUTOR: deployments.executor_markdown,
     deployments.EXPORTS: deployments.exports_markdown,
     pretrained.ACCURACY: pretrained.accuracy_markdown,
@@ -53,7 +54,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
     flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
     flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
-    flags.DEFINE_string("arms", "", "directory of a sweep of named arms", flag_values=values)
+    flags.DEFINE_string(
+        "variants", "", "directory of a sweep of named variants", flag_values=values
+    )
     flags.DEFINE_string(
         "sensitivity", "", "run whose layers were rounded alone, to commit", flag_values=values
     )
@@ -104,7 +107,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             pretrained.add(directory, made)
             print(f"{made['row']}: top-1 {made['top1']} % of {made['examples']} pictures")
         if common.flag(values, "claims"):
-            from mobilenet import reproduction  # with JAX, which tables need not wait for
+            from mobilenet.report import reproduction  # with JAX, which tables need not wait for
 
             scale = common.flag(values, "scale")
             runs = Path(common.flag(values, "claims")) / scale
@@ -115,7 +118,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
                 Path(common.flag(values, "comparison")),
                 scale=common.flag(values, "scale"),
                 config=common.require(
-                    values, "config_file", "experiments/comparison/architectures.py:cpu"
+                    values, "config_file", "experiments/comparison/architectures.py:cifar"
                 ),
                 remarks=common.flag(values, "remarks"),
             )
@@ -130,8 +133,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             print(f"{len(exported)} rows of exported files")
         if common.flag(values, "sensitivity"):
             print(_add_sensitivity(values, directory))
-        if common.flag(values, "arms"):
-            print(_add_arms(values, directory))
+        if common.flag(values, "variants"):
+            print(_add_variants(values, directory))
         if common.flag(values, "benchmark"):
             measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
             shutil.copyfile(measured, directory / "benchmark.csv")
@@ -148,32 +151,32 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     return 0
 
 
-def _add_arms(values: flags.FlagValues, directory: Path) -> str:
-    file = common.require(values, "config_file", "experiments/quantization/bits.py:cpu")
+def _add_variants(values: flags.FlagValues, directory: Path) -> str:
+    file = common.require(values, "config_file", "experiments/quantization/bits.py:cifar")
     table = common.require(values, "table", "quantization")
-    if table not in arms.TABLES:
+    if table not in variants.TABLES:
         raise common.UsageError(
-            f"--table is {table!r}; with --arms it is one of {', '.join(arms.TABLES)}."
+            f"--table is {table!r}; with --variants it is one of {', '.join(variants.TABLES)}."
         )
     module, scale = experiment.load_module(file), file.partition(":")[2]
-    named = getattr(module, "arms", None)
+    named = getattr(module, "variants", None)
     if named is None:
-        raise common.UsageError(f"{file} has no arms(arg), which --arms needs.")
-    sweep = Path(common.flag(values, "arms"))
+        raise common.UsageError(f"{file} has no variants(arg), which --variants needs.")
+    sweep = Path(common.flag(values, "variants"))
     if table == "compression":
         _describe(sweep, named(scale))
-    made = arms.add(
+    made = variants.add(
         directory,
         table,
         common.require(values, "row", "bits"),
         sweep,
         named(scale),
         config=file,
-        against=module.against(scale) if hasattr(module, "against") else {},
+        baselines=module.baselines(scale) if hasattr(module, "baselines") else {},
         common=common.flag(values, "overrides"),
         remarks=common.flag(values, "remarks"),
     )
-    return f"{len(made)} arms of {file}"
+    return f"{len(made)} variants of {file}"
 
 
 def _add_sensitivity(values: flags.FlagValues, directory: Path) -> str:
@@ -203,8 +206,10 @@ def _describe(sweep: Path, named: Mapping[str, Mapping[str, Any]]) -> None:
 
     # Of `mobilenet compare`: the first run of each network stands for it.
     speeds = {Path(row["run"]).name: row for row in comparison.read(sweep / "comparison.csv")}
-    for run in (run for runs in arms.find_runs(sweep / "points", named).values() for run in runs):
+    for run in (
+        run for runs in variants.find_runs(sweep / "points", named).values() for run in runs
+    ):
         found = compression.describe_run(run)
         speed = speeds.get(run.name, {})
-        found["speed"] = {name: speed[name] for name in arms.SPEEDS if speed.get(name)}
-        rundir.write_json(run / arms.FACTS["compression"], found)
+        found["speed"] = {name: speed[name] for name in variants.SPEEDS if speed.get(name)}
+        rundir.write_json(run / variants.FACTS["compression"], found)

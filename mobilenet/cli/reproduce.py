@@ -1,16 +1,15 @@
-"""What the papers claim, and what this project's runs say about it.
+r"""Prints what the papers claim, and what this project's runs say about it.
 
-    mobilenet reproduce                              # every claim with its verdict
+    mobilenet reproduce                               # every claim with its verdict
+    mobilenet reproduce fig6a --scale=smoke --workdir=runs/reproduce     # trains it, small
     mobilenet reproduce fig6a --scale=cifar --workdir=runs/reproduce \
-        --config.data.data_dir=DIR                   # trains what is missing, then judges
-    mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # every claim, from those runs
+        --config.data.data_dir=DIR
+    mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # all claims, from these runs
 
-Claims about structure, cost and memory are computed at once. Claims about accuracy train arms and
-seeds of an experiment in WORKDIR/SCALE, which claims share, and are judged by the 95 % interval of
-the difference over seeds. Scales: smoke (seconds; says only that it works), cifar (minutes a run on
-a CPU core), full (CIFAR-10, for a GPU), imagenet. --config.KEY=VALUE changes every arm alike.
-
-A contradiction is a finding and the exit code 0; it is 1 when runs did not finish.
+Claims about structure, cost and memory are computed at once. Claims about accuracy train the
+variants and seeds of an experiment in WORKDIR/SCALE, where claims share runs. They are judged by
+the 95 % interval of the difference over seeds. The exit code is 0 when a claim is contradicted; it
+is 1 when runs did not finish.
 """
 
 import collections
@@ -25,28 +24,39 @@ from mobilenet.cli import common
 from mobilenet.cli.main import FAILED
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
-    from mobilenet.analysis.claims import Claim, Measured
-    from mobilenet.reproduction import Answer
+    from mobilenet.report.claims import Claim, Measured
+    from mobilenet.report.reproduction import Answer
 
 WIDTH = 100  # columns
 
 
+ARGUMENTS = "[CLAIM]"
+OVERRIDES = "set a key in every variant"
+
+
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
-    flags.DEFINE_string("scale", "", "smoke, cifar, full or imagenet", flag_values=values)
-    common.define_threads(values)
+    flags.DEFINE_string(
+        "scale",
+        "",
+        "smoke (seconds; shows only that it works), cifar (minutes per run on a CPU core), full "
+        "(CIFAR-10, for a GPU) or imagenet",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", "", "where the runs of all scales are", flag_values=values)
+    flags.DEFINE_boolean("details", False, "print each claim in full", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes that train", flag_values=values)
     flags.DEFINE_integer("lanes", 1, "runs of one shape in one program", flag_values=values)
     flags.DEFINE_boolean(
-        "retry_failed", False, "train runs that failed before again", flag_values=values
+        "retry_failed", False, "train runs again that failed before", flag_values=values
     )
+    common.define_threads(values)
+    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
-    from mobilenet import reproduction
+    from mobilenet.report import reproduction
     from mobilenet.sweep import scales
 
     root, scale = Path(common.flag(values, "root")), common.flag(values, "scale")
@@ -78,7 +88,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 
 def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, str]) -> int:
     """Trains what is missing of a claim's experiment and prints its answers."""
-    from mobilenet import reproduction, runtime
+    from mobilenet import runtime
+    from mobilenet.report import reproduction
     from mobilenet.sweep import listing, runner
 
     root, scale = Path(common.flag(values, "root")), common.flag(values, "scale")
@@ -94,19 +105,18 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
         retry_failed=common.flag(values, "retry_failed"),
     )
     print(listing.summary(trial.points, outcome.statuses, directory))
-    arms = trial.measure()
-    print(f"\n{table(arms)}")
-    for name, contrast in trial.contrasts.items():
+    variants = trial.measure()
+    print(f"\n{table(variants)}")
+    for name, comparison in trial.comparisons.items():
         answered = reproduction.find_claim(name)
-        answer = reproduction.answer(answered, arms, contrast, scale, overrides)
+        answer = reproduction.answer(answered, variants, comparison, scale, overrides)
         print(f"\n{block(answered, answer)}")
     return 0 if len(outcome.done) == len(outcome.statuses) else FAILED
 
 
 def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str]) -> int:
     """Prints every claim; those that need runs from a workdir, or from committed rows."""
-    from mobilenet import reproduction
-    from mobilenet.analysis import claims
+    from mobilenet.report import claims, reproduction
 
     if workdir and not scale:
         raise common.UsageError("--scale is missing: --workdir holds a directory a scale.")
@@ -129,22 +139,24 @@ def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str])
     return 0
 
 
-def table(arms: "Mapping[str, Measured]") -> str:
-    """Arms with mean and interval over seeds; runs that did not finish stand below."""
-    width = max(map(len, arms))
-    lines = [f"{'arm':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params    MMACs"]
+def table(variants: "Mapping[str, Measured]") -> str:
+    """Variants with mean and interval over seeds; runs that did not finish stand below."""
+    width = max(map(len, variants))
+    lines = [
+        f"{'variant':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params    MMACs"
+    ]
     unfinished = []
-    for name, arm in arms.items():
-        interval = arm.interval
-        unfinished += arm.unfinished
+    for name, variant in variants.items():
+        interval = variant.interval
+        unfinished += variant.unfinished
         if interval is None:
             lines.append(f"{name:<{width}}  {'-':>7}  {'-':>16}  none")
             continue
         ends = f"[{interval.low:.2f}, {interval.high:.2f}]" if interval.n > 1 else "-"
-        seeds = " ".join(map(str, arm.top1))
+        seeds = " ".join(map(str, variant.top1))
         lines.append(
             f"{name:<{width}}  {interval.mean:>7.2f}  {ends:>16}  {seeds:<8}"
-            f"{arm.summaries[0]['params']:>9,}  {arm.summaries[0]['macs'] / 1e6:>7,.1f}"
+            f"{variant.summaries[0]['params']:>9,}  {variant.summaries[0]['macs'] / 1e6:>7,.1f}"
         )
     return "\n".join([*lines, *(f"not finished: {text}" for text in unfinished)])
 

@@ -1,16 +1,17 @@
-"""Structured pruning: a run's expanded channels cut to a budget, as a new run directory.
+r"""Cuts a run's expanded channels to a budget, as a new run directory (structured pruning).
 
+    mobilenet shrink --workdir=runs/c10             # what is left of a run, in numbers
     mobilenet shrink --workdir=runs/c10 --to=runs/c10_half --macs=0.5
-    mobilenet shrink --workdir=runs/c10 --to=runs/c10_small --params=800000 --score=taylor
+    mobilenet shrink --workdir=runs/c10 --to=runs/small --params=800000 --score=taylor
     mobilenet shrink --workdir=runs/c10 --to=runs/c10_half --macs=0.5 --rounds=4 \
         --config=experiments/baselines/cifar10.py --config.train.num_epochs=20
-    mobilenet shrink --workdir=runs/c10                          # what is left of a run, in numbers
 
-A fraction below 1 is of the run; other numbers are counts. The new run is evaluated, predicts and
-exports as it is; --config.pretrained=runs/c10_half trains it on. With --config the cut network is
-trained at once, in --rounds of cutting and training, each of which leaves the same fraction of the
-one before it; the same command continues, and TO/rounds/ keeps what lies between. Without --to
-nothing is cut: sparsity, parameters, MACs and bytes of the run are printed.
+--macs and --params are fractions of the run if they are below 1; other numbers are counts. The new
+run loses most of its accuracy until it is trained: `mobilenet train` does that with
+--config.pretrained=NEW_RUN. With --config=FILE the cut network is trained at once, in --rounds of
+cutting and training, which all leave the same fraction of the round before. The same command
+continues, and TO/rounds/ keeps the networks between. Without --to nothing is cut: sparsity,
+parameters, MACs and bytes of the run are printed.
 """
 
 import functools
@@ -31,24 +32,34 @@ if TYPE_CHECKING:  # it imports JAX, which flags need not wait for
     from mobilenet.compression import Shrunk
 
 
+REQUIRED = ("workdir",)
+OVERRIDES = "with --config=FILE: set a key of the training; else of how the run is read"
+PLACEHOLDERS = {"score": "l1|bn_scale|taylor"}
+
+
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
+    common.define_checkpoint(values)
     flags.DEFINE_string("to", "", "the run directory to make", flag_values=values)
-    flags.DEFINE_float("macs", 0.0, "MACs that may be left, or their fraction", flag_values=values)
+    flags.DEFINE_float("macs", None, "MACs to leave, as a count or a fraction", flag_values=values)
     flags.DEFINE_float(
-        "params", 0.0, "parameters that may be left, or their fraction", flag_values=values
+        "params", None, "parameters to leave, as a count or a fraction", flag_values=values
     )
     flags.DEFINE_string(
-        "score", "l1", "of a channel: l1, bn_scale, taylor (on training data)", flag_values=values
+        "score",
+        "l1",
+        "what a channel is worth: l1, bn_scale, or taylor (on training images)",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("divisor", 8, "cut widths are multiples of it", flag_values=values)
+    flags.DEFINE_integer("examples", 512, "training images for --score=taylor", flag_values=values)
+    flags.DEFINE_string(
+        "config", "", "file.py that each cut network is trained with", flag_values=values
     )
     flags.DEFINE_integer(
-        "divisor", 8, "widths that are cut are multiples of it", flag_values=values
+        "rounds", 1, "rounds of cutting and training, with --config=FILE", flag_values=values
     )
-    flags.DEFINE_integer("examples", 512, "training pictures for taylor", flag_values=values)
-    flags.DEFINE_string("config", "", "file.py: trains each cut network", flag_values=values)
-    flags.DEFINE_integer("rounds", 1, "of cutting and training, with --config", flag_values=values)
-    flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
-    common.define_checkpoint(values)
+    flags.DEFINE_boolean("json", False, "print the numbers of a run as JSON", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:

@@ -1,9 +1,12 @@
-"""Trains from a configuration, or continues the run in a directory.
+r"""Trains a network from a configuration, or continues the run in a directory.
 
     mobilenet train --config=experiments/baselines/digits.py --workdir=runs/digits
     mobilenet train --config=experiments/baselines/cifar10.py --workdir=runs/c10 \
         --config.model.width_multiplier=0.5
-    mobilenet train --workdir=runs/c10          # continue with the directory's own configuration
+    mobilenet train --workdir=runs/c10      # continue with the run's own configuration
+
+The same command continues an interrupted run from its newest checkpoint. The run directory holds
+config.json, metrics.jsonl, summary.json, TensorBoard events and checkpoints.
 """
 
 import signal
@@ -14,10 +17,18 @@ from absl import flags
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
 
+REQUIRED = ("workdir",)
+
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("config", "", "file.py or file.py:smoke", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        "",
+        "the experiment: file.py, or file.py:smoke for a small form of it; a directory that holds "
+        "a run needs none",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", "", "the run directory", flag_values=values)
     common.define_devices(values)
 

@@ -1,1 +1,1 @@
-"""Smaller networks: pruning, shrinking, distillation."""
+"""Smaller networks: pruning, channel shrinking, distillation."""

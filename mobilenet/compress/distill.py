@@ -1,7 +1,7 @@
-"""Distillation: what a student's loss says of a teacher that sees the same augmented pictures.
+"""Distillation: a student's loss depends on a teacher that gets the same augmented images.
 
-The soft part replaces a part of the loss rather than being added to it, so that a run without a
-teacher, or with a weight of 0, has a loss of the same scale.
+The soft loss replaces a part of the loss instead of being added to it, so a run without a teacher,
+or with a weight of 0, has a loss of the same scale.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,12 @@ def soft_loss(
 ) -> Float[Array, " B"]:
     """Divergence of the student's softened distribution from the teacher's, in nats, times T^2.
 
-    T^2 keeps the gradient's scale as the temperature rises (Hinton et al. 2015, arXiv 1503.02531,
-    section 2). The divergence is the cross entropy less the teacher's own entropy: the gradient is
-    the same, and 0 means agreement.
+    T^2 keeps the scale of the gradient when the temperature rises (Hinton et al. 2015, arXiv
+    1503.02531, section 2). The divergence is the cross entropy minus the teacher's own entropy: the
+    gradient is the same, and 0 means agreement.
 
     Args:
-      logits, teacher: of the student and the teacher.
+      logits, teacher: logits of the student and of the teacher.
       temperature: T, above 0.
     """
     student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
@@ -34,10 +34,10 @@ def soft_loss(
 
 
 def attention(x: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
-    """Where a map is active: the mean of squares over channels, at unit length over positions.
+    """The positions where a map is active: the mean of squares over channels, of unit length.
 
-    Zagoruyko & Komodakis 2017 (arXiv 1612.03928), section 3.1, with p = 2. It does not depend on
-    the number of channels.
+    Zagoruyko & Komodakis 2017 (arXiv 1612.03928), section 3.1, with p = 2. The result does not
+    depend on the number of channels.
     """
     energy = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1).reshape(x.shape[0], -1)
     return energy / (jnp.linalg.norm(energy, axis=-1, keepdims=True) + 1e-8)
@@ -46,12 +46,12 @@ def attention(x: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
 def transfer_loss(
     student: Sequence[Float[Array, "B H W C"]], teacher: Sequence[Array], kind: str
 ) -> Float[Array, " B"]:
-    """How far maps are from the teacher's: the mean over pairs.
+    """Distance of the student's maps from the teacher's: the mean over pairs.
 
     Args:
       student, teacher: maps of the same height and width, pair by pair.
       kind: "attention": squared distance of `attention`. "features": mean squared difference over
-        the teacher's mean square; the maps have the same channels.
+        the teacher's mean square; both maps must have the same channels.
     """
     values = []
     for own, other in zip(student, teacher, strict=True):
@@ -72,10 +72,10 @@ def pair_maps(
 
     Args:
       student, teacher: endpoint -> shape [B, H, W, C], in order of computation.
-      kind: "features" takes pairs with the same channels alone.
+      kind: "features" only takes pairs with the same channels.
 
     Returns:
-      (student's endpoint, teacher's endpoint), by falling resolution; [] if none fit.
+      (student's endpoint, teacher's endpoint), from the highest resolution on; [] if none fit.
     """
 
     def last(shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], str]:
@@ -93,16 +93,17 @@ def make_guide(
     kind: str,
     pairs: Sequence[tuple[str, str]],
 ) -> Callable[..., Float[Array, " B"]]:
-    """The loss of a student as `mobilenet.train.steps` takes it.
+    """Makes the function that changes a student's loss, for `mobilenet.train.steps`.
 
     Args:
-      teach: (variables, images as the student sees them) -> the teacher's logits and endpoints.
-      kind: of TRANSFERS.
+      teach: (variables, images as the student gets them) -> the teacher's logits and endpoints.
+      kind: one of TRANSFERS.
       pairs: from `pair_maps`, for a kind that is not "none".
 
     Returns:
-      (values [B], (logits, endpoints), images, hyper, variables) -> values: `soft_weight` of them
-      are the soft loss at `temperature`, and `transfer_weight` times the transfer's are added.
+      (values [B], (logits, endpoints), images, hyper, variables) -> values. A fraction
+      `soft_weight` of the result is the soft loss at `temperature`; `transfer_weight` times the
+      transfer loss is added.
     """
 
     def guide(values: Any, output: Any, images: Any, hyper: Any, variables: Any) -> Any:

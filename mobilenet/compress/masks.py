@@ -1,7 +1,7 @@
-"""Masks from scores: exactly as many kept as asked, ties to the earlier index.
+"""Masks from scores: exactly as many are kept as requested; of equal scores, the earlier index.
 
-Scores are at least 0, the higher the better. How many are kept is an argument, so that targets that
-rise during a run, or differ between runs, share a compiled program.
+Scores are at least 0; higher is better. The number that is kept is an argument, so that targets
+that rise during a run, or differ between runs, share a compiled program.
 """
 
 import jax
@@ -12,7 +12,7 @@ from mobilenet.compress.rules import Pattern
 
 
 def keep_largest(scores: Float[Array, "*s"], keep: Int[Array, ""] | int) -> Bool[Array, "*s"]:
-    """The `keep` highest scores of an array; among equal ones the first in memory.
+    """Keeps the `keep` highest scores of an array; of equal scores, the first in memory.
 
     Args:
       scores: of any shape.
@@ -20,7 +20,7 @@ def keep_largest(scores: Float[Array, "*s"], keep: Int[Array, ""] | int) -> Bool
     """
     flat = scores.ravel()
     keep = jnp.asarray(keep, jnp.int32)
-    # One sort of values alone is several times faster on CPU than one that carries indices.
+    # A sort of values without indices is several times faster on CPU.
     threshold = jnp.sort(flat)[jnp.clip(flat.size - keep, 0, flat.size - 1)]
     above = flat > threshold
     level = flat == threshold
@@ -32,10 +32,10 @@ def keep_largest(scores: Float[Array, "*s"], keep: Int[Array, ""] | int) -> Bool
 def keep_in_groups(
     scores: Float[Array, "*k I O"], keep: Int[Array, ""] | int, group: int
 ) -> Bool[Array, "*k I O"]:
-    """The `keep` highest of every `group` consecutive input channels; ties to the first.
+    """Keeps the `keep` highest of each `group` consecutive input channels; of equal ones the first.
 
     Args:
-      scores: of a kernel, input channels on the axis before the last, a multiple of `group`.
+      scores: of a kernel; the axis before the last is input channels, a multiple of `group`.
       keep: from 0 to `group`.
       group: the M of N:M.
     """
@@ -57,7 +57,7 @@ def block_scores(scores: Float[Array, "*k I O"], rows: int, columns: int) -> Flo
 
 
 def spread_blocks(mask: Bool[Array, "*k i o"], rows: int, columns: int) -> Bool[Array, "*k I O"]:
-    """The mask of weights that a mask of blocks stands for."""
+    """Expands a mask of blocks to a mask of weights."""
     return jnp.repeat(jnp.repeat(mask, rows, axis=-2), columns, axis=-1)
 
 
@@ -68,9 +68,9 @@ def make_masks(
 
     Args:
       scores: of the weights of each kernel, in the order of `counts`.
-      counts: units that each kernel keeps (`rules.keep_counts`); [1], of all, with `together`.
-      pattern: what a unit is.
-      together: rank the units of all kernels against each other.
+      counts: units that each kernel keeps (`rules.keep_counts`); with `together` [1], for all.
+      pattern: defines a unit.
+      together: rank the units of all kernels in one order.
 
     Returns:
       A mask for each kernel, shaped like its scores.
@@ -103,26 +103,26 @@ def regrow(
     keep: Int[Array, ""],
     drop: Float[Array, ""],
 ) -> Bool[Array, "*s"]:
-    """Exchanges weights: the smallest go, as many grow elsewhere (Evci et al. 2020, section 3).
+    """Exchanges weights: the smallest are removed, as many grow (Evci et al. 2020, section 3).
 
-    Weights that just went may come back at once, as in the paper.
+    Weights that have just been removed may grow again at once, as in the paper.
 
     Args:
-      mask: of now.
+      mask: the current one.
       magnitude: of the weights, at least 0.
-      growth: scores of what may grow, at least 0.
-      keep: weights of the new mask, whatever the old one had.
+      growth: scores of the weights that may grow, at least 0.
+      keep: number of weights in the new mask, whatever the old one had.
       drop: fraction of `keep` that is exchanged, in [0, 1].
     """
     exchanged = jnp.floor(drop * keep.astype(jnp.float32) + 0.5).astype(jnp.int32)
-    # Below every score: what is absent cannot survive, what survives need not grow.
+    # -1 is below every score: removed weights cannot survive, and survivors need not grow.
     survivors = keep_largest(jnp.where(mask, magnitude, -1.0), keep - exchanged) & mask
     short = keep - jnp.sum(survivors, dtype=jnp.int32)
     return survivors | keep_largest(jnp.where(survivors, -1.0, growth), short)
 
 
 def random_scores(shape: tuple[int, ...], seed: UInt32[Array, ""], *folds: int | Array) -> Array:
-    """Scores in [0, 1) that depend on the seed and the numbers folded into it alone."""
+    """Scores in [0, 1) that depend only on the seed and the numbers folded into it."""
     key = jax.random.key(seed)
     for fold in folds:
         key = jax.random.fold_in(key, fold)

@@ -1,8 +1,8 @@
-"""Unstructured pruning as a wrapper around an optimiser: masks live in its state.
+"""Unstructured pruning as a wrapper around an optimiser, whose state holds the masks.
 
-After every update, params + updates is masked: a removed weight is exactly 0 and stays so, whatever
-weight decay and momentum say. The numbers that a run chooses (how many weights are kept, when masks
-change) are arguments of `update`, made on the host by `Numbers`, so that targets, schedules and
+After every update, params + updates is masked, so a removed weight is exactly 0 and stays 0 in
+spite of weight decay and momentum. The numbers that a run chooses (how many weights are kept, when
+masks change) are arguments of `update`. `Numbers` makes them on the host, so targets, schedules and
 distributions share a compiled step.
 """
 
@@ -28,9 +28,9 @@ from mobilenet.compress.rules import (
 )
 from mobilenet.trees import flatten, nest
 
-# What an update does besides updating.
+# What an update does in addition to updating.
 NOTHING, CHANGE, REMEMBER = 0, 1, 2
-# Streams of randomness folded into the run's seed, beside those of `mobilenet.train.steps`.
+# Streams of randomness folded into the run's seed, in addition to those of `mobilenet.train.steps`.
 ORDER_STREAM, GROWTH_STREAM = 4, 5
 
 
@@ -38,8 +38,8 @@ class PruneState(NamedTuple):
     """State of a pruned optimiser.
 
     Attributes:
-      masks: a bool kernel for every pruned one, nested as the parameters.
-      changes: times the masks were made, int32.
+      masks: a bool array for every pruned kernel, nested like the parameters.
+      changes: number of times that the masks were made, int32.
       sparsity: of the masks, over all weights that they cover, float32.
       remembered: the parameters to rewind to, or {}.
       inner: state of the optimiser.
@@ -54,7 +54,7 @@ class PruneState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which kernels of any parameters are pruned, and in which pattern."""
+    """Selects the kernels that are pruned, and the pattern of pruning."""
 
     rules: Rules
     pattern: Pattern
@@ -77,22 +77,22 @@ def _where_kept(masks: Any, tree: Any, other: Any) -> Any:
 
 
 def apply_masks(masks: Any, tree: Any) -> Any:
-    """A tree shaped like the parameters with removed weights at 0."""
+    """A tree of the parameters' structure with removed weights set to 0."""
     return _where_kept(masks, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 def _zeros_in(masks: Any) -> jax.Array:
-    """The fraction of the weights under masks that is removed."""
+    """The fraction of removed weights among the weights that have masks."""
     leaves = jax.tree.leaves(masks)
     removed = sum((jnp.sum(~leaf, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
     return removed.astype(jnp.float32) / sum(leaf.size for leaf in leaves)
 
 
 def _occasionally(change: Callable[..., Any]) -> Callable[..., Any]:
-    """`change(action, state, *args)` as a function that costs nothing when there is no action.
+    """`change(action, state, *args)` as a function that costs nothing if there is no action.
 
     A conditional whose predicate has a lane axis becomes a selection that computes both sides at
-    every step. Here the lanes share one: they all compute when any of them has something to do.
+    every step. Here all lanes share one conditional: if any lane has an action, all compute it.
     """
 
     @jax.custom_batching.custom_vmap
@@ -128,22 +128,24 @@ def prune(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser whose parameters are masked.
 
-    `update` takes, besides what the optimiser takes, the keyword arguments of `Numbers` (`pruning`,
-    `keep`, `exchange`) and `seed`. Masks change before the update, by the parameters before it and
-    its gradient; the inner optimiser then sees the gradient of the weights that are left.
+    `update` takes the keyword arguments of `Numbers` (`pruning`, `keep`, `exchange`) and `seed`, in
+    addition to those of the optimiser. Masks change before the update, according to the parameters
+    before it and its gradient. The inner optimiser then gets the gradient of the remaining weights.
 
     Args:
       optimizer: to wrap.
-      selection: what is pruned.
+      selection: the kernels to prune.
       method: "magnitude": |w|. "random": an order fixed by the seed. "saliency": |g w| on the batch
-        of the update (SNIP, Lee et al. 2019, arXiv 1810.02340, when it is the first one). "rigl":
+        of the update (SNIP, Lee et al. 2019, arXiv 1810.02340, if it is the first one). "rigl":
         random at first, then the smallest weights are exchanged for those with the largest gradient
         (Evci et al. 2020, arXiv 1911.11134); grown weights start at 0. "set": the same with random
-        growth (Mocanu et al. 2018, arXiv 1707.04780). "zeros": what is 0 at the start stays so.
-      together: rank the weights of all kernels against each other.
-      rewinds: every change of masks puts the weights that are left back to what they were at an
-        update that remembered them, and the optimiser to its start (lottery ticket with rewinding,
-        Frankle et al. 2019, arXiv 1903.01611). Batch statistics are not parameters: they go on.
+        growth (Mocanu et al. 2018, arXiv 1707.04780). "zeros": weights that are 0 at the start stay
+        0.
+      together: rank the weights of all kernels in one order.
+      rewinds: every change of masks resets the remaining weights to their values at an earlier
+        update that remembered them, and resets the optimiser (lottery ticket with rewinding,
+        Frankle et al. 2019, arXiv 1903.01611). Batch statistics are not parameters, so they are not
+        reset.
     """
 
     def init(params: Any) -> PruneState:
@@ -192,7 +194,7 @@ def prune(
                 "random": order,
                 "saliency": lambda name: size[name] * jnp.abs(gradients[names[name]]),
             }[method]
-            # What is gone stays gone, also against weights whose score is 0.
+            # Removed weights stay removed, even if other weights have a score of 0.
             made = masking.make_masks(
                 {name: jnp.where(before[path], scores(name), -1.0) for name, path in names.items()},
                 numbers["keep"],
@@ -220,7 +222,7 @@ def prune(
             masks, changes, sparsity, remembered = occasionally(
                 extra["pruning"], state[:4], params, updates, numbers
             )
-        # The inner optimiser sees the gradient of the weights that are left.
+        # The inner optimiser gets the gradient of the remaining weights.
         updates = apply_masks(masks, updates)
         updates, inner = optimizer.update(updates, state.inner, params, **extra)
         if rewinds:
@@ -230,7 +232,7 @@ def prune(
                 (jax.tree.map(jnp.subtract, remembered, params), optimizer.init(params)),
                 (updates, inner),
             )
-        # What is removed ends at exactly 0.
+        # Removed weights become exactly 0.
         updates = _where_kept(masks, updates, jax.tree.map(jnp.negative, params))
         return updates, PruneState(masks, changes, sparsity, remembered, inner)
 
@@ -238,18 +240,18 @@ def prune(
 
 
 def settle(state: PruneState, average: Any) -> Any:
-    """Averaged parameters under the masks: a weight is gone from the average when it is removed."""
+    """Averaged parameters under the masks: a removed weight is also removed from the average."""
     return apply_masks(state.masks, average)
 
 
 def observe(state: PruneState) -> dict[str, jax.Array]:
-    """What a training step reports of the pruning."""
+    """The metrics of pruning that a training step reports."""
     return {"sparsity": state.sparsity}
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """Step -> the numbers that an update is told: made on the host, like a learning rate.
+    """Step -> the numbers that an update gets; made on the host, like a learning rate.
 
     Attributes:
       tensors: that are pruned.
@@ -265,11 +267,11 @@ class Numbers:
     active: bool = True
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """Of the update that follows `step` completed ones.
+        """The numbers for the update that follows `step` completed ones.
 
-        `pruning` int32: NOTHING, CHANGE or REMEMBER; `keep` int32, at a change the units kept by
-        each kernel, or [1] of all; `exchange` float32: of a method that regrows, the fraction
-        exchanged.
+        `pruning` int32 is NOTHING, CHANGE or REMEMBER. `keep` int32 is, at a change, the number of
+        units that each kernel keeps, or [1] for all kernels. `exchange` float32 is the fraction
+        that a regrowing method exchanges.
         """
         schedule, action = self.schedule, NOTHING
         if self.active:
@@ -290,15 +292,15 @@ class Numbers:
 
 
 def report(params: Any, selection: Selection) -> dict[str, Any]:
-    """Zeros of parameters, counted: what is really there, not what masks say.
+    """Counts the zeros of the parameters themselves, not those of the masks.
 
     Args:
       params: the parameters.
-      selection: what is pruned.
+      selection: the pruned kernels.
 
     Returns:
-      `tensors` (sparsity of each pruned module), `prunable` (over their weights), `model` (over all
-      parameters), and the counts `weights`, `zeros`, `params`.
+      `tensors` (sparsity of each pruned module), `prunable` (over the weights of these modules),
+      `model` (over all parameters), and the counts `weights`, `zeros`, `params`.
     """
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     chosen = selection(params)

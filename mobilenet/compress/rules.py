@@ -1,8 +1,8 @@
-"""What is pruned, how much of it and when: names, targets and schedules, in plain numbers.
+"""Which kernels are pruned, how much and when: names, targets and schedules, as plain numbers.
 
-A module is named by its path in the network, `blocks_3_0/expand`, and has a role, the last part of
-that name: `stem`, `expand`, `depthwise`, `project`, `head`, `classifier` in MobileNetV2, `se` for
-both layers of a squeeze-and-excitation. Kernels are pruned, biases and normalisation never.
+A module is named by its path in the network, such as `blocks_3_0/expand`. Its role is the last part
+of that name: `stem`, `expand`, `depthwise`, `project`, `head`, `classifier` in MobileNetV2, `se`
+for both layers of a squeeze-and-excitation. Only kernels are pruned, not biases or normalisation.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-# The vocabulary stands here, in the one module of the package that configurations import.
+# These words are defined here, because configurations import only this module of the package.
 METHODS = ("none", "magnitude", "random", "saliency", "rigl", "set", "zeros")
-REGROWING = ("rigl", "set")  # methods that move a constant number of weights about
+REGROWING = ("rigl", "set")  # methods that exchange weights at a constant number of weights
 DISTRIBUTIONS = ("uniform", "erk", "global")
 SCHEDULES = ("one_shot", "cubic")
-# Few weights that much depends on: a depthwise channel has nine, the stem reads the picture.
+# Modules with few but important weights: a depthwise channel has nine; the stem reads the image.
 SPARED = ("stem", "depthwise", "se")
 PRUNE, SPARE = "prune", "spare"
 
@@ -25,17 +25,17 @@ Path = tuple[str, ...]
 
 
 class RuleError(ValueError):
-    """A rule or pattern that cannot be followed; the message says which and what is allowed."""
+    """A rule or pattern is not valid; the message says which and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """What is kept or removed together.
+    """Which weights are kept or removed together.
 
     Attributes:
       kind: "weights": each on its own. "n_of_m": of each `group` consecutive input channels of an
-        output channel, `kept` stay (Zhou et al. 2021, arXiv 2102.04010; 2:4 is what NVIDIA's
-        sparse tensor cores compute). "blocks": `rows` input by `columns` output channels.
+        output channel, `kept` stay (Zhou et al. 2021, arXiv 2102.04010; NVIDIA's sparse tensor
+        cores support 2:4). "blocks": `rows` input by `columns` output channels.
     """
 
     kind: str = "weights"
@@ -46,7 +46,7 @@ class Pattern:
 
     @property
     def unit(self) -> int:
-        """Weights that stay or go together."""
+        """Number of weights that are kept or removed together."""
         return self.rows * self.columns
 
 
@@ -54,7 +54,7 @@ def parse_pattern(text: str) -> Pattern:
     """A pattern from "weights", "N:M" or "RxC".
 
     Raises:
-      RuleError: other text, or numbers that say nothing.
+      RuleError: the text is something else, or its numbers are not allowed.
     """
     if text == "weights":
         return Pattern()
@@ -74,16 +74,16 @@ def parse_pattern(text: str) -> Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Rows (pattern of names, what to do) of which the first that matches a module counts.
+    """Rows (pattern of names, action); the first row that matches a module applies.
 
-    The pattern is a regular expression for a module's whole name, or for its role. What to do is
-    PRUNE, SPARE, or a sparsity in [0, 1) of this module's own.
+    The pattern is a regular expression for a module's whole name, or for its role. The action is
+    PRUNE, SPARE, or a sparsity in [0, 1) for this module.
     """
 
     rows: tuple[tuple[str, str | float], ...] = ()
 
     def find(self, module: str, role: str) -> tuple[str | None, str | float]:
-        """The row that a module follows, None for the default, and what it says."""
+        """The row that applies to a module (None for the default), and its action."""
         for pattern, action in self.rows:
             if re.fullmatch(pattern, module) or re.fullmatch(pattern, role):
                 return pattern, action
@@ -94,20 +94,20 @@ def parse_rules(rows: Iterable[Sequence[str]]) -> Rules:
     """Rules from rows of text, such as ("depthwise", "prune") or ("blocks_6_.*", "0.5").
 
     Raises:
-      RuleError: a row that is no rule.
+      RuleError: a row is not a rule.
     """
     parsed: list[tuple[str, str | float]] = []
     for row in rows:
         if len(row) != 2 or not all(isinstance(part, str) for part in row):
             raise RuleError(
                 f"a rule is {tuple(row)!r}; it must be a pattern of module names or a role, and "
-                "what to do, as in ('depthwise', 'prune')"
+                "an action, as in ('depthwise', 'prune')"
             )
         pattern, text = row
         try:
             re.compile(pattern)
         except re.error as error:
-            raise RuleError(f"the rule {pattern!r} is no regular expression: {error}") from error
+            raise RuleError(f"the rule {pattern!r} is not a regular expression: {error}") from error
         action: str | float = text
         if text not in (PRUNE, SPARE):
             try:
@@ -136,7 +136,7 @@ class Tensor:
     Attributes:
       path: among the parameters.
       shape: of the kernel, [k, k, C_in, C_out] or [C_in, C_out].
-      sparsity: of a rule for this kernel alone; None: the common target.
+      sparsity: from a rule for this kernel only; None means the common target.
     """
 
     path: Path
@@ -161,12 +161,12 @@ def choose(
 
     Args:
       shapes: of all parameters, by path.
-      rules: which of them.
-      pattern: which their channels must divide into.
+      rules: select the kernels.
+      pattern: must divide their channels.
 
     Raises:
-      RuleError: a rule that no module follows, nothing that is left to prune, or a kernel that the
-        pattern does not fit.
+      RuleError: a rule applies to no module, no kernel is left to prune, or the pattern does not
+        fit a kernel.
     """
     unused = [row for row, _ in rules.rows]
     chosen, modules = [], []
@@ -185,8 +185,8 @@ def choose(
     if unused:
         some = ", ".join(modules[:3])
         raise RuleError(
-            f"the rule {unused[0]!r} is followed by no module: none matches, or an earlier rule "
-            f"takes all that do; modules are {some}, ... ({len(modules)})"
+            f"the rule {unused[0]!r} applies to no module: none matches, or an earlier rule "
+            f"matches all of them first; modules are {some}, ... ({len(modules)})"
         )
     if not chosen:
         raise RuleError("the rules spare every module; leave one to prune, or set method='none'")
@@ -209,14 +209,14 @@ def _check_fit(module: str, shape: tuple[int, ...], pattern: Pattern) -> None:
 
 
 def _zeros(sparsity: float, count: int) -> int:
-    """How many of `count` are removed: to the nearest, halves up."""
+    """How many of `count` are removed: rounded to the nearest, halves up."""
     return min(count, math.floor(sparsity * count + 0.5))
 
 
 def keep_counts(
     tensors: Sequence[Tensor], sparsity: float, distribution: str, pattern: Pattern
 ) -> np.ndarray:
-    """How many units each choice keeps at a sparsity: exact counts, so that the device only ranks.
+    """Number of units to keep at a sparsity: exact counts, so that the device only has to rank.
 
     Args:
       tensors: from `choose`.
@@ -224,10 +224,10 @@ def keep_counts(
       distribution: "uniform": every tensor has this sparsity. "erk": density in proportion to the
         sum of a kernel's sides over their product (Erdos-Renyi kernel, Evci et al. 2020, arXiv
         1911.11134, section 3), at most 1. "global": one ranking of all weights.
-      pattern: units are weights or blocks. With n_of_m the count is of each group.
+      pattern: units are weights or blocks. With n_of_m the count is for each group.
 
     Returns:
-      int32, one count a tensor; [1] of all tensors together for "global".
+      int32, one count per tensor; [1] for all tensors together with "global".
     """
     if pattern.kind == "n_of_m":
         kept = pattern.group - _zeros(sparsity, pattern.group)
@@ -245,7 +245,7 @@ def keep_counts(
 
 
 def _apportion(quotas: np.ndarray, units: np.ndarray, total: int, sparsity: float) -> np.ndarray:
-    """Whole numbers near `quotas` whose sum is exact: the largest remainders are rounded up."""
+    """Integers near `quotas` with an exact sum: the largest remainders are rounded up."""
     counts = np.floor(quotas + 1e-9).astype(np.int64)
     left = total - _zeros(sparsity, total) - int(counts.sum())
     room = np.argsort(-(quotas - counts), kind="stable")
@@ -259,12 +259,12 @@ def erk_densities(shapes: Sequence[tuple[int, ...]], density: float) -> np.ndarr
 
     Args:
       shapes: of the kernels.
-      density: of all together, in (0, 1].
+      density: of all kernels together, in (0, 1].
     """
     sizes = np.array([math.prod(shape) for shape in shapes], np.float64)
     raw = np.array([sum(shape) for shape in shapes], np.float64) / sizes
     dense = np.zeros(len(shapes), bool)
-    # Kernels that would need more than all their weights stay dense, and the others share the rest.
+    # Kernels that would need more than all their weights stay dense; the others share the rest.
     while True:
         left = density * sizes.sum() - sizes[dense].sum()
         scale = left / (raw * sizes)[~dense].sum() if not dense.all() else 0.0
@@ -284,7 +284,7 @@ class Schedule:
       regrows: the sparsity is `final` from `start` on, and weights are exchanged every `every`
         steps before `end` (Evci et al. 2020, section 3).
       drop: fraction of the weights exchanged at first; it falls to 0 at `end` along a cosine.
-      rewind: the step whose weights the network returns to at every change; None: none.
+      rewind: the step to whose weights the network returns at every change, or None.
     """
 
     kind: str
@@ -334,7 +334,7 @@ class Schedule:
         return step
 
     def effective(self, step: int) -> int:
-        """The step that the learning rate is of: with `rewind` it goes back with the weights."""
+        """The step that sets the learning rate: with `rewind` it goes back with the weights."""
         if self.rewind is None or step <= self.start:
             return step
         before = min(step - 1, self.last_change)

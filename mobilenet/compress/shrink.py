@@ -1,9 +1,9 @@
-"""Structured pruning: MobileNetV2's expanded widths, cut to a smaller dense network.
+"""Channel shrinking: MobileNetV2's expanded widths are cut, which gives a smaller dense network.
 
-The channels of a block between its expansion and its projection are the block's own: output of
-`expand` with its normalisation, `depthwise` with its own, rows of `squeeze`, input of `project`.
-One of them is removed with all of these, and no other block sees it. Blocks without an expansion
-work on channels of the block before, and keep them.
+The expanded channels of a block are used only within the block: as output of `expand` and of
+`depthwise` with their normalisation, as rows of `squeeze`, and as input of `project`. A channel can
+be removed from all of these without any effect on the shapes of other blocks. Blocks without an
+expansion work on the channels of the block before them, and keep these.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ SCORES = ("l1", "bn_scale", "taylor")
 
 
 class ShrinkError(ValueError):
-    """A network or budget that cannot be met; the message says why and what is reachable."""
+    """A network cannot be cut or a budget not met; the message says why and what is possible."""
 
 
 def widths(plan: Plan) -> dict[str, int]:
     """Expanded channels of the blocks that can be cut: name -> width.
 
     Raises:
-      ShrinkError: no block expands, or expanded tensors of several blocks are added.
+      ShrinkError: no block expands, or the expanded tensors of several blocks are added.
     """
     if any(block.shortcut == "expansion" for block in plan.blocks):
         raise ShrinkError(
             "model.shortcut is 'expansion', which adds the expanded channels of neighbouring "
-            "blocks; they can be cut with 'bottleneck' or 'none' alone."
+            "blocks; they can only be cut with 'bottleneck' or 'none'."
         )
     found = {block.name: block.expanded_features for block in plan.blocks if block.expands}
     if not found:
@@ -50,10 +50,10 @@ def resize(plan: Plan, chosen: Mapping[str, int]) -> Plan:
 
 
 def score_l1(params: Any, block: str) -> np.ndarray:
-    """Sum of the absolute weights of each channel [E]: its filters and what reads it.
+    """Sum of the absolute weights of each channel [E]: of its filters and of those that read it.
 
-    As a fraction of the block's mean, so that blocks can be compared (Li et al. 2017, arXiv
-    1608.08710, rank within a layer alone).
+    The sum is divided by the block's mean, so that blocks can be compared (Li et al. 2017, arXiv
+    1608.08710, only rank within a layer).
     """
     part = {name: np.abs(params[block][name]["conv"]["kernel"]) for name in _CONVOLUTIONS}
     total = part["expand"].sum((0, 1, 2)) + part["depthwise"].sum((0, 1, 2))
@@ -67,12 +67,11 @@ def score_bn_scale(params: Any, block: str) -> np.ndarray:
 
 
 def score_taylor(params: Any, gradients: Any, block: str) -> np.ndarray:
-    """The squared change of the loss, to first order, when a channel goes [E].
+    """The squared first-order change of the loss when a channel is removed [E].
 
-    Of one batch; the mean over batches is the score (Molchanov et al. 2019, arXiv 1906.10771,
-    equation 8). A gate on what `project` reads has the derivative sum(w dL/dw) over the weights
-    that read the channel.
-
+    This is for one batch; the score is the mean over batches (Molchanov et al. 2019, arXiv
+    1906.10771, equation 8). A gate at the input of `project` has the derivative sum(w dL/dw) over
+    the weights that read the channel.
     Args:
       params, gradients: of the batch's mean loss.
       block: its name.
@@ -94,21 +93,21 @@ def cut(
     what: str = "MACs",
     divisor: int = 8,
 ) -> dict[str, int]:
-    """Widths under a budget: the channels with the lowest scores of all blocks go, in groups.
+    """Widths within a budget: the channels with the lowest scores in all blocks are cut, in groups.
 
     Args:
       plan: of the network.
-      scores: of the channels of each block of `widths`, comparable over blocks.
-      measure: what a plan costs.
-      budget: the most that it may cost.
-      what: the cost's name, for errors.
-      divisor: widths that are cut are multiples of it, at least one.
+      scores: of the channels of each block of `widths`, comparable between blocks.
+      measure: plan -> its cost.
+      budget: the largest allowed cost.
+      what: the name of the cost, for errors.
+      divisor: widths that are cut are multiples of it, and at least one multiple.
 
     Returns:
       Block -> width.
 
     Raises:
-      ShrinkError: the budget is below what the smallest widths cost; says what that is.
+      ShrinkError: the budget is below the cost of the smallest widths, which the message names.
     """
     chosen = widths(plan)
     check_budget(plan, measure, budget, what=what, divisor=divisor)
@@ -135,24 +134,24 @@ def check_budget(
     what: str = "MACs",
     divisor: int = 8,
 ) -> None:
-    """Raises ShrinkError if `cut`, whose arguments these are, cannot keep a budget."""
+    """Raises ShrinkError if `cut`, with the same arguments, cannot meet the budget."""
     least = {name: min(width, divisor) for name, width in widths(plan).items()}
     smallest = measure(resize(plan, least))
     if smallest > budget:
         raise ShrinkError(
             f"The budget is {budget:,} {what}, but with every expanded width at {divisor} the "
-            f"network still has {smallest:,}; give at least that, or a smaller network to start "
-            "from."
+            f"network still has {smallest:,}; raise the budget to at least that, or start from a "
+            "smaller network."
         )
 
 
 def kept_channels(scores: np.ndarray, width: int) -> np.ndarray:
-    """Indices, rising, of the `width` highest scores; ties to the earlier index."""
+    """Indices of the `width` highest scores, in increasing order; of equal ones the earlier."""
     return np.sort(np.argsort(-np.asarray(scores, np.float64), kind="stable")[:width])
 
 
 def slice_block(params: Any, batch_stats: Any, keep: np.ndarray) -> tuple[Any, Any]:
-    """A block's parameters and statistics with the channels `keep` alone.
+    """A block's parameters and statistics with only the channels `keep`.
 
     Args:
       params, batch_stats: of one block, nested dictionaries of arrays.

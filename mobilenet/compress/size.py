@@ -9,10 +9,10 @@ import numpy as np
 
 
 def sparse_bytes(array: np.ndarray) -> int:
-    """Bytes of an array as one bit an element, saying which are not 0, and those values.
+    """Bytes of an array as one bit per element, which says whether it is 0, and the other values.
 
-    Dense where that is smaller. A bit each beats indices above a density of about 3 %, which no
-    kernel here falls below.
+    If the dense array is smaller, its bytes count. One bit per element is smaller than indices
+    above a density of about 3 %, and no kernel here has a lower density.
     """
     values = int(np.count_nonzero(array)) * array.dtype.itemsize
     return min(array.nbytes, math.ceil(array.size / 8) + values)

@@ -1,4 +1,4 @@
-"""Iterators of batches: what could not be read, and preparing batches ahead in a thread."""
+"""Iterators of batches: reports of unreadable examples, and prefetching in a thread."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Batches:
-    """An iterator of batches that also reports what could not be read.
+    """An iterator of batches that also reports unreadable examples.
 
     Attributes:
       unreadable: index -> where the example comes from and why it failed, in the order of discovery
-        (all at once for data in memory).
+        (complete from the start for data in memory).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches:
         return next(self._batches)
 
     def close(self) -> None:
-        """Stops workers; streamed batches end here. May be called twice."""
+        """Stops workers and ends streamed batches. May be called twice."""
         if self._close is not None:
             self._close()
             self._close = None
@@ -54,12 +54,12 @@ class Batches:
 
 
 class Prefetcher(Generic[T]):
-    """Iterates in a background thread, a few items ahead; for hiding host work and transfers.
+    """Iterates in a background thread, a few items ahead, to hide host work and transfers.
 
     An exception of the iterable is raised in the consumer, after the items before it.
 
     Attributes:
-      wait_seconds: time that the consumer spent waiting for items so far.
+      wait_seconds: total time that the consumer has waited for items.
     """
 
     _END = object()
@@ -73,9 +73,9 @@ class Prefetcher(Generic[T]):
         """Starts the thread.
 
         Args:
-          iterable: what to iterate; its `close()`, if any, is called by `close`.
-          buffer_size: items held ready, at least 1.
-          transform: applied to each item in the thread, as a transfer to the device.
+          iterable: the items; `close` calls its `close()`, if it has one.
+          buffer_size: number of items that are prepared ahead, at least 1.
+          transform: applied to each item in the thread, such as a transfer to the device.
         """
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size} was given; use at least 1.")
@@ -102,7 +102,7 @@ class Prefetcher(Generic[T]):
             for item in self._iterable:
                 if not self._put(item if self._transform is None else self._transform(item)):
                     return
-        except BaseException as error:  # handed to the consumer, whatever it is
+        except BaseException as error:  # any exception is passed to the consumer
             self._put(self._END, error)
             return
         self._put(self._END)

@@ -1,8 +1,8 @@
 """Labelled images by name: the embedded digits, a folder of files, or a prepared TFDS data set.
 
-A data set is three `Source`s (train, validation, test) of encoded images with random access.
-Opening never uses the network; `prepare` is the one function that may. tensorflow_datasets is
-imported only when a data set of its kind is opened, and TensorFlow never.
+A data set consists of three `Source`s (train, validation, test) of encoded images with random
+access. Opening never uses the network; only `prepare` may use it. tensorflow_datasets is imported
+only when a TFDS data set is opened, and TensorFlow is never imported.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """One split of a prepared TFDS data set, images left encoded."""
+    """One split of a prepared TFDS data set; its images stay encoded."""
 
     data_source: Any
     name: str  # "cifar10/train"
-    full_name: str  # "cifar10/3.0.2/train", of the version that was opened
+    full_name: str  # "cifar10/3.0.2/train", with the version that was opened
     image_key: str
     label_key: str
     num_classes: int
@@ -85,7 +85,7 @@ class TfdsSource:
         if not 0 <= label < self.num_classes:
             raise DatasetError(
                 f"{self.describe(index)} has label {label}; a split without labels (-1) cannot be "
-                "trained or evaluated on, so name another one with data.train_split, "
+                "used for training or evaluation. Name another split with data.train_split, "
                 "data.validation_split or data.test_split."
             )
         return features[self.image_key], label
@@ -119,10 +119,10 @@ def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
 
 
 def _find_prepared(name: str, data_dir: Path) -> Path:
-    """The version directory of a prepared data set; the newest version when none is named.
+    """The version directory of a prepared data set; the newest version if none is named.
 
-    Looking at files alone (instead of `tfds.builder`) keeps dataset code, and whatever it imports
-    or contacts, out of opening.
+    This only looks at files. `tfds.builder` would run the data set's code, with everything that
+    this code imports or contacts.
     """
     base, config, version = parse_name(name)
     root = data_dir / base
@@ -133,7 +133,7 @@ def _find_prepared(name: str, data_dir: Path) -> Path:
             default = json.loads((root / ".config" / "metadata.json").read_text())
             configs = [p for p in configs if p.name == default["default_config_name"]] or configs
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # written by TFDS only for data sets whose code knows configs
+            pass  # TFDS writes this file only for data sets whose code has configs
         if len(configs) > 1:
             raise DatasetError(
                 f"dataset {name!r} has several configs in {data_dir}: "
@@ -153,7 +153,7 @@ def _find_prepared(name: str, data_dir: Path) -> Path:
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
-    """Keys of the picture and of the label among the features of a TFDS data set."""
+    """Keys of the image and of the label among the features of a TFDS data set."""
     import tensorflow_datasets as tfds
 
     known = isinstance(info.features, tfds.features.FeaturesDict)
@@ -167,8 +167,8 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
         return images[0], labels[0]
     listed = ", ".join(f"{k}: {type(f).__name__}" for k, f in sorted(features.items())) or "none"
     raise DatasetError(
-        f"dataset {name!r} is not an image classification data set, its features are {listed}; "
-        "one Image and one ClassLabel are needed."
+        f"dataset {name!r} is not an image classification data set: its features are {listed}, "
+        "but one Image and one ClassLabel are needed."
     )
 
 
@@ -183,7 +183,7 @@ def _split_source(
         if base not in available:
             raise DatasetError(
                 f"dataset {name!r} has no split {base!r}; it has {', '.join(available)}. Name one "
-                f"of them, or a part of it, with data.{role}_split."
+                f"of them, or a part of one, with data.{role}_split."
             )
         for path in builder.info.splits[base].filepaths:
             if not os.path.exists(path):
@@ -200,7 +200,7 @@ def _split_source(
         data = builder.as_data_source(split=split, decoders=skip)
     except (ValueError, AssertionError) as error:
         raise DatasetError(
-            f"split {split!r} of dataset {name!r} is not understood ({error}); "
+            f"split {split!r} of dataset {name!r} cannot be parsed ({error}); "
             "write it as 'train' or 'train[:10%]'."
         ) from error
     full_name = f"{builder.info.full_name}/{split}"
@@ -208,7 +208,7 @@ def _split_source(
 
 
 def _check_overlaps(builder: Any, name: str, wanted: Mapping[str, str]) -> None:
-    """Refuses splits that share records, which are ranges of the data set's files."""
+    """Refuses splits that share records. Splits are ranges of records in the data set's files."""
     ranges = sorted(
         (part.filename, part.skip, part.skip + part.take, role)
         for role, split in wanted.items()
@@ -252,7 +252,8 @@ def _open_prepared(
     image, label = features[keys[0]], features[keys[1]]
     if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
         raise DatasetError(
-            f"dataset {name!r} has {np.dtype(image.np_dtype)} images; uint8 and uint16 are read."
+            f"dataset {name!r} has {np.dtype(image.np_dtype)} images; only uint8 and uint16 can be "
+            "read."
         )
     sources: dict[str, Source] = {}
     for role, split in wanted.items():
@@ -262,7 +263,7 @@ def _open_prepared(
                 f"split {split!r} of dataset {name!r} is empty; name another with "
                 f"data.{role}_split."
             )
-        # Unlabelled test splits carry -1 throughout, so the ends show it at once.
+        # Splits without labels have -1 everywhere, so reading both ends finds them at once.
         read_many(source, sorted({0, len(source) // 2, len(source) - 1}))
         sources[role] = source
     _check_overlaps(builder, name, wanted)
@@ -286,24 +287,25 @@ def open_dataset(
     train_examples: int = 0,
     test_fraction: float = 0.2,
 ) -> Dataset:
-    """Opens a data set; nothing is decoded and the network is not used.
+    """Opens a data set; no image is decoded and the network is not used.
 
     Args:
       name: "digits" (embedded, written on first use), "folder" (image files in data_dir), or the
         name of a prepared TFDS data set: "cifar10", "name/config", "name:1.0.0".
-      data_dir: the folder of images; or where TFDS data sets are (default `default_data_dir`);
-        or where digits are written (default `cache_dir`).
-      train_split, test_split: names of splits; for TFDS also parts, as "train[:10%]"; for a folder
-        the names of its parts, of which the usual ones find each other (`folders.USUAL_NAMES`).
-      validation_split: a split to use for validation; "" carves one from the train split, except
-        that a folder with a validation part uses that.
-      validation_fraction: what is carved, in [0, 1), evenly by index (`evenly_spaced`); 0 for none.
-      train_examples: keeps the first n of the train part after carving; 0 keeps all.
-      test_fraction: for a folder without parts, the part of each class that is used for testing,
-        evenly by sorted file name; 1 is a folder to evaluate on, whose train part is empty.
+      data_dir: for a folder its path; for TFDS the directory of data sets (default
+        `default_data_dir`); for digits the directory to write to (default `cache_dir`).
+      train_split, test_split: names of splits. For TFDS also parts, such as "train[:10%]". For a
+        folder the names of its parts; any usual name of a part is found (`folders.USUAL_NAMES`).
+      validation_split: the split used for validation. "" takes examples from the train split, or
+        uses the validation part of a folder if there is one.
+      validation_fraction: fraction that "" takes from the train split, in [0, 1), evenly by index
+        (`evenly_spaced`); 0 for none.
+      train_examples: keeps the first n examples of the train part that is left; 0 keeps all.
+      test_fraction: for a folder without parts, the fraction of each class that is used for
+        testing, evenly by sorted file name; 1 is for evaluation only, with an empty train part.
 
     Raises:
-      DatasetError: one sentence that says what was found and what to do.
+      DatasetError: one sentence that says what is wrong and what to do.
     """
     data_dir = os.fspath(data_dir)
     if train_examples < 0:
@@ -318,7 +320,7 @@ def open_dataset(
         wanted["validation"] = validation_split
     if len(set(wanted.values())) < len(wanted):
         described = ", ".join(f"{role}_split={split!r}" for role, split in wanted.items())
-        raise DatasetError(f"{described} name one split twice; use different ones.")
+        raise DatasetError(f"{described} name the same split; use different splits.")
 
     image_shape, left_out = None, {}
     if name == "folder":
@@ -340,7 +342,7 @@ def open_dataset(
     available = len(sources["train"])
     if train_examples > available:
         raise DatasetError(
-            f"train_examples={train_examples} was given but the train part of {name!r} has "
+            f"train_examples={train_examples} was given, but the train part of {name!r} has "
             f"{available}; use at most that, or 0 for all."
         )
     if train_examples:
@@ -352,14 +354,14 @@ def open_dataset(
 
 
 def empty(name: str, class_names: Sequence[str]) -> Dataset:
-    """A data set without examples, in place of one that is not at hand."""
+    """A data set without examples, used instead of one that is not available."""
     nothing = FolderSource("", (), ())
     splits = {role: nothing for role in ("train", "validation", "test")}
     return Dataset(name, tuple(class_names), None, splits)
 
 
 def require_trainable(dataset: Dataset, data_dir: str = "") -> None:
-    """Refuses to train on a data set without training examples, or of fewer than two classes.
+    """Refuses a data set without training examples, or with fewer than two classes.
 
     Raises:
       DatasetError: one sentence that says what to do.
@@ -368,19 +370,19 @@ def require_trainable(dataset: Dataset, data_dir: str = "") -> None:
     train = dataset.splits["train"]
     if not len(train):
         raise DatasetError(
-            f"{where} has no examples to train on; name its train part with data.train_split, or, "
-            "in a single folder of classes, lower data.test_fraction."
+            f"{where} has no training examples; name its train part with data.train_split. If it "
+            "is a single folder of classes, lower data.test_fraction."
         )
     if dataset.num_classes < 2:
         raise DatasetError(
             f"{where} has one class, {dataset.class_names[0]!r}, with examples such as "
-            f"{train.describe(0)}; training needs two or more. Let data.data_dir name the folder "
+            f"{train.describe(0)}; training needs two or more. Set data.data_dir to the folder "
             "whose sub-folders are the classes."
         )
 
 
 def _warn_of_absent_classes(class_names: Sequence[str], splits: Mapping[str, Source]) -> None:
-    """Warns of classes that a part measures nothing of, or that nothing is learned of."""
+    """Warns if a part has no image of some classes: they are not trained, or not measured."""
     for role, source in splits.items():
         counts = np.bincount(labels_of(source), minlength=len(class_names))
         absent = [name for name, count in zip(class_names, counts, strict=True) if not count]

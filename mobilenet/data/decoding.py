@@ -1,8 +1,8 @@
-"""Encoded images to pixels on the host, with Pillow and simplejpeg.
+"""Decodes image files to pixels on the host, with Pillow and simplejpeg.
 
-Pillow reads the header of every file and decodes all formats. Plain JPEGs are decoded by simplejpeg
-to the same pixels, or by Pillow where simplejpeg finds any fault in them. What an image is decoded
-to is of the kind that `mobilenet.data.images` describes.
+Pillow reads the header of every file and decodes all formats. simplejpeg decodes plain JPEGs to the
+same pixels; if it finds any fault in a file, Pillow decodes the file. `mobilenet.data.images`
+describes the resulting arrays.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# Decoding and resizing bound the pictures per second and core: simplejpeg and cv2 are there because
-# they do them sooner than Pillow (`mobilenet benchmark` with experiments/benchmarks/input.py).
+# Decoding and resizing limit the images per second and core. simplejpeg and cv2 are used because
+# they are faster than Pillow (`mobilenet benchmark` with experiments/benchmarks/input.py).
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-Picture = UInt8[np.ndarray, "H W C"]
+Pixels = UInt8[np.ndarray, "H W C"]
 
-# Pillow's own limit (a quarter GiB of RGB); above it a file is taken for an attack or an accident.
+# Pillow's own limit (a quarter GiB of RGB); a larger file is considered an attack or an accident.
 MAX_PIXELS = 89_478_485
 
-# Pillow warns about odd files, once per file. They are either decoded right or reported as
-# unreadable, so the warning only floods a log. A filter set once is safe with decoding threads;
-# `warnings.catch_warnings` around each call is not.
+# Pillow warns once per unusual file. Such files are either decoded correctly or reported as
+# unreadable, so the warning would only fill the log. A filter that is set once is safe with
+# decoding threads; `warnings.catch_warnings` around each call is not.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# EXIF orientation -> the operation that puts the picture upright (EXIF 2.32, tag 0x0112).
+# EXIF orientation -> the operation that turns the image upright (EXIF 2.32, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,17 +44,17 @@ _UPRIGHT = {
 }
 _ORIENTATION_TAG = 0x0112
 
-# Side of the tiles in which larger images are converted.
+# Larger images are converted in tiles with this side.
 _TILE = 2048
 
 
 class UnreadableImage(ValueError):
-    """A picture that cannot be decoded; the message says why."""
+    """An image that cannot be decoded; the message says why."""
 
 
 @contextlib.contextmanager
 def memory_is_a_reason() -> Iterator[None]:
-    """Turns a lack of memory, within, into an `UnreadableImage`: that image alone is too large."""
+    """Turns a lack of memory in the block into an `UnreadableImage`: the image is too large."""
     try:
         yield
     except MemoryError as error:
@@ -91,50 +91,51 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def to_array(image: Image.Image) -> Picture:
+def to_array(image: Image.Image) -> Pixels:
     """A Pillow image of mode "L" or "RGB" as uint8 [H, W, C]."""
     array = np.asarray(image)
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def check_picture(image: Picture) -> None:
-    """Refuses what is not uint8 [H, W, 1 or 3] with at least one pixel."""
+def check_pixels(image: Pixels) -> None:
+    """Refuses arrays other than uint8 [H, W, 1 or 3] with at least one pixel."""
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"an array {image.dtype}{list(image.shape)} was given as a picture; "
+            f"an array {image.dtype}{list(image.shape)} was given as an image; "
             "use uint8 [H, W, 1] or [H, W, 3]."
         )
     if image.shape[0] < 1 or image.shape[1] < 1:
-        raise UnreadableImage("the picture has no pixels.")
+        raise UnreadableImage("the image has no pixels.")
 
 
-def to_pil(image: Picture) -> Image.Image:
+def to_pil(image: Pixels) -> Image.Image:
     """uint8 [H, W, 1 or 3] as a Pillow image."""
-    check_picture(image)
+    check_pixels(image)
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 class Decoded(NamedTuple):
-    """An upright picture, decoded `factor` (1, 2, 4 or 8) times smaller than its full size.
+    """An upright image, decoded `factor` (1, 2, 4 or 8) times smaller than its full size.
 
-    libjpeg rounds sizes up, so the last pixels of a reduced picture may lie partly outside the full
-    one: positions are divided by the factor, never scaled by the sizes.
+    libjpeg rounds sizes up, so the last pixels of a reduced image may lie partly outside the full
+    image. Positions must therefore be divided by the factor, not scaled by the ratio of the sizes.
     """
 
-    picture: Picture
+    pixels: Pixels
     full_width: int
     full_height: int
     factor: int = 1
 
 
-def _pixels(image: Image.Image, mode: str) -> Picture:
+def _pixels(image: Image.Image, mode: str) -> Pixels:
     """Pixels of a loaded image of any mode, as "L" or "RGB" with transparency on white.
 
-    A large image is converted tile by tile: a conversion holds up to 24 bytes per pixel.
+    A large image is converted tile by tile, because a conversion holds up to 24 bytes per pixel.
     """
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise UnreadableImage(
-            f"pixels of Pillow mode {image.mode!r} have no fixed range; save it with 8 or 16 bits."
+            f"pixels of Pillow mode {image.mode!r} have no fixed range; save the image with 8 or "
+            "16 bits."
         )
     width, height = image.size
     if width * height <= _TILE * _TILE:
@@ -148,19 +149,19 @@ def _pixels(image: Image.Image, mode: str) -> Picture:
     return pixels
 
 
-def _decode_plain_jpeg(data: bytes, opened: Image.Image, channels: int) -> Picture | None:
-    """Pixels of a JPEG in the size of `opened`, or None for what is left to Pillow.
+def _decode_plain_jpeg(data: bytes, opened: Image.Image, channels: int) -> Pixels | None:
+    """Pixels of a JPEG in the size of `opened`, or None if Pillow must decode it.
 
-    Both use libjpeg-turbo with the same settings, so the pixels are Pillow's. Left to Pillow are
-    CMYK, grey from colour (a luma of its own), and every file that libjpeg warns of: simplejpeg is
-    strict, and Pillow decides whether such a file is readable.
+    Both libraries use libjpeg-turbo with the same settings, so the pixels are Pillow's. Pillow must
+    decode CMYK, grey from colour (its luma differs), and every file about which libjpeg warns:
+    simplejpeg is strict, and Pillow decides whether such a file is readable.
     """
     if opened.format != "JPEG" or (opened.mode, channels) not in (("RGB", 3), ("L", 3), ("L", 1)):
         return None
     width, height = opened.size
     mode = "GRAY" if channels == 1 else "RGB"
     try:
-        # The smallest scale of at least this size: the one that `opened` was drafted to.
+        # The smallest scale of at least this size; `opened` was reduced to the same scale.
         pixels = simplejpeg.decode_jpeg(data, mode, min_height=height, min_width=width)
     except ValueError:
         return None
@@ -168,10 +169,10 @@ def _decode_plain_jpeg(data: bytes, opened: Image.Image, channels: int) -> Pictu
 
 
 def _reduce_jpeg(image: Image.Image, orientation: int, scale: float) -> int:
-    """Drafts an opened JPEG to at most `scale` times smaller; returns how many times it is."""
+    """Reduces an opened JPEG at most `scale` times; returns how many times smaller it is."""
     width, height = image.size
-    # A reduced JPEG may end in part of a pixel at the right and below; rotated, that part would
-    # lie elsewhere, so those are reduced only when there is none.
+    # A reduced JPEG may end in part of a pixel at the right and at the bottom. Rotation would move
+    # that part, so rotated images are reduced only if there is no such part.
     whole = orientation == 1 or (width % 8 == 0 and height % 8 == 0)
     if scale < 2 or not whole:
         return 1
@@ -186,35 +187,35 @@ def _decode_upright(
 ) -> Decoded:
     mode = "L" if channels == 1 else "RGB"
     if isinstance(data, np.ndarray):
-        check_picture(data)
+        check_pixels(data)
         same = data.shape[2] == channels
-        picture = data if same else to_array(_to_mode(to_pil(data), mode))
-        return Decoded(picture, data.shape[1], data.shape[0])
+        pixels = data if same else to_array(_to_mode(to_pil(data), mode))
+        return Decoded(pixels, data.shape[1], data.shape[0])
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(
                 f"it declares {image.width} x {image.height} pixels, above {MAX_PIXELS:,}."
             )
-        if image.format == "EPS":  # Pillow would start Ghostscript, if it is there
+        if image.format == "EPS":  # Pillow would start Ghostscript, if it is installed
             raise UnreadableImage("it is an EPS program, not pixels; save it as PNG.")
-        (width, height), factor, orientation, picture = image.size, 1, 1, None
+        (width, height), factor, orientation, pixels = image.size, 1, 1, None
         if image.format == "JPEG":
             orientation = _orientation(image)
             if 5 <= orientation <= 8:
                 width, height = height, width
             if wanted_scale is not None:
                 factor = _reduce_jpeg(image, orientation, wanted_scale(width, height))
-            picture = _decode_plain_jpeg(data, image, channels)
-        if picture is None:
+            pixels = _decode_plain_jpeg(data, image, channels)
+        if pixels is None:
             image.load()
-            # Only now: Pillow turns a TIFF while it loads it and drops the tag.
+            # Not earlier: Pillow rotates a TIFF while it loads it and removes the tag.
             orientation = _orientation(image)
-            picture = _pixels(image, mode)
+            pixels = _pixels(image, mode)
         if orientation in _UPRIGHT:
-            picture = to_array(to_pil(picture).transpose(_UPRIGHT[orientation]))
+            pixels = to_array(to_pil(pixels).transpose(_UPRIGHT[orientation]))
         if factor == 1:
-            height, width = picture.shape[:2]
-        return Decoded(picture, width, height, factor)
+            height, width = pixels.shape[:2]
+        return Decoded(pixels, width, height, factor)
 
 
 def decode(
@@ -222,15 +223,15 @@ def decode(
     channels: int,
     wanted_scale: Callable[[int, int], float] | None = None,
 ) -> Decoded:
-    """Decodes, upright, to the given channels.
+    """Decodes an image upright, with the given number of channels.
 
     Args:
-      data: an encoded picture, or uint8 [H, W, 1 or 3].
+      data: an encoded image, or uint8 [H, W, 1 or 3].
       channels: 1 or 3.
-      wanted_scale: (width, height) of the full picture -> how many times smaller it may be decoded.
+      wanted_scale: (width, height) of the full image -> how many times smaller it may be decoded.
 
     Raises:
-      UnreadableImage: whatever way the data is broken.
+      UnreadableImage: the data is broken in any way.
     """
     _check_channels(channels)
     if isinstance(data, bytes) and not data:
@@ -241,7 +242,7 @@ def decode(
         except Warning as warning:
             if isinstance(warning, Image.DecompressionBombWarning):
                 raise
-            # Only where the caller turned warnings into errors (pytest does).
+            # Reached only if the caller turned warnings into errors (pytest does).
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return _decode_upright(data, channels, wanted_scale)
@@ -251,33 +252,33 @@ def decode(
         raise UnreadableImage(f"it declares more than {MAX_PIXELS:,} pixels.") from error
     except Image.UnidentifiedImageError as error:
         start = bytes(data[:8])
-        raise UnreadableImage(f"no known picture format begins with {start!r}.") from error
+        raise UnreadableImage(f"no known image format begins with {start!r}.") from error
     except Exception as error:
         # Pillow's parsers fail on broken files with OSError, SyntaxError, struct.error, IndexError,
-        # KeyError, zlib.error, ...: there is no common type.
+        # KeyError, zlib.error, ...; these have no common type.
         raise UnreadableImage(f"{type(error).__name__}: {error}.".replace("..", ".")) from error
 
 
 @memory_is_a_reason()
-def decode_image(data: bytes | np.ndarray, channels: int = 3) -> Picture:
-    """Decodes one picture of any format that Pillow reads, to Pillow's pixels.
+def decode_image(data: bytes | np.ndarray, channels: int = 3) -> Pixels:
+    """Decodes one image of any format that Pillow reads, to Pillow's pixels.
 
     Transparency is composited on white, 16-bit values are scaled (65535 -> 255), CMYK and palettes
-    become colour, the EXIF orientation is applied, an animation gives its first frame. Grey from
-    colour is the luma of ITU-R 601.
+    become colour, the EXIF orientation is applied, and an animation gives its first frame. Grey
+    from colour is the luma of ITU-R 601.
 
     Args:
-      data: the bytes of a file, or uint8 [H, W, 1 or 3], which only has its channels converted.
+      data: the bytes of a file, or uint8 [H, W, 1 or 3], of which only the channels are converted.
       channels: 1 or 3.
 
     Returns:
       uint8 [H, W, channels], 0..255; read-only when it shares memory with `data`.
 
     Raises:
-      UnreadableImage: empty, truncated, unknown or damaged data, 32-bit pixels, more than
-        `MAX_PIXELS` pixels, or more than the memory holds.
+      UnreadableImage: the data is empty, truncated, unknown or damaged, has 32-bit pixels or more
+        than `MAX_PIXELS` pixels, or needs more memory than there is.
     """
     if isinstance(data, np.ndarray) and data.ndim == 3 and data.shape[2] == channels:
-        check_picture(data)
+        check_pixels(data)
         return data
-    return decode(data, channels).picture
+    return decode(data, channels).pixels

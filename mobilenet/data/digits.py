@@ -1,8 +1,8 @@
 """The embedded data set: scikit-learn's handwritten digits as a TFDS builder.
 
-1,797 pictures of 8 x 8 pixels, ten classes (E. Alpaydin and C. Kaynak, UCI "Optical Recognition of
-Handwritten Digits", test part, 1998), shipped inside scikit-learn, so nothing is downloaded.
-Importing this module imports tensorflow_datasets; `mobilenet.data.datasets` does so on demand.
+1,797 images of 8 x 8 pixels in ten classes (E. Alpaydin and C. Kaynak, UCI "Optical Recognition of
+Handwritten Digits", test part, 1998). scikit-learn contains them, so nothing is downloaded.
+Importing this module imports tensorflow_datasets, so `mobilenet.data.datasets` imports it late.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TEST_EVERY = 5
 class Digits(tfds.core.GeneratorBasedBuilder):
     """Digits as PNG, grey values 0..16 scaled to 0..255: 1,437 for training, 360 for testing.
 
-    An example is in the test part when its scikit-learn index is a multiple of `TEST_EVERY`. The
-    file does not say who wrote what, so the same writers are in both parts: accuracy here is higher
-    than on new writers. The test part holds 26 to 48 examples of a class.
+    An example is in the test part if its scikit-learn index is a multiple of `TEST_EVERY`. The file
+    does not name the writers, so both parts have examples of the same writers: accuracy is higher
+    than it would be on new writers. The test part holds 26 to 48 examples per class.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -52,10 +52,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
         images, labels = load_digits(return_X_y=True)
         pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+        for index, (digit, label) in enumerate(zip(pixels, labels, strict=True)):
             if (index % TEST_EVERY == 0) == test:
-                # Encoded here because TFDS would call TensorFlow to encode an array.
+                # Encoded here, because TFDS would use TensorFlow to encode an array.
                 encoded = io.BytesIO()
-                Image.fromarray(picture).save(encoded, "PNG")
+                Image.fromarray(digit).save(encoded, "PNG")
                 encoded.seek(0)
                 yield index, {"image": encoded, "label": int(label)}

@@ -1,7 +1,7 @@
 """Folders of image files: which files are examples, of which class, and in which part.
 
-A folder has a folder for each part (train, test, perhaps validation) with a folder for each class
-in it, or the class folders alone. All images below a class folder are examples of the class.
+A folder has one folder per part (train, test, optionally validation), each with one folder per
+class; or it has only class folders. All images below a class folder are examples of the class.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mobilenet.data.listing import (
 )
 from mobilenet.data.sources import DatasetError, Source, evenly_spaced
 
-# Names that folders of the parts have, in lower case and without "-", "_" and spaces.
+# Names of the folders of the parts, in lower case and without "-", "_" and spaces.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "trainset", "trainingset"),
     "validation": ("validation", "val", "valid", "dev", "validationset", "valset", "devset"),
@@ -57,18 +57,18 @@ class FolderSource:
 def open_folder(
     data_dir: str, wanted: Mapping[str, str], test_fraction: float
 ) -> tuple[tuple[str, ...], dict[str, Source], dict[str, int]]:
-    """(class names, sources by role, what was left out) of a folder with classes.
+    """(class names, sources by role, counts of files left out) of a folder with classes.
 
     Args:
       data_dir: the folder.
-      wanted: role ("train", "test", perhaps "validation") -> the name of its folder.
-      test_fraction: of each class, where the folder has no parts.
+      wanted: role ("train", "test", optionally "validation") -> the name of its folder.
+      test_fraction: of each class, if the folder has no parts.
 
     Raises:
-      DatasetError: one sentence that says what was found and what to do.
+      DatasetError: one sentence that says what is wrong and what to do.
     """
     if not data_dir:
-        raise DatasetError("dataset 'folder' was given without data_dir; name the folder there.")
+        raise DatasetError("dataset 'folder' needs a folder of images; name it with data_dir.")
     root = _require_folder("data_dir", data_dir)
     walk = Walk()
     folders = walk.folders(root)
@@ -99,7 +99,7 @@ def open_images(folder: str, key: str) -> FolderSource:
       key: of the configuration, for messages.
 
     Raises:
-      DatasetError: it is no folder, or holds no images.
+      DatasetError: it is not a folder, or holds no images.
     """
     root = _require_folder(key, folder)
     walk = Walk()
@@ -113,23 +113,23 @@ def open_images(folder: str, key: str) -> FolderSource:
 def _require_folder(key: str, folder: str) -> str:
     root = os.fspath(Path(folder).expanduser())
     if not os.path.isdir(root):
-        raise DatasetError(f"{key}={folder} is no folder; name one that exists.")
+        raise DatasetError(f"{key}={folder} is not a folder; name one that exists.")
     if is_run(root):
         raise DatasetError(
-            f"{key}={folder} is the directory of a run or a sweep; give the run a --workdir of its "
-            "own, or name the folder of the images."
+            f"{key}={folder} is the directory of a run or a sweep. Name the folder of the images, "
+            "and give the run its own --workdir."
         )
     return root
 
 
 def _usual(name: str) -> str | None:
-    """The role of a part that a folder's name says, or None."""
+    """The role that the name of a folder indicates, or None."""
     plain = name.casefold().translate(str.maketrans("", "", "-_ "))
     return next((role for role, names in USUAL_NAMES.items() if plain in names), None)
 
 
 def _match(root: str, folders: Iterable[str], role: str, split: str) -> str | None:
-    """The folder that is called `split`, or whose usual name means the same; None: none is."""
+    """The folder with the name `split`, or with a usual name of the same meaning; or None."""
     folders = list(folders)
     if split in folders:
         return split
@@ -138,7 +138,7 @@ def _match(root: str, folders: Iterable[str], role: str, split: str) -> str | No
         alike = [name for name in folders if _usual(name) == _usual(split)]
     if len(alike) > 1:
         raise DatasetError(
-            f"{root} has {' and '.join(alike)}, which may both be its {role} part; name one with "
+            f"{root} has {' and '.join(alike)}, and both may be its {role} part; name one with "
             f"data.{role}_split."
         )
     return alike[0] if alike else None
@@ -152,14 +152,14 @@ def _find_parts(
     matched = {name for name in names.values() if name is not None}
     named = matched | {name for name in folders if _usual(name)}
     others = folders.keys() - named
-    # Folders called "train" and "test" are classes where they hold images next to other classes.
+    # Folders called "train" and "test" are classes if they hold images next to other classes.
     has_parts = any(holds_folders(folders[name]) for name in named)
     if not (has_parts and (matched or not others)):
         if named and not others:
             raise DatasetError(
                 f"{root} has {', '.join(sorted(named))}, which look like parts of a data set but "
-                "hold no class folders; put the images of each class into a folder of its own, as "
-                "DIR/train/cat/1.jpg."
+                "hold no class folders; put the images of each class into a folder of its own, "
+                "such as DIR/train/cat/1.jpg."
             )
         _refuse_unnamed_parts(root, folders)
         return None
@@ -178,7 +178,7 @@ def _find_parts(
 
 
 def _refuse_unnamed_parts(root: str, folders: Mapping[str, str]) -> None:
-    """Folders such as seg_train/ and seg_test/, with folders in them, are hardly two classes."""
+    """Refuses folders such as seg_train/ and seg_test/ with sub-folders: they are not classes."""
     roles = {name: _word_of_a_part(name) for name in folders}
     alike = [
         name
@@ -188,7 +188,7 @@ def _refuse_unnamed_parts(root: str, folders: Mapping[str, str]) -> None:
     if len({roles[name] for name in alike}) > 1:
         raise DatasetError(
             f"{root} has {', '.join(alike)}, which look like parts of a data set; name them with "
-            "data.train_split and data.test_split, and put the class folders right below them."
+            "data.train_split and data.test_split, and put the class folders directly below them."
         )
 
 
@@ -204,8 +204,8 @@ def _no_part(root: str, role: str, split: str, folders: Mapping[str, str]) -> Da
     validation = [name for name in folders if _usual(name) == "validation"]
     if role == "test" and validation:
         message += (
-            f": data.test_split={validation[0]!r} tests on that part, and a validation part is "
-            "carved from train"
+            f": data.test_split={validation[0]!r} uses that part for testing, and validation "
+            "examples are then taken from train"
         )
     elif role == "test" and len(folders) == 1:
         (path,) = folders.values()
@@ -219,13 +219,13 @@ def _check_different(parts: Mapping[str, str], wanted: Mapping[str, str]) -> Non
         other = seen.setdefault(os.path.realpath(path), role)
         if other != role:
             raise DatasetError(
-                f"{other}_split={wanted[other]!r}, {role}_split={wanted[role]!r} name one folder "
-                f"twice ({path}); use different ones."
+                f"{other}_split={wanted[other]!r}, {role}_split={wanted[role]!r} name the same "
+                f"folder ({path}); use different folders."
             )
 
 
 def _check_disjoint(listed: Mapping[str, tuple[str, Mapping[str, list[str]]]]) -> None:
-    """Refuses an image that two parts have, by links."""
+    """Refuses an image that is in two parts, through links."""
     seen: dict[tuple[int, int], tuple[str, str]] = {}
     for role, (path, classes) in listed.items():
         for name in (name for names in classes.values() for name in names):
@@ -235,19 +235,19 @@ def _check_disjoint(listed: Mapping[str, tuple[str, Mapping[str, list[str]]]]) -
             if other != role:
                 raise DatasetError(
                     f"{first} of the {other} part and {file} of the {role} part are one file; an "
-                    "image must be in one part."
+                    "image must be in one part only."
                 )
 
 
 def _split_classes(
     root: str, classes: Mapping[str, list[str]], wanted: Mapping[str, str], test_fraction: float
 ) -> dict[str, tuple[str, Mapping[str, list[str]]]]:
-    """The parts of a folder of classes: of each, the test part is taken evenly by file name."""
+    """The parts of a folder of classes; test images are taken evenly by file name, per class."""
     for role, split in wanted.items():
         if split not in ("train", "test"):
             raise DatasetError(
-                f"{root} has no split {split!r} for data.{role}_split, its folders are "
-                f"{few(classes)}; as a single folder of classes it has train and test."
+                f"{root} has no split {split!r} for data.{role}_split: its folders are "
+                f"{few(classes)}. A single folder of classes has only train and test."
             )
     parts: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     for name, files in classes.items():
@@ -267,12 +267,12 @@ def _make_source(
     unknown = sorted(set(classes) - set(class_names))
     if unknown:
         raise DatasetError(
-            f"{root} has class {unknown[0]!r} in its {role} part that the train part lacks; "
+            f"{root} has class {unknown[0]!r} in its {role} part, but the train part does not; "
             "the classes must be the same."
         )
     examples = [(path, name) for name, paths in classes.items() for path in paths]
     # A fixed order that mixes the classes, so that a part taken by index (validation, the first n)
-    # has all of them. Hashed names keep it when the folder is copied or gains images.
+    # has all classes. Sorting by hashed names keeps the order if the folder is copied or extended.
     examples.sort(key=lambda e: (hashlib.sha256(os.fsencode(e[0])).digest(), e[0]))
     label = {name: i for i, name in enumerate(class_names)}
     return FolderSource(root, tuple(e[0] for e in examples), tuple(label[e[1]] for e in examples))

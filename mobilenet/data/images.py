@@ -1,11 +1,11 @@
-"""Pictures on the host: what training and evaluation see of them, with NumPy, Pillow and OpenCV.
+"""Prepares images on the host for training and evaluation, with NumPy, Pillow and OpenCV.
 
-Pictures are uint8 arrays [H, W, C], rows from the top, C = 1 (grey) or 3 (red, green, blue), sRGB
-values 0..255. Nothing here knows of JAX, so that data workers start fast and hold no accelerator.
-`mobilenet.data.decoding` reads the files.
+Images are uint8 arrays [H, W, C], with the top row first, C = 1 (grey) or 3 (red, green, blue), and
+sRGB values 0..255. This module does not import JAX, so data workers start fast and do not occupy an
+accelerator. `mobilenet.data.decoding` reads the files.
 
-Evaluation views, which define measured accuracies, are resized by Pillow; random training crops by
-OpenCV, or by Pillow from a JPEG that was decoded at a reduced scale.
+Pillow resizes the views for evaluation, because they define the measured accuracies. OpenCV resizes
+random training crops; if a JPEG was decoded at a reduced scale, Pillow resizes its crop.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from PIL import Image
 from mobilenet.data import decoding
 from mobilenet.data.decoding import (
     Decoded,
-    Picture,
-    check_picture,
+    Pixels,
+    check_pixels,
     decode,
     memory_is_a_reason,
     to_array,
     to_pil,
 )
 
-# What users of views need of files too.
+# Users of views also need these names.
 UnreadableImage = decoding.UnreadableImage
 decode_image = decoding.decode_image
 MAX_PIXELS = decoding.MAX_PIXELS
 
 Box = tuple[int, int, int, int]
 
-# Whole pictures are dealt out to threads or processes; threads within a resize would compete.
+# Threads or processes work on whole images; threads within a resize would compete with them.
 cv2.setNumThreads(1)
 
-# A JPEG may be decoded at 1/2, 1/4 or 1/8 only while the part that is used stays this many times
-# larger than the result: Pillow's `thumbnail` takes the same 2.0 as close to a full decode.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if the part that is used stays this many times larger
+# than the result. Pillow's `thumbnail` uses the same 2.0, with results close to a full decode.
 _REDUCING_GAP = 2.0
 
-# Training crops that shrink by more than this are averaged over areas, others interpolated. Plain
-# interpolation uses every pixel up to 2.0 but begins to alias. On photographs it is as close to
-# Pillow's antialiased filter as averaging is near 1.5 (mean difference 2.0 and 1.5 of 255 there,
-# 2.9 and 1.3 at 1.75), at a fifth of the time.
+# Training crops that shrink by more than this are averaged over areas; others are interpolated.
+# Plain interpolation uses every pixel up to 2.0 but begins to alias. On photographs interpolation
+# and averaging are equally close to Pillow's antialiased filter near 1.5 (mean differences there:
+# 2.0 and 1.5 of 255; at 1.75: 2.9 and 1.3), at a fifth of the time.
 _AVERAGE_ABOVE = 1.5
 
-# A picture that would be resized to more than this many times the pixels of its evaluation view
-# (25 times as long as wide, at 224 of 256) has only the part resized that is kept.
+# If the resized image would have more than this many times the pixels of its evaluation view (this
+# is 25 times as long as wide, at 224 of 256), only the part that is kept is resized.
 _MOST_RESIZED = 32
 
 
@@ -58,31 +58,31 @@ def _check_size(size: int) -> None:
         raise ValueError(f"image size {size} was given; use at least 1 pixel.")
 
 
-def resize(image: Picture, height: int, width: int) -> Picture:
-    """Bilinear resize with antialiasing (the filter widens when it shrinks), as Pillow does it."""
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """Bilinear resize with antialiasing (the filter is wider when it shrinks), as in Pillow."""
     _check_size(min(height, width))
     if image.shape[:2] == (height, width):
         return image
     return to_array(to_pil(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def center_crop(image: Picture, size: int) -> Picture:
-    """The central [size, size] part; where it cannot be centred it lies half a pixel up and left.
+def center_crop(image: Pixels, size: int) -> Pixels:
+    """The central [size, size] part; if it cannot be centred, it lies half a pixel up and left.
 
     Raises:
-      ValueError: the picture is smaller than size.
+      ValueError: the image is smaller than size.
     """
     height, width = image.shape[:2]
     if size > min(height, width):
         raise ValueError(
-            f"a {size} x {size} crop was asked of a {height} x {width} picture; resize it first."
+            f"a {size} x {size} crop of a {height} x {width} image was requested; resize it first."
         )
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
 
 def _evaluation_shape(width: int, height: int, size: int, crop_fraction: float) -> tuple[int, int]:
-    """(width, height) after the shorter side became round(size / crop_fraction)."""
+    """(width, height) after the shorter side is resized to round(size / crop_fraction)."""
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction={crop_fraction} was given; use a value in (0, 1].")
     shorter = max(size, round(size / crop_fraction))
@@ -91,13 +91,13 @@ def _evaluation_shape(width: int, height: int, size: int, crop_fraction: float) 
     return max(shorter, round(width * shorter / height)), shorter
 
 
-def evaluation_view(image: Picture, size: int, crop_fraction: float = 0.875) -> Picture:
-    """The picture as it is evaluated: shorter side to round(size / crop_fraction), centre crop.
+def evaluation_view(image: Pixels, size: int, crop_fraction: float = 0.875) -> Pixels:
+    """The view for evaluation: shorter side to round(size / crop_fraction), then centre crop.
 
     Args:
       image: uint8 [H, W, C].
       size: side of the result in pixels.
-      crop_fraction: part of the shorter side that is kept, in (0, 1]; 0.875 is 224 of 256.
+      crop_fraction: fraction of the shorter side that is kept, in (0, 1]; 0.875 is 224 of 256.
 
     Returns:
       uint8 [size, size, C].
@@ -110,7 +110,7 @@ def evaluation_view(image: Picture, size: int, crop_fraction: float = 0.875) -> 
 @memory_is_a_reason()
 def load_eval_view(
     data: bytes | np.ndarray, *, size: int, channels: int = 3, crop_fraction: float = 0.875
-) -> Picture:
+) -> Pixels:
     """`evaluation_view` of the decoded data; large JPEGs are decoded at a reduced scale.
 
     Returns:
@@ -132,43 +132,43 @@ def _eval_scale(size: int, crop_fraction: float) -> Callable[[int, int], float]:
     return scale
 
 
-def _eval_view(decoded: Decoded, size: int, crop_fraction: float) -> Picture:
-    picture, width, height, factor = decoded
+def _eval_view(decoded: Decoded, size: int, crop_fraction: float) -> Pixels:
+    image, width, height, factor = decoded
     shape = _evaluation_shape(width, height, size, crop_fraction)
-    if (picture.shape[1], picture.shape[0]) == shape:
-        return center_crop(picture, size)
+    if (image.shape[1], image.shape[0]) == shape:
+        return center_crop(image, size)
     if shape[0] * shape[1] > _MOST_RESIZED * size * size:
-        return _resize_center(picture, (width / factor, height / factor), shape, size)
+        return _resize_center(image, (width / factor, height / factor), shape, size)
     box = (0, 0, width / factor, height / factor)
-    resized = to_pil(picture).resize(shape, Image.Resampling.BILINEAR, box=box)
+    resized = to_pil(image).resize(shape, Image.Resampling.BILINEAR, box=box)
     return center_crop(to_array(resized), size)
 
 
 def _resize_center(
-    picture: Picture, extent: tuple[float, float], shape: tuple[int, int], size: int
-) -> Picture:
-    """The central [size, size] part of the picture resized to `shape`, without the rest of it.
+    image: Pixels, extent: tuple[float, float], shape: tuple[int, int], size: int
+) -> Pixels:
+    """The central [size, size] part of the image resized to `shape`; only this part is computed.
 
     Args:
-      picture: uint8 [H, W, C].
-      extent: (width, height) of the part of it that is resized, in its pixels.
+      image: uint8 [H, W, C].
+      extent: (width, height) of the part of the image that is resized, in its pixels.
       shape: (width, height) of the whole result.
-      size: of the part that is wanted.
+      size: of the part that is returned.
     """
     slices, starts, ends = [], [], []
-    for pixels, length, target in zip(picture.shape[1::-1], extent, shape, strict=True):
+    for pixels, length, target in zip(image.shape[1::-1], extent, shape, strict=True):
         scale = length / target
         start = (target - size) // 2 * scale
         end = start + size * scale
-        # The pixels that the filter reaches. Positions are counted from the first of them: Pillow
-        # holds them as float32, too coarse at the far end of a long picture.
+        # The pixels that the filter reads. Positions are counted from the first of these pixels:
+        # Pillow stores positions as float32, which is too coarse at the far end of a long image.
         reach = math.ceil(max(scale, 1.0)) + 1
         first = max(0, math.floor(start) - reach)
         last = min(pixels, math.ceil(end) + reach)
         slices.append(slice(first, last))
         starts.append(start - first)
         ends.append(min(end - first, last - first))
-    part = to_pil(np.ascontiguousarray(picture[slices[1], slices[0]]))
+    part = to_pil(np.ascontiguousarray(image[slices[1], slices[0]]))
     box = (*starts, *ends)
     return to_array(part.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
@@ -176,12 +176,12 @@ def _resize_center(
 @memory_is_a_reason()
 def load_eval_view_or_same(
     data: bytes | np.ndarray, *, size: int, channels: int = 3, crop_fraction: float = 0.875
-) -> Picture:
-    """`load_eval_view`, except that a picture of size x size already stays as it is."""
+) -> Pixels:
+    """`load_eval_view`, but an image that is already size x size stays unchanged."""
     _check_size(size)
     decoded = decode(data, channels, _eval_scale(size, crop_fraction))
     if (decoded.full_width, decoded.full_height) == (size, size):
-        return decoded.picture
+        return decoded.pixels
     return _eval_view(decoded, size, crop_fraction)
 
 
@@ -192,13 +192,13 @@ def random_box(
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A random part of a picture (Szegedy et al., arXiv 1409.4842, section 6).
+    """A random part of an image (Szegedy et al., arXiv 1409.4842, section 6).
 
-    Ten tries at an area uniform in `scale` (of the whole) and an aspect ratio (width / height)
-    log-uniform in `ratio`; then the largest centred box whose ratio is allowed, as torchvision.
+    Ten attempts with an area uniform in `scale` (of the whole) and an aspect ratio (width / height)
+    log-uniform in `ratio`; then the largest centred box with an allowed ratio, as in torchvision.
 
     Returns:
-      (left, top, right, bottom) in whole pixels, inside the picture.
+      (left, top, right, bottom) in whole pixels, inside the image.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"crop scale {tuple(scale)} was given; use 0 < low <= high <= 1.")
@@ -206,7 +206,7 @@ def random_box(
         raise ValueError(f"crop ratio {tuple(ratio)} was given; use 0 < low <= high.")
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        # Only `random()` is drawn: it is the one conversion of NumPy's raw bits kept since 1.17.
+        # Only `random()` is used: its conversion of raw bits has not changed since NumPy 1.17.
         area = width * height * (scale[0] + rng.random() * (scale[1] - scale[0]))
         aspect = math.exp(low + rng.random() * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -221,16 +221,16 @@ def random_box(
     return left, top, left + w, top + h
 
 
-def _resize_box(image: Picture, box: Box, size: int) -> Picture:
-    """The box (left, top, right, bottom) of a picture, resized to [size, size, C] by OpenCV.
+def _resize_box(image: Pixels, box: Box, size: int) -> Pixels:
+    """The box (left, top, right, bottom) of an image, resized to [size, size, C] by OpenCV.
 
-    With half-pixel centres: the corners of the box become the corners of the result.
+    Pixel centres are at half-integers: the corners of the box become the corners of the result.
     """
     left, top, right, bottom = box
     part = image[top:bottom, left:right]
     width, height = right - left, bottom - top
     if max(width, height) > _AVERAGE_ABOVE * size:
-        # Only the sides that shrink: where one grows, INTER_AREA does not average at all.
+        # Only the sides that shrink: if a side grows, INTER_AREA does not average at all.
         smaller = min(width, size), min(height, size)
         part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
     part = cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -238,19 +238,19 @@ def _resize_box(image: Picture, box: Box, size: int) -> Picture:
 
 
 def random_resized_crop(
-    image: Picture,
+    image: Pixels,
     size: int,
     rng: np.random.Generator,
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
-) -> Picture:
-    """A `random_box` of the picture resized to uint8 [size, size, C] by OpenCV.
+) -> Pixels:
+    """A `random_box` of the image, resized to uint8 [size, size, C] by OpenCV.
 
-    Bilinear (INTER_LINEAR), after averaging over areas (INTER_AREA) where a side shrinks by more
-    than 1.5: not quite the filter of `evaluation_view`, in a fifth of its time.
+    Bilinear (INTER_LINEAR), after averaging over areas (INTER_AREA) if a side shrinks by more than
+    1.5. The filter differs slightly from that of `evaluation_view` and takes a fifth of its time.
     """
     _check_size(size)
-    check_picture(image)
+    check_pixels(image)
     box = random_box(image.shape[1], image.shape[0], rng, scale, ratio)
     return _resize_box(image, box, size)
 
@@ -264,12 +264,12 @@ def load_train_view(
     channels: int = 3,
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
-) -> Picture:
+) -> Pixels:
     """`random_resized_crop` of the decoded data; large JPEGs are decoded at a reduced scale.
 
-    The same generator state gives the same box as `random_resized_crop`, since the box is drawn in
-    pixels of the full, upright picture. What was reduced is resized by Pillow, as in
-    `load_eval_view`.
+    The same generator state gives the same box as `random_resized_crop`, because the box is drawn
+    in pixels of the full, upright image. Pillow resizes images that were decoded at a reduced
+    scale, as in `load_eval_view`.
 
     Returns:
       uint8 [size, size, channels].
@@ -287,12 +287,12 @@ def load_train_view(
         box = random_box(width, height, rng, scale, ratio)
         return min(box[2] - box[0], box[3] - box[1]) / (size * _REDUCING_GAP)
 
-    picture, width, height, factor = decode(data, channels, wanted_scale)
+    image, width, height, factor = decode(data, channels, wanted_scale)
     if box is None:
         box = random_box(width, height, rng, scale, ratio)
     if factor == 1:
-        return _resize_box(picture, box, size)
-    # The corners of a reduced box lie between pixels, which only Pillow's resize knows.
+        return _resize_box(image, box, size)
+    # The corners of a reduced box lie between pixels, which only Pillow's resize supports.
     left, top, right, bottom = (side / factor for side in box)
     part = (left, top, right, bottom)
-    return to_array(to_pil(picture).resize((size, size), Image.Resampling.BILINEAR, box=part))
+    return to_array(to_pil(image).resize((size, size), Image.Resampling.BILINEAR, box=part))

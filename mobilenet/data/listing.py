@@ -1,4 +1,4 @@
-"""What a folder holds: images, other files, links, and directories of this program's runs."""
+"""Lists the content of a folder: images, other files, links, and run directories."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mobilenet.data.sources import DatasetError
 
 log = logging.getLogger(__name__)
 
-# Endings of the files that Pillow decodes by itself. Written down, so that a folder has the same
-# examples whatever Pillow is installed. Left out are EPS, which is a program that Ghostscript would
-# run, and formats that Pillow only recognises or writes (MPEG, PDF, HDF5, GRIB, BUFR, WMF).
+# Endings of the files that Pillow decodes on its own. The list is fixed, so that a folder has the
+# same examples with every version of Pillow. It has no EPS, which is a program that Ghostscript
+# would run, and none that Pillow only recognises or writes (MPEG, PDF, HDF5, GRIB, BUFR, WMF).
 EXTENSIONS = frozenset(
     "apng avif avifs blp bmp bw cur dcx dds dib fit fits flc fli ftc ftu gbr gif icb icns ico im "
     "j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcd pcx pfm pgm png pnm ppm psd pxr qoi "
     "ras rgb rgba sgi tga tif tiff vda vst webp xbm xpm".split()
 )
-# What operating systems and storage devices leave in folders of images.
+# Folders and files that operating systems and storage devices add to folders of images.
 _SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted by name, but for hidden and system folders."""
+    """The entries of a folder, sorted by name, without hidden and system folders."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -38,8 +38,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     return [e for e in found if e.name not in _SYSTEM and not (_hidden(e.name) and _is_folder(e))]
 
 
-# An entry asks nothing of the system unless it is a link, and then does not bear one that leads to
-# itself.
+# A directory entry needs no system call unless it is a link; its own methods then fail for a link
+# that leads to itself.
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
@@ -56,8 +56,13 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file's name has the ending of an image format, and is not hidden."""
+    return not _hidden(name) and _ending(name) in EXTENSIONS
+
+
 def is_run(folder: str) -> bool:
-    """Whether a run or a sweep of this program keeps its files there; some of them are plots."""
+    """Whether the folder is the directory of a run or a sweep, whose files may be plots."""
     points = os.path.join(folder, "points")
     if os.path.isdir(points):
         return any(os.path.isfile(os.path.join(e.path, "point.json")) for e in _entries(points))
@@ -70,12 +75,12 @@ def is_run(folder: str) -> bool:
 
 
 class Walk:
-    """Lists the images of a data set, and remembers what is passed over.
+    """Lists the images of a data set, and records everything that is left out.
 
     Attributes:
-      left_out: why files are no examples -> how many.
-      runs: directories of runs, which are passed over with all that they hold.
-      unused: folders next to the parts that are none of them.
+      left_out: reason why files are not examples -> number of files.
+      runs: directories of runs, which are skipped with all their files.
+      unused: folders next to the parts that are not parts themselves.
       linked: whether an image is a symbolic link.
     """
 
@@ -84,7 +89,7 @@ class Walk:
         self.runs: list[str] = []
         self.unused: list[str] = []
         self.linked = False
-        self._owners: dict[str, str] = {}  # real path of a folder -> the class folder that has it
+        self._owners: dict[str, str] = {}  # real path of a folder -> the class folder it belongs to
 
     def folders(self, folder: str) -> dict[str, str]:
         """Name -> path of the folders in a folder; images next to them are counted as left out."""
@@ -100,7 +105,7 @@ class Walk:
         return found
 
     def classes(self, part: str, folders: Mapping[str, str]) -> dict[str, list[str]]:
-        """Class name -> sorted image files, relative to `part`, whose class folders are given."""
+        """Class name -> sorted image files, relative to `part`; `folders` are its class folders."""
         classes: dict[str, list[str]] = {}
         for folder, path in folders.items():
             before, runs = self.left_out.copy(), len(self.runs)
@@ -116,19 +121,19 @@ class Walk:
             name = _class_name(folder, path)
             if name in classes:
                 raise DatasetError(
-                    f"{part} has two class folders called {name!r}, written in different Unicode "
-                    "forms; move the images into one of them."
+                    f"{part} has two class folders with the name {name!r}, written in different "
+                    "Unicode forms; move the images into one of them."
                 )
             classes[name] = [f"{folder}/{image}" for image in images]
         if not classes:
             raise DatasetError(
                 f"{part} holds no class folders; put the images of each class into a folder of "
-                "its own, as DIR/train/cat/1.jpg or DIR/cat/1.jpg."
+                "its own, such as DIR/train/cat/1.jpg or DIR/cat/1.jpg."
             )
         return classes
 
     def images(self, folder: str) -> list[str]:
-        """The images below a folder as sorted paths relative to it; links are followed once."""
+        """The images below a folder as sorted relative paths; each linked folder is read once."""
         found: list[str] = []
         visited: set[str] = set()
         pending = [""]
@@ -142,8 +147,8 @@ class Walk:
             owner = self._owners.setdefault(real, folder)
             if owner != folder:
                 raise DatasetError(
-                    f"{folder} and {owner} both contain the images of {real}; each image must be "
-                    "of one class and in one part, so remove one of the two."
+                    f"{folder} and {owner} both contain the images of {real}; each image must "
+                    "belong to one class and one part, so remove one of the two."
                 )
             for entry in _entries(path):
                 if not _is_folder(entry):
@@ -157,26 +162,26 @@ class Walk:
     def _add_file(self, entry: os.DirEntry[str], below: str, found: list[str]) -> None:
         ending = _ending(entry.name)
         if _hidden(entry.name) or entry.name.lower() in _SYSTEM_FILES:
-            # "._1.jpg" is where macOS keeps the attributes of 1.jpg.
+            # In "._1.jpg" macOS stores the attributes of 1.jpg.
             if ending in EXTENSIONS and not entry.name.startswith("._"):
                 self.left_out["hidden"] += 1
         elif ending not in EXTENSIONS:
             self.left_out[f".{ending}" if ending else "without an ending"] += 1
         elif not _is_file(entry):
-            self.left_out["no files, or links to nothing"] += 1
+            self.left_out["not files, or links to nothing"] += 1
         else:
             self.linked = self.linked or entry.is_symlink()
             found.append(below + entry.name)
 
     def tell(self, root: str) -> None:
-        """Logs what was passed over, if anything."""
+        """Logs what was left out, if anything."""
         if self.left_out:
             count = sum(self.left_out.values())
             log.warning("%s: files left out: %d%s.", root, count, describe_counts(self.left_out))
         if self.unused:
-            log.warning("%s: %s: no part of the data set.", root, few(self.unused))
+            log.warning("%s: %s: not a part of the data set.", root, few(self.unused))
         if self.runs:
-            log.warning("%s: passed over the run directories %s.", root, few(self.runs))
+            log.warning("%s: skipped the run directories %s.", root, few(self.runs))
 
 
 def describe_counts(left_out: Mapping[str, int]) -> str:
@@ -190,7 +195,7 @@ def few(names: Iterable[str]) -> str:
 
 
 def _class_name(folder: str, path: str) -> str:
-    """The class that a folder's name says; macOS and Linux write one name in different forms."""
+    """The class that a folder's name gives; macOS and Linux encode one name in different forms."""
     try:
         folder.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Splits decoded into memory, statistics of pictures, and what to do about unreadable ones."""
+"""Splits decoded into memory, statistics of images, and the handling of unreadable examples."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, UInt8
 
-from mobilenet.data import images as pictures
+from mobilenet.data import images as views
 from mobilenet.data.datasets import Dataset, DatasetError, Source, read_many
 
 log = logging.getLogger("mobilenet")
 
 T = TypeVar("T")
 
-# "auto" keeps data sets in memory up to this size: CIFAR-10 is 0.2 GB, and copies exist only once.
+# "auto" keeps data sets in memory up to this size: CIFAR-10 has 0.2 GB, and there is only one copy.
 MEMORY_LIMIT_BYTES = 2 * 2**30
 
 _ON_ERROR = ("raise", "skip")
 
-# What makes one example unreadable: its pixels, its file, or a file that memory cannot hold.
-READ_ERRORS = (pictures.UnreadableImage, OSError, MemoryError)
+# Errors that make one example unreadable: its pixels, its file, or too little memory for it.
+READ_ERRORS = (views.UnreadableImage, OSError, MemoryError)
 
-_CHUNK = 256  # examples that a thread reads and decodes in one go
+_CHUNK = 256  # examples that a thread reads and decodes at a time
 
 
-class UnreadableExample(pictures.UnreadableImage):
+class UnreadableExample(views.UnreadableImage):
     """An example of a data set that cannot be read or decoded; the message names it."""
 
 
 def describe_failure(source: Source, index: int, reason: object) -> str:
-    if isinstance(reason, MemoryError):  # which mostly says nothing
+    if isinstance(reason, MemoryError):  # its message is mostly empty
         reason = "it needs more memory than there is."
+    if isinstance(reason, OSError) and reason.strerror:  # which else has a number and the path
+        reason = f"{reason.strerror}."
     return f"{source.describe(index)}: {reason}"
 
 
 def unreadable_error(index: int, description: str) -> UnreadableExample:
     return UnreadableExample(
-        f"example {index} cannot be read, {description} Repair or remove it, or go on without it "
-        'with on_error="skip".'
+        f"example {index} cannot be read, {description} Repair or remove it, or skip it with "
+        'on_error="skip".'
     )
 
 
 def nothing_readable(description: str) -> UnreadableExample:
-    """The error of a split in which every example was skipped; `description` is of the first."""
+    """The error if every example of a split was skipped; `description` is that of the first."""
     return UnreadableExample(
         f"no example can be read; the first is {description} Repair or replace the images."
     )
@@ -68,7 +70,7 @@ class Arrays:
     Attributes:
       image: uint8 [N, S, S, C]; zeros where unreadable.
       label: int32 [N].
-      unreadable: index -> where it comes from and why it was not decoded, by rising index.
+      unreadable: index -> where it comes from and why it was not decoded, in order of index.
     """
 
     image: UInt8[np.ndarray, "N S S C"]
@@ -92,15 +94,15 @@ def load_in_memory(
 
     Args:
       source: examples.
-      image_size: S. Pictures of S x S stay as they are, others become `evaluation_view`s.
+      image_size: S. Images of S x S stay unchanged, others become `evaluation_view`s.
       channels: 1 or 3.
       crop_fraction: of `evaluation_view`.
-      on_error: "raise", or "skip" to note unreadable examples in `Arrays.unreadable`.
-      num_threads: 0 means one per processor, at most 16; for files below 8 kB, one, because their
-        time goes to Python code, where threads only wait for each other.
+      on_error: "raise", or "skip" to record unreadable examples in `Arrays.unreadable`.
+      num_threads: 0 means one per processor, at most 16. For files below 8 kB it means one: their
+        time is spent in Python code, where threads only wait for each other.
 
     Raises:
-      UnreadableExample: with on_error="raise", for the first one by index.
+      UnreadableExample: with on_error="raise", for the unreadable example with the lowest index.
     """
     check_on_error(on_error)
     count = len(source)
@@ -110,26 +112,26 @@ def load_in_memory(
     except MemoryError as error:
         raise DatasetError(
             f"{count:,} images of {image_size} x {image_size} pixels need "
-            f"{math.prod(shape) / 1e9:,.1f} GB, more memory than there is; decode them as they are "
-            "used, with in_memory='never'."
+            f"{math.prod(shape) / 1e9:,.1f} GB, more memory than there is; decode them during "
+            "training, with in_memory='never'."
         ) from error
 
     def view(data: bytes | np.ndarray) -> np.ndarray:
-        return pictures.load_eval_view_or_same(
+        return views.load_eval_view_or_same(
             data, size=image_size, channels=channels, crop_fraction=crop_fraction
         )
 
     def fill(indices: Sequence[int]) -> dict[int, str]:
         failed = {}
-        for index, picture, label[index], reason in _read_chunk(source, indices, view):
-            if picture is None:
+        for index, pixels, label[index], reason in _read_chunk(source, indices, view):
+            if pixels is None:
                 failed[index] = reason
             else:
-                image[index] = picture
+                image[index] = pixels
         return failed
 
     unreadable: dict[int, str] = {}
-    # Closed at once on an error, so that no thread goes on decoding.
+    # Closed at once after an error, so that no thread continues to decode.
     with contextlib.closing(_in_threads(source, range(count), fill, num_threads)) as chunks:
         for failed in chunks:
             if failed and on_error == "raise":
@@ -141,10 +143,10 @@ def load_in_memory(
 def _read_chunk(
     source: Source, indices: Sequence[int], view: Callable[[Any], np.ndarray]
 ) -> Generator[tuple[int, np.ndarray | None, int, str]]:
-    """(index, its view or None, label, why there is none) of some examples of a source."""
+    """(index, its view or None, label, reason if None) of some examples of a source."""
     try:
         examples: list[Any] = read_many(source, indices)
-    except (OSError, MemoryError):  # one vanished or too large file; find out which
+    except (OSError, MemoryError):  # one file is missing or too large; find out which
         examples = [None] * len(indices)
     for index, example in zip(indices, examples, strict=True):
         label = 0
@@ -158,7 +160,7 @@ def _read_chunk(
 def _in_threads(
     source: Source, indices: Sequence[int], work: Callable[[Sequence[int]], T], num_threads: int = 0
 ) -> Generator[T]:
-    """`work` of all chunks of the indices, in their order, by threads that suit the source."""
+    """Yields `work` of every chunk of the indices in order; the source decides on the threads."""
     with ThreadPoolExecutor(num_threads or _useful_threads(source)) as pool:
         chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
         try:
@@ -185,8 +187,8 @@ def fits_in_memory(
 ) -> bool:
     """Whether "auto" decodes the data set into memory.
 
-    True when all pictures share one known shape and all splits together, as uint8 of that shape
-    (or of image_size and channels where given), take at most `limit_bytes`.
+    True if all images have one known shape and all splits together, as uint8 of that shape (or of
+    image_size and channels if given), take at most `limit_bytes`.
     """
     if dataset.image_shape is None:
         return False
@@ -207,16 +209,17 @@ def channel_statistics(
 ) -> tuple[Float64[np.ndarray, " C"], Float64[np.ndarray, " C"]]:
     """Mean and standard deviation per channel, of values in [0, 1], over all pixels.
 
-    A source gives the same numbers as the `Arrays` that `load_in_memory` makes of it with the same
-    image_size and crop_fraction. Unreadable examples do not count.
+    A source gives the same numbers as the `Arrays` of `load_in_memory` with the same image_size and
+    crop_fraction. Unreadable examples do not count.
 
     Args:
-      data: `Arrays`, or a source that is decoded here, in threads; the rest matters for it alone.
+      data: `Arrays`, or a source that is decoded here in threads. The other arguments only matter
+        for a source.
       channels: 1 or 3.
-      image_size: of the `evaluation_view`s that count; 0 takes images in their own sizes, where
-        larger ones weigh more.
+      image_size: of the `evaluation_view`s that count; 0 takes images in their own sizes, so larger
+        images have more weight.
       crop_fraction: of `evaluation_view`.
-      max_examples: at most that many, spread evenly by index; 0 takes all.
+      max_examples: number of examples, spread evenly by index; 0 takes all.
       on_error: "raise" or "skip".
 
     Returns:
@@ -226,7 +229,7 @@ def channel_statistics(
       UnreadableExample: no readable example, or with on_error="raise" the first unreadable one.
     """
     check_on_error(on_error)
-    # Whole numbers: uint8 sums are exact in int64, whatever the order or the number of pixels.
+    # Integers: sums of uint8 are exact in int64, in any order and for any number of pixels.
     total: np.ndarray = np.zeros(1, np.int64)
     squares: np.ndarray = np.zeros(1, np.int64)
     pixels = 0
@@ -254,7 +257,7 @@ def channel_statistics(
 
 
 class _Sums(NamedTuple):
-    """Of the pixels of some images, per channel: int64 [C] each; and what could not be read."""
+    """Sums over the pixels of some images, int64 [C] per channel; and unreadable examples."""
 
     total: np.ndarray
     squares: np.ndarray
@@ -288,19 +291,19 @@ def _sums_of_source(
 
     def view(data: bytes | np.ndarray) -> np.ndarray:
         if not image_size:
-            return pictures.decode_image(data, channels)
-        return pictures.load_eval_view_or_same(
+            return views.decode_image(data, channels)
+        return views.load_eval_view_or_same(
             data, size=image_size, channels=channels, crop_fraction=crop_fraction
         )
 
     def add(indices: Sequence[int]) -> _Sums:
         found = _NOTHING
         failed = {}
-        for index, picture, _, reason in _read_chunk(source, indices, view):
-            if picture is None:
+        for index, pixels, _, reason in _read_chunk(source, indices, view):
+            if pixels is None:
                 failed[index] = reason
                 continue
-            one = _sums_of(picture)
+            one = _sums_of(pixels)
             found = _Sums(
                 found.total + one.total,
                 found.squares + one.squares,

@@ -1,7 +1,7 @@
-"""Metadata of prepared TFDS directories, checked before TFDS or this project believes it.
+"""Metadata of prepared TFDS directories, which is checked before TFDS or this project uses it.
 
-Such directories are passed on, so that dataset_info.json and features.json may be anybody's. TFDS
-imports whatever module they name, and its templates of file names may lead out of the directory.
+People share such directories, so dataset_info.json and features.json may come from anybody. TFDS
+imports every module that they name, and its templates of file names may lead out of the directory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mobilenet.data.sources import DatasetError
 DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _FIELDS = ("DATASET", "SPLIT", "FILEFORMAT", "SHARD_INDEX", "NUM_SHARDS", "SHARD_X_OF_Y")
 
-# One part of a path, visible, that means the same on every system.
+# One visible component of a path that means the same on every operating system.
 _PLAIN_NAME = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
@@ -25,24 +25,24 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 def read(folder: Path) -> dict[str, Any]:
     """dataset_info.json of a version directory, checked together with features.json.
 
-    Nothing that the two name is imported.
+    Nothing that the two files name is imported.
 
     Args:
-      folder: as DIR/cifar10/3.0.2.
+      folder: such as DIR/cifar10/3.0.2.
 
     Returns:
-      The object; its name, configName, version, and the name and filepathTemplate of each split are
-      plain names where they are there.
+      The object. Its name, configName and version, and the name and filepathTemplate of each split,
+      are plain names if they exist.
 
     Raises:
-      DatasetError: a file that is missing or not JSON, a feature class that is not TFDS's own, or a
-        name that could lead out of the directory.
+      DatasetError: a file is missing or not JSON, a feature class is not TFDS's own, or a name
+        could lead out of the directory.
     """
     path = folder / "dataset_info.json"
     if not path.is_file() or not (folder / "features.json").is_file():
         raise DatasetError(
             f"{folder} holds no dataset_info.json and features.json; "
-            "name the version directory of a prepared TFDS data set, as DIR/cifar10/3.0.2."
+            "name the version directory of a prepared TFDS data set, such as DIR/cifar10/3.0.2."
         )
     info = _read_object(path)
     check_feature_classes(folder)
@@ -51,7 +51,7 @@ def read(folder: Path) -> dict[str, Any]:
     version = info.get("version", "")
     if version and not (isinstance(version, str) and _VERSION.fullmatch(version)):
         raise DatasetError(
-            f"{path} gives the version {version!r}; a version is three numbers, as 3.0.2."
+            f"{path} gives the version {version!r}; a version is three numbers, such as 3.0.2."
         )
     splits = info.get("splits", [])
     if not isinstance(splits, list) or not all(isinstance(split, dict) for split in splits):
@@ -64,10 +64,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def subdirectory(info: dict[str, Any], folder: Path) -> str:
-    """Where a data set belongs below a data_dir: name[/config]/version.
+    """The path of a data set below a data_dir: name[/config]/version.
 
     Raises:
-      DatasetError: there is no name or no version.
+      DatasetError: the name or the version is missing.
     """
     for key in ("name", "version"):
         if not info.get(key):
@@ -85,7 +85,7 @@ def check_feature_classes(folder: Path) -> None:
     """Refuses a version directory that names a feature class other than TFDS's own.
 
     Raises:
-      DatasetError: the class is named.
+      DatasetError: the message names the class.
     """
     for name in ("features.json", "dataset_info.json"):
         path = folder / name
@@ -95,7 +95,7 @@ def check_feature_classes(folder: Path) -> None:
         if unknown:
             raise DatasetError(
                 f"{path} names the feature class {min(unknown)!r}, which is not one of TFDS's own. "
-                "Its module would be imported, so it is not opened; prepare the data set again "
+                "TFDS would import its module, so the data set is not opened; prepare it again "
                 "with classes of tensorflow_datasets.features."
             )
 
@@ -115,15 +115,15 @@ def _own_classes() -> set[str]:
         for value in vars(features).values()
         if isinstance(value, type) and issubclass(value, features.FeatureConnector)
     }
-    # Tensor's name of before TFDS 4.3, which TFDS still knows.
+    # Tensor's name before TFDS 4.3, which TFDS still accepts.
     return own | {"tensorflow_datasets.core.features.feature.Tensor"}
 
 
 def _class_names(value: Any) -> Iterator[str]:
     """The Python classes that features, parsed from JSON, name at any depth.
 
-    Both forms of TFDS are known: "pythonClassName" of its messages, and "type" with "content" of
-    older versions. Either may hold the other as a text of JSON.
+    Both forms of TFDS are known: "pythonClassName" in its messages, and "type" with "content" in
+    older versions. Each may contain the other as JSON text.
     """
     left = [value]
     while left:
@@ -162,7 +162,7 @@ def _check_name(path: Path, key: str, value: Any, *, optional: bool = False) -> 
     if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
         raise DatasetError(
             f"{path} gives the {key} {value!r}, which is not a plain name and could lead to files "
-            "outside of the data set; it is not used."
+            "outside the data set; it is refused."
         )
 
 
@@ -174,8 +174,8 @@ def _check_template(path: Path, template: Any) -> None:
     if not plain or not _PLAIN_NAME.fullmatch(plain) or re.search(r"[{}]", plain):
         raise DatasetError(
             f"{path} gives the filepathTemplate {template!r}; it must be a plain file name with "
-            f"fields of {', '.join(f'{{{field}}}' for field in _FIELDS)}, since others could lead "
-            "to files outside of the data set."
+            f"fields of {', '.join(f'{{{field}}}' for field in _FIELDS)}, because others could "
+            "lead to files outside the data set."
         )
 
 
@@ -183,6 +183,6 @@ def _shard_lengths(path: Path, split: dict[str, Any]) -> None:
     try:
         lengths = shard_lengths(split)
     except (TypeError, ValueError) as error:
-        raise _damaged(path, f"the shardLengths of {split['name']!r} are no numbers") from error
+        raise _damaged(path, f"the shardLengths of {split['name']!r} are not numbers") from error
     if min(lengths, default=0) < 0:
-        raise _damaged(path, f"a shard of {split['name']!r} has less than 0 records")
+        raise _damaged(path, f"a shard of {split['name']!r} has fewer than 0 records")

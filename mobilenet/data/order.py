@@ -1,4 +1,4 @@
-"""The order of training: a pure function of (seed, position), so a place in it is one integer."""
+"""The order of training: a function of (seed, position) only, so one integer gives the position."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Batch = dict[str, np.ndarray]
 def _permutation(seed: int, epoch: int, num_examples: int) -> Int64[np.ndarray, " N"]:
     """A permutation of 0..N-1 for (seed, epoch).
 
-    The ranks of N raw 64-bit words of Philox-4x64-10 with key (seed, epoch). NumPy promises stable
-    streams for its bit generators (NEP 19) but not for `Generator.permutation`.
+    It sorts N raw 64-bit words of Philox-4x64-10 with key (seed, epoch). NumPy guarantees stable
+    streams for its bit generators (NEP 19), but not for `Generator.permutation`.
     """
     words = np.random.Philox(key=[seed, epoch]).random_raw(num_examples)
     order = np.argsort(words, kind="stable").astype(np.int64)
-    order.flags.writeable = False  # the cache hands out the same array again
+    order.flags.writeable = False  # the cache returns the same array again
     return order
 
 
 def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Random numbers of one example in one epoch, for the crop in the host's workers.
+    """Random numbers for one example in one epoch, used for its crop in the host's workers.
 
-    The counter's upper half keeps this stream apart from the permutation of the same key.
+    The counter's upper half separates this stream from the permutation, which has the same key.
     """
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, index, 1]))
 
@@ -36,8 +36,8 @@ def sample(
 ) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
     """(epoch, index) at positions of the endless training stream.
 
-    The stream is one permutation of all examples after the other; a batch may straddle two, and
-    nothing is dropped at the end of an epoch.
+    The stream consists of one permutation of all examples after the other. A batch may contain the
+    end of one and the start of the next, and nothing is dropped at the end of an epoch.
 
     Args:
       position: int or int64 [B], from 0.

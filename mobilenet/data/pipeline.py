@@ -1,8 +1,8 @@
-"""From a data set to batches: order, sharding, padding, decoding in memory or on the fly.
+"""Batches from a data set: order, sharding, padding, decoding in memory or during training.
 
-The order of training is a pure function of (seed, position in the stream), so the place in a run is
-one integer, the step. Batches are dicts of NumPy arrays, images uint8; JAX is not imported here,
-which keeps data workers small and off the accelerator.
+The order of training depends only on (seed, position in the stream), so one integer, the step,
+gives the position of a run. Batches are dicts of NumPy arrays with uint8 images. This module does
+not import JAX, so data workers stay small and do not use the accelerator.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _local_size(global_batch_size: int, process_index: int, process_count: int) 
 
 
 def _substitutes(arrays: Arrays) -> Int64[np.ndarray, " N"]:
-    """index -> itself, or the next readable index (around the end)."""
+    """index -> itself, or the next readable index (continuing at the start after the end)."""
     own = np.arange(len(arrays), dtype=np.int64)
     if not arrays.unreadable:
         return own
@@ -71,23 +71,23 @@ def train_batches(
     num_workers: int = 0,
     num_threads: int = 4,
 ) -> Batches:
-    """Training batches from `start_step` on, exactly as an uninterrupted run would see them.
+    """Training batches from `start_step` on, exactly those of an uninterrupted run.
 
     Global batch t holds positions t * G .. (t + 1) * G - 1 of the stream (`sample`), and process p
-    of P gets the contiguous slice p of it. With on_error="skip" an unreadable example is replaced
-    by the next readable one, with that one's label and index.
+    of P gets its p-th contiguous slice. With on_error="skip" the next readable example replaces an
+    unreadable one, with its own label and index.
 
     Args:
-      data: `Arrays`, or a source that is decoded on the fly.
+      data: `Arrays`, or a source whose images are decoded during training.
       global_batch_size: G, over all processes.
       seed: of the order and of crops.
       start_step: first step, from 0.
-      num_steps: batches to yield; None for no end.
+      num_steps: number of batches; None for an endless stream.
       process_index, process_count: p and P.
-      image_size: S of streamed pictures; the rest only matters for these too.
+      image_size: S of streamed images. The following arguments only matter for streamed images.
       channels: 1 or 3.
-      random_resized_crop: crop at random (a function of seed, epoch and index); False gives the
-        `evaluation_view`, to be augmented on the device.
+      random_resized_crop: True crops at random (a function of seed, epoch and index); False gives
+        the `evaluation_view`, which the device augments.
       crop_scale, crop_ratio: of `images.random_box`.
       crop_fraction: of `evaluation_view`.
       on_error: "raise" or "skip".
@@ -95,7 +95,7 @@ def train_batches(
 
     Returns:
       Iterator of image uint8 [b, S, S, C], label int32 [b], index int32 [b], epoch int32 [b], with
-      b = G / P. Close it when workers are used.
+      b = G / P. Close it if workers are used.
 
     Raises:
       UnreadableExample: while iterating, with on_error="raise".
@@ -106,7 +106,7 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step={start_step} was given; use 0 or more.")
     count = len(data)
-    if num_steps == 0:  # nothing is trained, so there need be nothing to train on
+    if num_steps == 0:  # an empty train part is allowed if nothing is trained
         return Batches(iter(()), {})
     sample(0, count, seed)
 
@@ -147,7 +147,7 @@ def train_batches(
         crop_fraction=crop_fraction,
         skip=on_error == "skip",
     )
-    # Grain wants a length; 2**40 batches do not end.
+    # Grain needs a length; 2**40 batches never end.
     steps = 2**40 if num_steps is None else num_steps
     return stream(loader, steps, local, on_error, num_workers, num_threads)
 
@@ -167,9 +167,9 @@ def eval_batches(
 ) -> Batches:
     """Every example exactly once, in order, for any batch size and number of processes.
 
-    All processes yield ceil(N / G) batches of b = G / P. The last is padded: mask 0, index -1,
-    label 0, image 0. With on_error="skip" an unreadable example has mask 0 and image 0 but keeps
-    its label and index.
+    All processes yield ceil(N / G) batches of b = G / P. The last batch is padded: mask 0, index
+    -1, label 0, image 0. With on_error="skip" an unreadable example has mask 0 and image 0, but
+    keeps its label and index.
 
     Args:
       As in `train_batches`.
@@ -224,6 +224,6 @@ def _check_arrays(arrays: Arrays, on_error: str) -> None:
 def _streamed_size(image_size: int) -> int:
     if image_size < 1:
         raise ValueError(
-            f"image_size={image_size} was given for streamed pictures; use at least 1 pixel."
+            f"image_size={image_size} was given for streamed images; use at least 1 pixel."
         )
     return image_size

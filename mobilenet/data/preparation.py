@@ -1,6 +1,6 @@
-"""Getting data sets ready: the embedded digits, and what TFDS downloads.
+"""Prepares data sets: writes the embedded digits, and downloads others with TFDS.
 
-tensorflow_datasets is imported only when something is prepared, and TensorFlow never.
+tensorflow_datasets is imported only when a data set is prepared, and TensorFlow is never imported.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from mobilenet.data.sources import DatasetError
 
 
 class DownloadError(RuntimeError):
-    """A data set that could not be downloaded; the message says what to do."""
+    """A data set could not be downloaded; the message says what to do."""
 
 
 def default_data_dir() -> Path:
-    """Where TFDS keeps its data: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """The directory of TFDS data sets: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def cache_dir() -> Path:
-    """Where the digits are written without a data_dir: $XDG_CACHE_HOME or ~/.cache, /mobilenet."""
+    """The directory of the digits without a data_dir: $XDG_CACHE_HOME or ~/.cache, /mobilenet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification: a relative path is invalid and ignored.
     root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
@@ -50,7 +50,7 @@ def parse_name(name: str) -> tuple[str, str, str]:
 
 
 def prepare_digits(data_dir: Path) -> Path:
-    """Writes digits below data_dir unless they are there; returns their version directory."""
+    """Writes the digits below data_dir unless they exist; returns their version directory."""
     target = data_dir / "digits" / "1.0.0"
     if (target / "features.json").is_file():
         return target
@@ -59,7 +59,7 @@ def prepare_digits(data_dir: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=target.parent))
     except OSError as error:
         raise DatasetError(
-            f"the embedded digits are written once to {target}, which failed ({error}); "
+            f"the embedded digits could not be written to {target} ({error}); "
             "name a writable folder with data_dir, or set XDG_CACHE_HOME."
         ) from error
     try:
@@ -70,7 +70,7 @@ def prepare_digits(data_dir: Path) -> Path:
         builder = Digits(data_dir=os.fspath(temporary))
         tfds.disable_progress_bar()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces even a second's work
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints even for short work
                 builder.download_and_prepare(
                     file_format="array_record",
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -80,8 +80,8 @@ def prepare_digits(data_dir: Path) -> Path:
         prepared = Path(builder.data_dir)
         prepared.chmod(0o755)
         try:
-            # The rename is the moment at which the data set exists, whole; of several processes
-            # the first wins and the others use its copy.
+            # The rename makes the complete data set visible at once. If several processes do this,
+            # the first one succeeds and the others use its copy.
             prepared.rename(target)
         except OSError:
             if not (target / "features.json").is_file():
@@ -101,15 +101,15 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
 
     Args:
       name: a TFDS name, or "digits" (which needs no download).
-      data_dir: where it is written; "" means `default_data_dir` (digits: `cache_dir`).
+      data_dir: where to write it; "" means `default_data_dir` (for digits `cache_dir`).
 
     Returns:
-      The version directory; an existing ArrayRecord copy is left as it is.
+      The version directory; an existing ArrayRecord copy is not changed.
 
     Raises:
-      DatasetError: an unknown name, a data set that TFDS cannot write without TensorFlow or that
-        has to be downloaded by hand, or a data_dir that cannot be written.
-      DownloadError: the network or what came through it.
+      DatasetError: the name is unknown, TFDS cannot write the data set without TensorFlow, the data
+        set must be downloaded by hand, or data_dir cannot be written.
+      DownloadError: the download failed.
     """
     data_dir = os.fspath(data_dir)
     if name == "folder":
@@ -154,12 +154,12 @@ def _check_format(name: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, root: Path) -> Iterator[None]:
-    """Turns what TFDS raises while it prepares a data set into one sentence."""
+    """Turns the errors of TFDS during a preparation into one sentence."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager, extractor, util
 
-    # Those of `requests` are OSErrors too.
+    # The errors of `requests` are also OSErrors, so these come first.
     network = (
         requests.RequestException,
         http.client.HTTPException,
@@ -174,22 +174,22 @@ def _explained(name: str, root: Path) -> Iterator[None]:
         yield
     except tfds.core.DatasetNotFoundError as error:
         raise DatasetError(
-            f"TFDS knows no dataset {name!r}; see https://www.tensorflow.org/datasets/catalog."
+            f"TFDS has no dataset {name!r}; see https://www.tensorflow.org/datasets/catalog."
         ) from error
     except ImportError as error:
-        reason = str(error).splitlines()[-1]  # TFDS puts the whole example before it
+        reason = str(error).splitlines()[-1]  # TFDS puts a whole example before it
         raise DatasetError(
-            f"preparing {name!r} needs a package that is not installed ({reason}); install the "
-            "extra with `pip install 'mobilenet[prepare]'`."
+            f"preparing {name!r} needs a package that is not installed ({reason}); "
+            "`pip install -e '.[prepare]'` in the checkout brings it."
         ) from error
     except network as error:
         raise DownloadError(
             f"dataset {name!r} could not be downloaded ({_reason(error)}). Try again, or prepare "
-            "it on a machine that reaches its server and convert the copy with "
+            "it on a machine that can reach its server and convert the copy with "
             f"`mobilenet prepare --from_tfrecord=COPY/{name.partition(':')[0]}/VERSION "
             f"--data_dir={root}`."
         ) from error
-    except AssertionError as error:  # TFDS's way to say that files must be fetched by hand
+    except AssertionError as error:  # TFDS raises this if files must be downloaded by hand
         if "Manual directory" not in str(error):
             raise
         raise DatasetError(
@@ -199,13 +199,13 @@ def _explained(name: str, root: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise DatasetError(
-            f"dataset {name!r} could not be written to {root} ({_reason(error)}); name a folder "
-            "that can be written with data_dir."
+            f"dataset {name!r} could not be written to {root} ({_reason(error)}); name a writable "
+            "folder with data_dir."
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """What happened, on one line; of what the layers of a download wrap, the cause."""
+    """The error's text on one line; for wrapped errors of a download, the innermost cause."""
     inner: Any = error.args[0] if error.args else error
     text = " ".join(str(getattr(inner, "reason", error)).split())
     return f"{text[:300]} ..." if len(text) > 300 else text or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a data set is: three sources of encoded images with random access, and their class names."""
+"""Defines a data set: three sources of encoded images with random access, and class names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 
 def read_many(source: Source, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int]]:
-    """`[source.read(i) for i in indices]`, in one call where the source can (5x for TFDS)."""
+    """`[source.read(i) for i in indices]`, in one call if the source supports it (5x for TFDS)."""
     many = getattr(source, "read_many", None)
     return many(indices) if many is not None else [source.read(i) for i in indices]
 
@@ -46,12 +46,13 @@ class Dataset:
     """An opened data set.
 
     Attributes:
-      name: as it was asked for.
+      name: as the user gave it.
       class_names: label -> name.
-      image_shape: (H, W, C) when all images share one known shape, else None.
-      splits: "train", "validation" and "test"; validation is empty when none was asked for, and so
-        is train in a folder that has a test part alone.
-      left_out: why files of a folder are no examples -> how many; empty for other data sets.
+      image_shape: (H, W, C) if all images have one known shape, else None.
+      splits: "train", "validation" and "test". Validation is empty if none was requested; train is
+        empty in a folder that has only a test part.
+      left_out: reason why files of a folder are not examples -> their number; empty for other data
+        sets.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Dataset:
 
     @functools.cached_property
     def examples(self) -> dict[str, dict[str, Any]]:
-        """What the examples of each split are known by: split -> `identify`."""
+        """Split -> `identify`, which identifies its examples."""
         return {name: identify(source) for name, source in self.splits.items()}
 
 
@@ -93,11 +94,11 @@ class SubsetSource:
 def evenly_spaced(num_examples: int, fraction: float) -> Bool[np.ndarray, " N"]:
     """Marks floor(N * fraction) of N examples, as evenly as possible by index.
 
-    Example i is marked iff floor((i + 1) f) > floor(i f), with f the decimal fraction as written
-    (0.29 is 29/100 and not the binary number nearest to it), so no seed is involved.
+    Example i is marked iff floor((i + 1) f) > floor(i f), where f is the decimal fraction as
+    written (0.29 is 29/100 and not the nearest binary number). So no seed is involved.
     """
     if not 0 <= fraction <= 1:
-        raise DatasetError(f"a fraction of {fraction} was asked for; use a value in [0, 1].")
+        raise DatasetError(f"a fraction of {fraction} was given; use a value in [0, 1].")
     exact = Fraction(str(fraction)).limit_denominator(10**6)
     steps = np.arange(num_examples + 1, dtype=np.int64) * exact.numerator // exact.denominator
     return steps[1:] > steps[:-1]
@@ -118,20 +119,20 @@ def labels_of(source: Source) -> Int64[np.ndarray, " N"]:
 
 
 def identify(source: Source) -> dict[str, Any]:
-    """What a run's examples are known by: their `count`, and a `digest` of names in order.
+    """Identifies the examples of a run: their `count`, and a `digest` of their names in order.
 
-    The digest is 16 hexadecimal digits, the same wherever the data set lies.
+    The digest is 16 hexadecimal digits, and does not depend on where the data set is stored.
     """
     names = b"\0".join(os.fsencode(name) for name in names_of(source))
     return {"count": len(source), "digest": hashlib.sha256(names).hexdigest()[:16]}
 
 
 def names_of(source: Source) -> Sequence[str]:
-    """What each example is called within its data set, in order; nothing is read.
+    """The names of all examples within their data set, in order; no example is read.
 
-    The names are the same wherever the data set lies: "cat/1.jpg" below the part of a folder, or
-    "cifar10/3.0.2/train record 17". A file name that is not UTF-8 has surrogates, as Python's
-    `os.fsdecode` gives them: `os.fsencode` and not `str.encode` makes bytes of a name.
+    The names do not depend on where the data set is stored: "cat/1.jpg" below the part of a folder,
+    or "cifar10/3.0.2/train record 17". A file name that is not UTF-8 has surrogates, as Python's
+    `os.fsdecode` gives them, so convert names to bytes with `os.fsencode`, not `str.encode`.
     """
     if isinstance(source, SubsetSource):
         names = names_of(source.source)

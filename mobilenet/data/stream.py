@@ -1,4 +1,4 @@
-"""Batches decoded on the fly by Grain, in threads or worker processes."""
+"""Batches whose images Grain decodes during training, in threads or worker processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilenet.data import images as pictures
+from mobilenet.data import images as views
 from mobilenet.data.batches import Batch, Batches
 from mobilenet.data.datasets import Source
 from mobilenet.data.memory import (
@@ -24,9 +24,9 @@ from mobilenet.data.memory import (
 )
 from mobilenet.data.order import example_rng, sample
 
-# Loaders run in Grain's threads or worker processes: they are pickled, hold the source and plain
-# settings, and report failures as data (a JSON text), since an exception of a worker process loses
-# its type and its example on the way.
+# Loaders run in Grain's threads or worker processes. They are pickled, so they hold only the source
+# and plain settings. They report failures as data (JSON text), because an exception of a worker
+# process loses its type and its example.
 
 
 def _position(element: int, first: int, local: int, stride: int) -> int:
@@ -70,13 +70,13 @@ class TrainLoader:
 
     def _view(self, data: bytes | np.ndarray, epoch: int, index: int) -> np.ndarray:
         if not self.random_resized_crop:
-            return pictures.load_eval_view_or_same(
+            return views.load_eval_view_or_same(
                 data,
                 size=self.image_size,
                 channels=self.channels,
                 crop_fraction=self.crop_fraction,
             )
-        return pictures.load_train_view(
+        return views.load_train_view(
             data,
             size=self.image_size,
             rng=example_rng(self.seed, epoch, index),
@@ -105,7 +105,7 @@ class EvalLoader:
         result["index"] = position
         try:
             data, result["label"] = self.source.read(position)
-            image = pictures.load_eval_view_or_same(
+            image = views.load_eval_view_or_same(
                 data,
                 size=self.image_size,
                 channels=self.channels,
@@ -137,9 +137,9 @@ def _collate(elements: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _main_module_hidden() -> Iterator[None]:
     """Keeps multiprocessing from running the user's script again in each spawned worker.
 
-    Workers need this package alone. Without this, a script that lacks an
-    `if __name__ == "__main__"` guard would start itself over in every worker, and one that has it
-    would import everything it imports, JAX included, once more.
+    Workers need only this package. Without this, a script without an `if __name__ == "__main__"`
+    guard would run again in every worker, and a script with the guard would import all its modules
+    again, JAX included.
     """
     main = sys.modules["__main__"]
     missing = object()
@@ -175,11 +175,11 @@ def stream(
     if num_workers:
         from absl import flags
 
-        # Grain reads a flag of its own when it starts workers, which fails in notebooks, tests and
-        # scripts without absl's app.run; a later app.run still parses.
+        # Grain reads one of its flags when it starts workers. This fails in notebooks, tests and
+        # scripts without absl's app.run. A later app.run still parses the flags.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Grain deals elements out to the workers, so whole batches have to be the elements.
+        # Grain distributes elements over the workers, so each element must be a whole batch.
         stream = elements.batch(local, batch_fn=_collate).to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         )
@@ -204,7 +204,7 @@ def stream(
             first = False
             failed = {int(k): v for k, v in json.loads(batch.pop("failed")).items()}
             fatal = batch.pop("fatal")
-            # Out of Grain's shared memory, which must not outlive the workers.
+            # Copied out of Grain's shared memory, which must not outlive the workers.
             batch = {name: np.array(values) for name, values in batch.items()}
             for index, description in failed.items():
                 unreadable.setdefault(index, description)
@@ -220,10 +220,10 @@ def stream(
         closing, iterator = iterator, None
         if hasattr(closing, "close"):
             closing.close()
-        # Its buffers still hold arrays in shared memory, in cycles.
+        # Its buffers still hold arrays in shared memory, in reference cycles.
         del closing
         gc.collect()
 
-    # Grain's threads and shared memory complain loudly when the interpreter goes before them.
+    # Grain's threads and shared memory print errors if the interpreter ends before them.
     atexit.register(close)
     return Batches(batches(), unreadable, close)

@@ -1,4 +1,4 @@
-"""Prepared TFDS directories from TFRecord to ArrayRecord, without TensorFlow or Beam.
+"""Converts prepared TFDS directories from TFRecord to ArrayRecord, without TensorFlow or Beam.
 
 The records of the two formats are the same bytes; only the framing differs. A TFRecord file is a
 sequence of: length (uint64, little endian), masked CRC-32C of the length, data, masked CRC-32C of
@@ -24,7 +24,7 @@ _MASK_DELTA = 0xA282EAD8  # tensorflow/tsl/lib/hash/crc32c.h
 
 
 class CorruptRecord(DatasetError):
-    """A TFRecord file that is damaged; the message names the file and the byte offset."""
+    """A damaged TFRecord file; the message names the file and the byte offset."""
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -36,7 +36,7 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def read_tfrecord(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yields the records of one TFRecord file, each checked.
+    """Yields the records of one TFRecord file after a check of their checksums.
 
     Raises:
       CorruptRecord: a checksum differs or the file ends inside a record.
@@ -88,17 +88,17 @@ def _read_info(source: Path) -> dict[str, Any]:
     found = info.get("fileFormat") or "tfrecord"
     if found != "tfrecord":
         raise DatasetError(
-            f"{source} is stored as {found}; only tfrecord is converted, "
-            "and array_record can be opened as it is."
+            f"{source} is stored as {found}; only tfrecord can be converted, "
+            "and array_record can be opened without conversion."
         )
     return info
 
 
 def dataset_subdirectory(source_dir: str | os.PathLike[str]) -> str:
-    """Where the data set of `source_dir` belongs below a data_dir: name[/config]/version.
+    """The path of the data set in `source_dir` below a data_dir: name[/config]/version.
 
     Raises:
-      DatasetError: as `metadata.read`; the names never lead out of the data_dir.
+      DatasetError: as `metadata.read`; so the names never lead out of the data_dir.
     """
     source = Path(source_dir)
     return metadata.subdirectory(_read_info(source), source)
@@ -111,18 +111,18 @@ class _Shard(NamedTuple):
 
 
 def _shards(source: Path, dataset: str, split: dict[str, Any]) -> list[_Shard]:
-    """The files of a split; its filepathTemplate is written out, as the copy needs it."""
+    """The files of a split; also writes its filepathTemplate, which the copy needs."""
     lengths = metadata.shard_lengths(split)
     template = split.get("filepathTemplate") or metadata.DEFAULT_TEMPLATE
     old = _shard_names(template, dataset, split["name"], "tfrecord", len(lengths))
     new = _shard_names(template, dataset, split["name"], "array_record", len(lengths))
-    if old == new:  # a template that spells the format out
+    if old == new:  # the template contains the name of the format
         template = metadata.DEFAULT_TEMPLATE
         new = _shard_names(template, dataset, split["name"], "array_record", len(lengths))
     for name in old:
         if not (source / name).is_file():
             raise DatasetError(
-                f"{source} lacks the shard {name} that its dataset_info.json lists; "
+                f"{source} lacks the shard {name}, which its dataset_info.json lists; "
                 "copy or prepare the data set again."
             )
     split["filepathTemplate"] = template
@@ -133,7 +133,7 @@ def _copy_shard(source: Path, target: Path, expected: int) -> int:
     """Writes a TFRecord file as ArrayRecord; returns the bytes of its records."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One record a group is what random access wants, and what TFDS writes.
+    # One record per group is best for random access; TFDS writes the same.
     writer = ArrayRecordWriter(str(target), "group_size:1")
     count = num_bytes = 0
     try:
@@ -145,7 +145,7 @@ def _copy_shard(source: Path, target: Path, expected: int) -> int:
         writer.close()
     if count != expected:
         raise DatasetError(
-            f"{source} holds {count} records where dataset_info.json says {expected}; "
+            f"{source} holds {count} records, but dataset_info.json says {expected}; "
             "copy or prepare the data set again."
         )
     return num_bytes
@@ -157,27 +157,27 @@ def convert_tfrecord(
     """Writes an ArrayRecord copy of a prepared TFDS data set.
 
     Records are copied byte for byte and shards keep their numbers, so indices and sub-splits select
-    the same examples. The copy appears under its name only when it is complete.
+    the same examples. The target directory appears only when the copy is complete.
 
     Args:
       source_dir: the version directory, with dataset_info.json, features.json and the shards.
-      target_dir: the version directory to create, as DATA_DIR/cifar10/3.0.2 (see
+      target_dir: the version directory to create, such as DATA_DIR/cifar10/3.0.2 (see
         `dataset_subdirectory`); it must not exist.
 
     Returns:
       name, version, target (the directory), splits (records per split), num_bytes (of the records).
 
     Raises:
-      CorruptRecord: a damaged or shortened shard.
+      CorruptRecord: a shard is damaged or truncated.
       DatasetError: not a TFRecord data set, missing shards, record counts that differ from
         dataset_info.json, metadata that `metadata.read` refuses, or a target that exists or cannot
         be written.
     """
     source, target = Path(source_dir), Path(target_dir)
     info = _read_info(source)
-    metadata.subdirectory(info, source)  # which says whether there is a name and a version
+    metadata.subdirectory(info, source)  # raises if there is no name or no version
     if os.path.lexists(target):
-        raise DatasetError(f"{target} exists and is never overwritten; remove it or name another.")
+        raise DatasetError(f"{target} exists and is not overwritten; remove it or name another.")
     listed = info.get("splits", [])
     splits = {split["name"]: _shards(source, info["name"], split) for split in listed}
     shards = [shard for shards in splits.values() for shard in shards]
@@ -204,12 +204,12 @@ def convert_tfrecord(
         info["fileFormat"] = "array_record"
         info.pop("alternativeFileFormats", None)
         (temporary / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
-        temporary.chmod(0o755)  # mkdtemp makes it private; a data set is shared between users
+        temporary.chmod(0o755)  # mkdtemp makes it private, but users share data sets
         try:
             temporary.rename(target)
         except OSError as error:
             raise DatasetError(
-                f"{target} appeared while the copy was made; remove one of the two."
+                f"{target} was created while the copy was made; remove one of the two."
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

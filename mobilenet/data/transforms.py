@@ -1,9 +1,9 @@
 """Augmentation and normalisation on the device, inside the compiled training step.
 
-One plain function per transform, on ONE image: float32 [H, W, C], values in [0, 1], C = 1 or 3, the
-same shape out, and a PRNG key first where it is random. `make_augment` chains them over a batch.
-All randomness of an example comes from its own key (`example_keys`), so results do not depend on
-how a batch is divided over devices. A transform that is switched off is not traced at all.
+There is one plain function per transform, for ONE image: float32 [H, W, C], values in [0, 1], C = 1
+or 3. It returns the same shape; random functions take a PRNG key first. `make_augment` applies them
+to a batch. All randomness of an example comes from its own key (`example_keys`), so results do not
+depend on how a batch is divided over devices. A transform that is switched off is not traced.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ Keys = Key[Array, " B"]
 
 # Mean and standard deviation per channel, of values in [0, 1].
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    # torchvision's constants for its ImageNet weights, used by nearly everyone since.
+    # torchvision's constants for its ImageNet weights, which most projects use.
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # To [-1, 1], as Keras's and the original TensorFlow MobileNetV2 weights expect.
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
-# ITU-R 601 luma, as Pillow and torchvision compute grey.
+# ITU-R 601 luma; Pillow and torchvision compute grey in the same way.
 _LUMA = (0.299, 0.587, 0.114)
 
-# Each transform draws all its numbers in one `uniform` call: every call to the generator adds about
+# Each transform draws all its numbers in one `uniform` call: every call of the generator adds about
 # half a second to XLA's compilation on CPU, more than the transform itself.
 
-# Streams below an example's key. Fixed numbers: switching one transform on leaves the randomness of
-# the others as it was.
+# Streams below an example's key. The numbers are fixed, so that switching one transform on does not
+# change the randomness of the others.
 _CROP, _FLIP, _JITTER, _RANDAUGMENT, _ERASE, _MIX = range(6)
 
 
 def normalization(preset: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of a preset for 1 or 3 channels; for grey, the average of the three.
+    """Mean and std of a preset for 1 or 3 channels; for grey, the average of the three channels.
 
     Raises:
-      ValueError: an unknown preset.
+      ValueError: the preset is unknown.
     """
     if preset not in NORMALIZATIONS:
         raise ValueError(
@@ -59,21 +59,21 @@ def normalization(preset: str, channels: int) -> tuple[tuple[float, ...], tuple[
 def normalize(
     images: Float[Array, "*batch C"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "*batch C"]:
-    """(images - mean) / std per channel; mean and std of length C or 1, of values in [0, 1].
+    """(images - mean) / std per channel; mean and std of length C or 1, for values in [0, 1].
 
     Raises:
-      ValueError: another length, or a std that is not positive.
+      ValueError: the length is different, or a std is not positive.
     """
     channels = images.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise ValueError(
-                f"{name} has {len(values)} values for pictures of {channels} channels; "
+                f"{name} has {len(values)} values for images of {channels} channels; "
                 f"give {channels} or 1."
             )
     if min(std) <= 0:
         raise ValueError(f"std {tuple(std)} was given; use positive values.")
-    # A multiplication instead of a division fuses into the surrounding arithmetic for free.
+    # A multiplication, unlike a division, is fused into the surrounding arithmetic at no cost.
     scale = 1.0 / np.asarray(std, np.float64)
     offset = -np.asarray(mean, np.float64) * scale
     return images * jnp.asarray(scale, images.dtype) + jnp.asarray(offset, images.dtype)
@@ -91,7 +91,7 @@ def example_keys(
 
 
 def random_crop_with_padding(key: Key[Array, ""], image: Image, padding: int) -> Image:
-    """A crop of the image's own size after `padding` zero pixels were added on every side."""
+    """A crop of the image's own size, after `padding` zero pixels are added on every side."""
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     corner = jax.random.uniform(key, (2,)) * (2 * padding + 1)
     top, left = jnp.floor(corner).astype(jnp.int32)
@@ -111,8 +111,9 @@ def _random_box(
 ) -> tuple[Array, Array, Array, Array]:
     """(top, left, height, width) in pixels of the first of `_TRIES` boxes that fits.
 
-    `uniforms` are `_BOX_NUMBERS` numbers in [0, 1). Area uniform in `scale` of the whole, aspect
-    ratio (width / height) log-uniform in `ratio`; if none fits, the largest centred box.
+    `uniforms` are `_BOX_NUMBERS` numbers in [0, 1). The area is uniform in `scale` of the whole,
+    and the aspect ratio (width / height) log-uniform in `ratio`. If none fits, the result is the
+    largest centred box.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     area = height * width * (scale[0] + uniforms[:_TRIES] * (scale[1] - scale[0]))
@@ -121,7 +122,7 @@ def _random_box(
     heights = jnp.round(jnp.sqrt(area * jnp.exp(-log_ratio)))
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = jnp.argmax(fits)
-    # The fallback: the largest centred box whose ratio is allowed (torchvision's rule).
+    # The fallback: the largest centred box with an allowed ratio (torchvision's rule).
     aspect = min(max(width / height, ratio[0]), ratio[1])
     fallback_w = min(width, max(1, round(height * aspect)))
     fallback_h = min(height, max(1, round(width / aspect)))
@@ -140,10 +141,10 @@ def random_resized_crop(
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (0.75, 1.3333),
 ) -> Image:
-    """A random part (arXiv 1409.4842, section 6) resized, bilinear, to the image's own size.
+    """A random part (arXiv 1409.4842, section 6), resized bilinearly to the image's own size.
 
     Args:
-      scale: range of the part's area, as fraction of the image's.
+      scale: range of the part's area, as a fraction of the image's.
       ratio: range of the part's width / height.
     """
     height, width, _ = image.shape
@@ -158,7 +159,7 @@ def random_resized_crop(
 
 
 def horizontal_flip(key: Key[Array, ""], image: Image) -> Image:
-    """Mirrored left to right with probability 1/2."""
+    """Mirrors left and right with probability 1/2."""
     return jnp.where(jax.random.uniform(key) < 0.5, image[:, ::-1], image)
 
 
@@ -172,12 +173,12 @@ def _grey(image: Image) -> Float[Array, "H W 1"]:
 
 
 def _blend(image: Image, other: Array, factor: Array) -> Image:
-    """other + factor * (image - other), clipped: 1 keeps the image, above 1 exaggerates."""
+    """other + factor * (image - other), clipped: 1 gives the image, above 1 a stronger effect."""
     return jnp.clip(other + factor * (image - other), 0.0, 1.0)
 
 
 def _shift_hue(image: Image, turns: Array) -> Image:
-    """Rotates the hue of HSV by `turns` (1 is the full circle); grey images stay."""
+    """Rotates the hue of HSV by `turns` (1 is the full circle); grey images do not change."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
@@ -204,14 +205,14 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> Image:
-    """Random brightness, contrast, saturation and hue, in this order; 0 leaves one out.
+    """Random brightness, contrast, saturation and hue, in this order; 0 switches one off.
 
-    Factors are uniform in [max(0, 1 - s), 1 + s], the hue shift in [-hue, hue] turns, as
-    torchvision's ColorJitter, which shuffles the order as well (four times the program here).
+    Factors are uniform in [max(0, 1 - s), 1 + s], the hue shift in [-hue, hue] turns, as in
+    torchvision's ColorJitter. That one also shuffles the order (a program four times as large).
 
     Args:
       brightness, contrast, saturation: strengths s >= 0.
-      hue: in [0, 0.5]. Saturation and hue leave grey images (C = 1) as they are.
+      hue: in [0, 0.5]. Saturation and hue do not change grey images (C = 1).
     """
     uniforms = jax.random.uniform(key, (4,))
 
@@ -231,7 +232,7 @@ def color_jitter(
 
 
 def _sharpness(image: Image, factor: Array) -> Image:
-    """Blend with Pillow's SMOOTH filter, (1 1 1; 1 5 1; 1 1 1) / 13; the border row is kept."""
+    """Blends with Pillow's SMOOTH filter, (1 1 1; 1 5 1; 1 1 1) / 13; the border is kept."""
     h, w, _ = image.shape
     if h < 3 or w < 3:
         return image
@@ -251,7 +252,7 @@ def _solarize(image: Image, threshold: Array) -> Image:
 
 
 def _autocontrast(image: Image) -> Image:
-    """Stretches each channel to [0, 1]; a channel of one value stays."""
+    """Stretches each channel to [0, 1]; a channel with one value does not change."""
     low = jnp.min(image, (0, 1), keepdims=True)
     high = jnp.max(image, (0, 1), keepdims=True)
     span = high - low
@@ -295,9 +296,9 @@ RANDAUGMENT_OPS = (
 
 
 def _affine(image: Image, matrix: Float[Array, "2 3"]) -> Image:
-    """Bilinear resample; `matrix` maps output (x, y, 1), from the centre, to input (x, y).
+    """Bilinear resampling; `matrix` maps output (x, y, 1), from the centre, to input (x, y).
 
-    Zero outside the image.
+    Pixels outside the image are zero.
     """
     height, width, _ = image.shape
     y, x = jnp.meshgrid(
@@ -324,15 +325,15 @@ def _affine(image: Image, matrix: Float[Array, "2 3"]) -> Image:
 
 
 def apply_randaugment_op(image: Image, op: Array, level: Array) -> Image:
-    """One of `RANDAUGMENT_OPS` by its index.
+    """Applies one of `RANDAUGMENT_OPS`, given by its index.
 
-    Ranges at full strength are torchvision's RandAugment (0.3 shear, 150/331 of the side, 30
-    degrees, factors 1 +- 0.9, 4 bits, threshold 0); bilinear, zero outside.
+    Ranges at full strength are those of torchvision's RandAugment (0.3 shear, 150/331 of the side,
+    30 degrees, factors 1 +- 0.9, 4 bits, threshold 0); bilinear, zero outside.
 
     Args:
       image: float32 [H, W, C] in [0, 1].
       op: int32 scalar, index into `RANDAUGMENT_OPS`.
-      level: float32 scalar in [-1, 1]; the sign is the direction where there is one.
+      level: float32 scalar in [-1, 1]; its sign is the direction, for operations that have one.
     """
     height, width, channels = image.shape
     size = jnp.abs(level)
@@ -344,7 +345,7 @@ def apply_randaugment_op(image: Image, op: Array, level: Array) -> Image:
     angle = amount("rotate", math.radians(30.0))
     shear_x, shear_y = amount("shear_x", 0.3), amount("shear_y", 0.3)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # At most one amount differs from zero, so the sum of the cases is one matrix for all of them.
+    # At most one amount is not zero, so one matrix serves all operations.
     matrix = jnp.stack(
         [
             jnp.stack([cos, sin + shear_x, amount("translate_x", width * 150 / 331)]),
@@ -361,7 +362,7 @@ def apply_randaugment_op(image: Image, op: Array, level: Array) -> Image:
         jnp.where(op == index["contrast"], jnp.mean(_grey(image)), _grey(image)),
     )
     if channels == 1:
-        # Colour has nothing to saturate in a grey image.
+        # Saturation has no effect on a grey image.
         factor = jnp.where(op == index["color"], 1.0, factor)
     blended = _blend(image, blend_to, factor)
     is_blend = (op == index["brightness"]) | (op == index["color"]) | (op == index["contrast"])
@@ -380,12 +381,12 @@ def apply_randaugment_op(image: Image, op: Array, level: Array) -> Image:
 def rand_augment(
     key: Key[Array, ""], image: Image, layers: int = 2, magnitude: float = 9.0
 ) -> Image:
-    """RandAugment (arXiv 1909.13719): `layers` random operations of one strength.
+    """RandAugment (arXiv 1909.13719): `layers` random operations of the same strength.
 
     Args:
-      layers: operations in a row, each uniform over `RANDAUGMENT_OPS`.
+      layers: number of operations, each uniform over `RANDAUGMENT_OPS`.
       magnitude: 0..10, where 10 is full strength (timm's "m9" scale; torchvision's 0..30 over 3).
-        Directions are random signs.
+        Directions are random.
     """
 
     uniforms = jax.random.uniform(key, (layers, 2))
@@ -395,7 +396,7 @@ def rand_augment(
         sign = jnp.where(uniforms[i, 1] < 0.5, 1.0, -1.0)
         return apply_randaugment_op(current, op, sign * magnitude / 10.0)
 
-    # A loop, so that more layers do not make a larger program.
+    # A loop, so that more layers do not make the program larger.
     return jax.lax.fori_loop(0, layers, layer, image) if layers else image
 
 
@@ -407,10 +408,10 @@ def random_erasing(
     ratio: Sequence[float] = (0.3, 3.3),
     value: float | Sequence[float] = 0.0,
 ) -> Image:
-    """Fills a random rectangle with `value` (arXiv 1708.04896), with the given probability.
+    """With the given probability, fills a random rectangle with `value` (arXiv 1708.04896).
 
     Args:
-      scale: range of the rectangle's area as fraction of the image's.
+      scale: range of the rectangle's area, as a fraction of the image's.
       ratio: range of its width / height.
       value: a number, or one per channel.
     """
@@ -445,7 +446,7 @@ def _partners(batch: Array) -> Array:
 def _symmetric_beta(uniform: Float[Array, ""], alpha: float) -> Float[Array, ""]:
     """The quantile function of Beta(alpha, alpha), interpolated between 4,097 points.
 
-    `jax.random.beta` is two rejection loops, which take seconds to compile where this takes none.
+    `jax.random.beta` has two rejection loops that take seconds to compile; this has none.
     """
     from scipy.special import betaincinv
 
@@ -463,8 +464,8 @@ def mix(
 ) -> tuple[Images, Float[Array, "B K"]]:
     """Mixup or CutMix; with both alphas above 0, one of the two per pair with probability 1/2.
 
-    Example i is mixed with its neighbour i ^ 1, and the numbers of a pair come from the key of its
-    even element: any division of the batch into parts of even size gives the same result.
+    Example i is mixed with its neighbour i ^ 1. The random numbers of a pair come from the key of
+    its even element, so any division of the batch into parts of even size gives the same result.
     """
     if not mixup_alpha and not cutmix_alpha:
         return images, targets
@@ -586,10 +587,10 @@ def make_augment(
     Args:
       mean, std: per channel (or one for all), of values in [0, 1].
       random_crop_padding: pixels.
-      random_resized_crop: for images held in memory; streamed ones arrive cropped.
+      random_resized_crop: for images in memory; streamed images are already cropped.
       random_erasing: probability.
-      mixup_alpha, cutmix_alpha: parameters of the Beta distributions; with both above 0 one of
-        the two is drawn per pair.
+      mixup_alpha, cutmix_alpha: parameters of the Beta distributions; with both above 0 one of the
+        two is drawn per pair.
       The others: see the function of the same name.
 
     Returns:
@@ -617,7 +618,7 @@ def make_augment(
     if not 0 < crop_ratio[0] <= crop_ratio[1]:
         raise ValueError(f"crop_ratio={tuple(crop_ratio)} was given; use 0 < low <= high.")
     flip, resized_crop, erase = horizontal_flip, random_resized_crop, random_erasing
-    functions = globals()  # the settings hide the functions of the same names in here
+    functions = globals()  # in here, settings hide the functions of the same names
     per_example: list[tuple[int, Callable[[Array, Array], Array]]] = []
     if random_crop_padding:
         per_example.append(

@@ -1,10 +1,10 @@
-"""TFLite files for LiteRT: float networks, and integer ones with their own codes and scales.
+"""TFLite files for LiteRT: float networks, and integer networks with their own codes and scales.
 
 The files are written operation by operation with the schema that LiteRT ships. A converter would
-derive grids, codes and biases anew from float numbers; here an integer file holds those of the
-`integer.Graph` that was studied, tensor by tensor under the same names, and metadata in one pass.
+derive new grids, codes and biases from float numbers. An integer file written here holds those of
+the `integer.Graph`, for each tensor under the same name, and also the metadata.
 
-Files take one picture at a time, [1, H, W, C].
+Files take one image at a time, [1, H, W, C].
 """
 
 # LiteRT is an extra; types are not checked against it.
@@ -22,7 +22,7 @@ from mobilenet.export.operations import ExportError
 from mobilenet.export.tflite_writer import Writer, require
 from mobilenet.quantize import integer
 
-# LiteRT computes int8 sigmoids on this grid alone (lite/kernels/activations.cc).
+# LiteRT only computes int8 sigmoids on this grid (lite/kernels/activations.cc).
 _SIGMOID = integer.Grid(1 / 256, -128)
 
 
@@ -32,7 +32,7 @@ def write_float(path: Path, program: operations.Program, metadata: Mapping[str, 
     Args:
       path: of the .tflite file.
       program: from `operations.trace`.
-      metadata: JSON values, kept inside the file.
+      metadata: JSON values, stored inside the file.
 
     Raises:
       ExportError: LiteRT is not installed.
@@ -44,19 +44,19 @@ def write_float(path: Path, program: operations.Program, metadata: Mapping[str, 
 def write_integer(
     path: Path, graph: integer.Graph, metadata: Mapping[str, Any], *, integer_io: bool = False
 ) -> None:
-    """Writes an integer network: int8 activations, weights of int8, or of int4 where all fit.
+    """Writes an integer network: int8 activations, weights of int8, or of int4 if all codes fit.
 
-    Grids of unsigned codes are moved to int8 (`signed`), which changes no number. What executor and
-    LiteRT compute is the same within one code an operation.
+    Grids of unsigned codes are moved to int8 (`signed`), which changes no number. Each operation of
+    LiteRT gives the executor's result within one code.
 
     Args:
       path: of the .tflite file.
-      graph: with activations of 8 bits, symmetric weights, and pictures of a known shape.
-      metadata: JSON values, kept inside the file.
-      integer_io: take and give int8 codes in place of float numbers.
+      graph: with activations of 8 bits, symmetric weights, and images of a known shape.
+      metadata: JSON values, stored inside the file.
+      integer_io: take and return int8 codes instead of float numbers.
 
     Raises:
-      ExportError: LiteRT is not installed, or a grid that LiteRT has no kernels for; names it.
+      ExportError: LiteRT is not installed, or has no kernels for a grid, which the message names.
     """
     require()
     _IntegerWriter(signed(graph), integer_io).write(path, metadata)
@@ -71,7 +71,7 @@ def signed(graph: integer.Graph) -> integer.Graph:
         grids[name] = integer.Grid(grid.scale, grid.zero_point - by, grid.low - by, grid.high - by)
         if (grids[name].low, grids[name].high) != (-128, 127):
             raise ExportError(
-                f"The tensor {name} has the codes {grid.low} to {grid.high}; TFLite files have "
+                f"The tensor {name} has the codes {grid.low} to {grid.high}; TFLite files need "
                 "activations of 8 bits. Export this network as ONNX."
             )
     found = []
@@ -108,7 +108,7 @@ class _FloatWriter(Writer):
         low, high = operation.clip or (-np.inf, np.inf)
         found = self.activation(low, high)
         if found is None:
-            raise ExportError(f"TFLite fuses no clip to {low} .. {high}.")
+            raise ExportError(f"TFLite has no fused activation that clips to {low} .. {high}.")
         return found
 
     def _linear(self, operation: operations.Operation, kernel: np.ndarray) -> list[int]:
@@ -188,7 +188,7 @@ class _FloatWriter(Writer):
     def _max_pool(self, operation: operations.Operation, x: int) -> None:
         values, source = operation.values, operation.inputs[0]
         size, window, strides = self._shapes[source][:2], values["window"], values["strides"]
-        least = float(np.finfo(np.float32).min)  # what is padded never is the largest
+        least = float(np.finfo(np.float32).min)  # padding must never be the largest value
         x, options = self.window(x, size, window, strides, 1, values["pads"], least=least)
         options |= {"filterHeight": window, "filterWidth": window}
         self.operator(
@@ -214,15 +214,15 @@ class _IntegerWriter(Writer):
     def __init__(self, graph: integer.Graph, integer_io: bool) -> None:
         super().__init__()
         if graph.input_shape is None:
-            raise ExportError("The graph has no picture's shape; TFLite files need it.")
+            raise ExportError("The graph has no image shape; TFLite files need it.")
         self._grids = graph.grids
         self._sizes: dict[str, tuple[int, ...]] = {graph.input: graph.input_shape}
         first = self._new(graph.input)
         self.graph.inputs = [first]
         if not integer_io:
-            picture = self.tensor("image", [1, *graph.input_shape], "FLOAT32")
-            self.graph.inputs = [picture]
-            self.operator("QUANTIZE", [picture], first, 1, "QuantizeOptions")
+            image = self.tensor("image", [1, *graph.input_shape], "FLOAT32")
+            self.graph.inputs = [image]
+            self.operator("QUANTIZE", [image], first, 1, "QuantizeOptions")
         for operation in graph.operations:
             kind = type(operation).__name__.lower()
             getattr(self, f"_{kind}")(operation, self.tensors[operation.inputs[0]])
@@ -240,19 +240,19 @@ class _IntegerWriter(Writer):
         )
 
     def _fused(self, operation: integer.Operation) -> int:
-        """The activation whose codes are the operation's."""
+        """The fused activation that clips to the operation's codes."""
         grid = self._grids[operation.output]
         for low, high in ((-np.inf, np.inf), (0, 6), (0, np.inf)):
             codes = tuple(int(grid.quantize(np.asarray(end))) for end in (low, high))
             if operation.clip(grid) == codes:
                 found = self.activation(low, high)
                 assert found is not None
-                # An activation that the grid implies is written nevertheless where one was meant.
+                # Even if the grid implies an activation, it is written when the operation has one.
                 if low == -np.inf and operation.low is not None:
                     continue
                 return found
         raise ExportError(
-            f"{operation.name} clips to {operation.clip(grid)}; TFLite fuses RELU and RELU6 alone."
+            f"{operation.name} clips to {operation.clip(grid)}; TFLite only fuses RELU and RELU6."
         )
 
     def _weights(
@@ -368,8 +368,8 @@ class _IntegerWriter(Writer):
         self._sizes[operation.output] = self._sizes[operation.inputs[0]]
         if operation.function != "sigmoid":
             raise ExportError(
-                f"{operation.name} is {operation.function or 'a table'}; TFLite files have the "
-                "sigmoid alone as a table. Export this network as ONNX."
+                f"{operation.name} is {operation.function or 'a table'}; the only table in TFLite "
+                "files is the sigmoid. Export this network as ONNX."
             )
         grid = self._grids[operation.output]
         output = self._new(operation.output)
@@ -392,7 +392,7 @@ class _IntegerWriter(Writer):
 
 
 def pack(codes: np.ndarray) -> bytes:
-    """Codes of four bits, two a byte, the first in the lower half."""
+    """Codes of four bits, two per byte, the first in the lower half."""
     flat = codes.astype(np.int8).ravel().view(np.uint8) & 15
     flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
     return (flat[::2] | flat[1::2] << 4).tobytes()

@@ -1,7 +1,7 @@
-"""ONNX files: float networks, and integer ones as QDQ (quantise-dequantise) graphs.
+"""ONNX files: float networks, and integer networks as QDQ (quantise-dequantise) graphs.
 
-Both are written with `onnx.helper` from the same lists of operations as the TFLite files. Pictures
-are [N, C, H, W] with any N, as runtimes of ONNX have them.
+Both are written with `onnx.helper` from the same lists of operations as the TFLite files. Images
+are [N, C, H, W] with any N, as usual in ONNX.
 """
 
 # ONNX is an extra; types are not checked against it.
@@ -18,7 +18,7 @@ from mobilenet.export import operations
 from mobilenet.export.operations import ExportError
 from mobilenet.quantize import integer
 
-OPSET, IR_VERSION = 21, 10  # 16-bit QuantizeLinear came with 21
+OPSET, IR_VERSION = 21, 10  # opset 21 is the first with 16-bit QuantizeLinear
 METADATA = "mobilenet"
 
 
@@ -28,12 +28,12 @@ def require() -> None:
 
 
 def write_float(path: Path, program: operations.Program, metadata: Mapping[str, Any]) -> None:
-    """Writes a float network, pictures [N, C, H, W] to logits [N, K].
+    """Writes a float network: images [N, C, H, W] to logits [N, K].
 
     Args:
       path: of the .onnx file.
       program: from `operations.trace`.
-      metadata: JSON values, kept inside the file.
+      metadata: JSON values, stored inside the file.
 
     Raises:
       ExportError: ONNX is not installed.
@@ -43,25 +43,25 @@ def write_float(path: Path, program: operations.Program, metadata: Mapping[str, 
 
 
 def write_integer(path: Path, graph: integer.Graph, metadata: Mapping[str, Any]) -> None:
-    """Writes an integer network as a QDQ graph, float pictures [N, C, H, W] to float logits [N, K].
+    """Writes an integer network as a QDQ graph: float images [N, C, H, W] to float logits [N, K].
 
     Activations are uint8 (uint16 above 8 bits), for which runtimes have kernels on x86; weights are
-    int8, biases int32. Grids of fewer bits are those of 8 with a clip before them.
+    int8, biases int32. A grid of fewer bits becomes one of 8 bits with a clip before it.
 
     Args:
       path: of the .onnx file.
-      graph: with pictures of a known shape.
-      metadata: JSON values, kept inside the file.
+      graph: with images of a known shape.
+      metadata: JSON values, stored inside the file.
 
     Raises:
-      ExportError: ONNX is not installed, or a table that is no known function.
+      ExportError: ONNX is not installed, or a table is not a known function.
     """
     require()
     _IntegerWriter(graph).write(path, metadata)
 
 
 class _Writer:
-    """An ONNX graph in the making; tensors of pictures are [N, C, H, W]."""
+    """Builds an ONNX graph; tensors of images are [N, C, H, W]."""
 
     def __init__(self) -> None:
         import onnx
@@ -71,20 +71,20 @@ class _Writer:
         self.constants: dict[str, Any] = {}
 
     def constant(self, name: str, values: np.ndarray) -> str:
-        """Adds a constant; one of that name is the same."""
+        """Adds a constant, unless there is one of that name."""
         if name not in self.constants:
             self.constants[name] = self.onnx.numpy_helper.from_array(values.copy(order="C"), name)
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Adds a node that makes `output`."""
+        """Adds a node that computes `output`."""
         self.nodes.append(
             self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes)
         )
         return output
 
     def clip(self, x: str, low: float, high: float, output: str) -> str:
-        """Adds max(low, min(high, x)), with a ReLU where it is one."""
+        """Adds max(low, min(high, x)), as a ReLU if it is one."""
         if (low, high) == (0, np.inf):
             return self.node("Relu", [x], output)
         ends = [
@@ -96,7 +96,7 @@ class _Writer:
     def convolution(
         self, inputs: list[str], output: str, values: Mapping[str, Any], shape: tuple[int, ...]
     ) -> str:
-        """Adds a Conv for a kernel that was [k, k, C_in, C]."""
+        """Adds a Conv for a kernel of shape [k, k, C_in, C]."""
         top, bottom, left, right = values["pads"]
         return self.node(
             "Conv",
@@ -219,12 +219,12 @@ class _FloatWriter(_Writer):
 
 
 class _IntegerWriter(_Writer):
-    """Every tensor is quantised and dequantised once: its readers read what it stands for."""
+    """Every tensor is quantised and dequantised once; operations read the dequantised tensor."""
 
     def __init__(self, graph: integer.Graph) -> None:
         super().__init__()
         if graph.input_shape is None:
-            raise ExportError("The graph has no picture's shape; ONNX files need it.")
+            raise ExportError("The graph has no image shape; ONNX files need it.")
         self._graph = graph
         self._quantize("image", graph.input)
         for operation in graph.operations:
@@ -247,11 +247,11 @@ class _IntegerWriter(_Writer):
         return kernels[-1].shape[-1]
 
     def _quantize(self, x: str, name: str, operation: integer.Operation | None = None) -> None:
-        """From real numbers to the codes of a tensor, and to what they stand for: `name`."""
+        """From real numbers to the codes of a tensor, and to their dequantised values, `name`."""
         grid = self._graph.grids[name]
         wide = grid.high - grid.low > 255
         dtype, span = (np.uint16, 65535) if wide else (np.uint8, 255)
-        # Codes as unsigned ones; a grid of fewer has room above.
+        # Codes become unsigned; a grid with fewer codes does not use the upper ones.
         shift = -grid.low
         low, high = (grid.low, grid.high) if operation is None else operation.clip(grid)
         if low > grid.low or high < grid.low + span:
@@ -267,7 +267,7 @@ class _IntegerWriter(_Writer):
         self.node("DequantizeLinear", [codes, *arguments], name)
 
     def _weights(self, operation: Any, kernel: np.ndarray) -> list[str]:
-        """Kernel and bias as dequantised constants; the output channels are the first axis."""
+        """Kernel and bias as dequantised constants; the first axis is the output channels."""
         name, source = operation.output, self._graph.grids[operation.inputs[0]]
         channels = kernel.shape[0]
         scale = np.asarray(operation.kernel_scale, np.float64)
@@ -327,7 +327,7 @@ class _IntegerWriter(_Writer):
             "hard_swish": ("HardSwish", {}),
         }
         if operation.function not in known:
-            raise ExportError(f"{operation.name} is a table of no known function.")
+            raise ExportError(f"{operation.name} is a table of an unknown function.")
         kind, attributes = known[operation.function]
         self.node(kind, list(operation.inputs), output, **attributes)
 
@@ -339,7 +339,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata inside a file that this module wrote.
 
     Raises:
-      ExportError: there is none, or ONNX is not installed.
+      ExportError: the file has none, or ONNX is not installed.
     """
     require()
     from onnx import load

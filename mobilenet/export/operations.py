@@ -1,8 +1,8 @@
-"""A float network as a list of operations, read off its trace: what every file format starts from.
+"""A float network as a list of operations, derived from its trace; all file formats start from it.
 
-Whatever a network's modules look like, in evaluation they come down to a dozen primitives of JAX.
-Here they become operations that runtimes have: constants are computed, normalisation is folded into
-the convolution before it, and clips are recognised as its activation.
+In evaluation, the modules of every network consist of a dozen primitives of JAX. This module turns
+these into operations that runtimes support: it computes constants, folds normalisation into the
+convolution before it, and turns clips into the activation of the operation before them.
 
     program = trace(lambda x: network.apply(variables, x, False), (224, 224, 3))
 """
@@ -19,15 +19,15 @@ from jax.extend import core
 
 
 class ExportError(ValueError):
-    """A network that a format cannot hold, or an extra that is missing; the message says which."""
+    """A format cannot hold a network, or an extra is missing; the message says which."""
 
 
 def require(files: str, **packages: str) -> None:
-    """Refuses to go on without what writes a kind of files.
+    """Refuses to continue without the packages that write a kind of files.
 
     Args:
-      files: their name.
-      packages: module -> its name for people.
+      files: name of the kind.
+      packages: module -> its name in messages.
 
     Raises:
       ExportError: one of them is not installed.
@@ -35,30 +35,30 @@ def require(files: str, **packages: str) -> None:
     for module, name in packages.items():
         if importlib.util.find_spec(module) is None:
             raise ExportError(
-                f"{files} need {name}, which is not installed; `pip install mobilenet[export]` "
-                "brings it."
+                f"{files} need {name}, which is not installed; `pip install -e '.[export]'` in "
+                "the checkout brings it."
             )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
-    """One step; tensors have names, and shapes without the batch in `Program.shapes`.
+    """One step. Tensors have names; their shapes, without the batch, are in `Program.shapes`.
 
     Attributes:
-      kind: and the values that come with it, tensors being [B, H, W, C] or [B, C]:
+      kind: one of these, with their `values`; tensors are [B, H, W, C] or [B, C]:
         "conv": kernel [k, k, C_in, C], or [k, k, 1, C] when `depthwise`; bias [C]; strides,
           dilation, pads (top, bottom, left, right), depthwise.
         "dense": kernel [C_in, C], bias [C].
         "affine": scale and shift, scalars or [C]: x * scale + shift.
         "add", "multiply": two tensors; of a product the second may be [B, C] or [B, 1, 1, C].
         "mean": over height and width, to [B, C]. "expand": [B, C] to [B, 1, 1, C].
-        "max_pool": window, strides, pads; what is padded never is the largest.
+        "max_pool": window, strides, pads; padding is never the largest value.
         "clip": low, high, either of which may be infinite.
         "sigmoid"; "hard_swish": x * clip(x + 3, 0, 6) / 6.
-      inputs: names of what it reads.
-      output: name of what it makes.
+      inputs: names of the tensors it reads.
+      output: name of the tensor it computes.
       values: see above.
-      clip: (low, high) that the result is clipped to at once; None: nowhere.
+      clip: (low, high) to which the result is clipped, or None.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A network: operations in order, its input's and output's name, and shapes without batch."""
+    """A network: operations in order, names of its input and output, and shapes without batch."""
 
     operations: tuple[Operation, ...]
     input: str
@@ -79,16 +79,16 @@ class Program:
 
 
 def trace(apply: Callable[[Any], Any], image_shape: tuple[int, int, int]) -> Program:
-    """The operations of a function of normalised pictures.
+    """The operations of a function of normalised images.
 
     Args:
       apply: float32 [B, H, W, C] to [B, K], convolutions in the form "grouped".
-      image_shape: of a picture.
+      image_shape: of an image.
 
     Raises:
-      ExportError: it computes something that there is no operation for; names the primitive.
+      ExportError: the function uses a primitive without an operation; the message names it.
     """
-    # Two pictures, so that the axis of the batch is told from those of length one.
+    # Two images, so that the axis of the batch differs from axes of length one.
     image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     closed = jax.make_jaxpr(apply)(image)
     reader = _Reader(image_shape)
@@ -108,7 +108,7 @@ _ELEMENTWISE = {
 
 
 class _Reader:
-    """Values are names of tensors, or NumPy arrays where they do not depend on the picture."""
+    """Values are names of tensors, or NumPy arrays if they do not depend on the image."""
 
     def __init__(self, image_shape: tuple[int, ...]) -> None:
         self.operations: list[Operation] = []
@@ -198,7 +198,7 @@ class _Reader:
                 return make("expand", x)
         raise ExportError(
             f"The network computes {name} of {[list(v.aval.shape) for v in equation.invars]}, "
-            "which there is no operation for in the files; export it as StableHLO."
+            "for which the files have no operation; export it as StableHLO."
         )
 
     def _constant(self, equation: Any, inputs: list[Any]) -> np.ndarray:
@@ -227,8 +227,8 @@ class _Reader:
             if second in (first, (1, 1, *first[-1:])):
                 return self._make("multiply", tuple(inputs), shape, {})
         raise ExportError(
-            f"The network computes {name} of {list(first)} and {list(second)}, which there is no "
-            "operation for in the files; export it as StableHLO."
+            f"The network computes {name} of {list(first)} and {list(second)}, for which the files "
+            "have no operation; export it as StableHLO."
         )
 
     def _with_constant(self, name: str, inputs: list[Any], shape: Any) -> str:
@@ -237,7 +237,7 @@ class _Reader:
         if constant.size > 1 and constant.size != constant.shape[-1]:
             raise ExportError(
                 f"The network computes {name} with a constant of {list(constant.shape)}; the files "
-                "have one for each channel."
+                "only support one value per channel."
             )
         constant = constant.reshape(-1) if constant.size > 1 else constant.reshape(())
         if name in ("max", "min") and constant.size == 1:
@@ -257,7 +257,7 @@ class _Reader:
 
 
 def _fuse(operations: list[Operation], output: str) -> list[Operation]:
-    """Merges an operation into the one before it wherever nothing else reads what is between."""
+    """Merges an operation into the one before it if nothing else reads the tensor between them."""
     found = list(operations)
     changed = True
     while changed:
@@ -274,7 +274,7 @@ def _fuse(operations: list[Operation], output: str) -> list[Operation]:
             if readers[operation.inputs[0]] == 1:
                 merged = _merge(found[before], operation)
                 if merged is not None:
-                    # At the place of the second: its other inputs are made by then.
+                    # At the position of the second: its other inputs exist there.
                     found[index] = dataclasses.replace(merged, output=operation.output)
                     del found[before]
                     changed = True
@@ -300,7 +300,7 @@ def _merge(first: Operation, second: Operation) -> Operation | None:
             values["bias"] = (values["bias"] * scale + shift).astype(np.float32)
             return dataclasses.replace(first, values=values)
         if first.kind == "affine":
-            # Of a mean, which is a sum times 1 / n here, this leaves exactly 1.
+            # For a mean, which is a sum times 1 / n here, this results in exactly 1.
             values["scale"] = np.asarray(values["scale"] * scale, np.float32)
             values["shift"] = np.asarray(values["shift"] * scale + shift, np.float32)
             return dataclasses.replace(first, values=values)
@@ -322,7 +322,10 @@ def _merge(first: Operation, second: Operation) -> Operation | None:
 def _hard_swish(
     found: list[Operation], made: dict[str, int], readers: dict[str, int], last: Operation
 ) -> tuple[Operation, set[str]] | None:
-    """x * clip(x + 3, 0, 6) / 6 as one operation, where `last` is the division; and what goes."""
+    """x * clip(x + 3, 0, 6) / 6 as one operation, and the tensors that it replaces, or None.
+
+    `last` is the division.
+    """
 
     def before(name: str, kind: str) -> Operation | None:
         index = made.get(name)
@@ -331,7 +334,7 @@ def _hard_swish(
         return found[index]
 
     def shifted(name: str) -> tuple[str, set[str]] | None:
-        """x and what lies between, where a tensor is clip(x + 3, 0, 6)."""
+        """If a tensor is clip(x + 3, 0, 6): x, and the tensors in between."""
         clip = before(name, "clip")
         if clip is None or (clip.values["low"], clip.values["high"]) != (0, 6):
             return None

@@ -1,4 +1,4 @@
-"""The runtimes that exported files are for, each behind one class, and differences of codes."""
+"""The runtimes of exported files, each as one class with the same methods, and code differences."""
 
 # The runtimes are extras; types are not checked against them.
 # pyright: reportMissingImports=false
@@ -23,9 +23,9 @@ class LiteRT:
 
     Args:
       path: of the file.
-      output: number of the tensor that is handed out in place of the file's output; None for that.
-      kernels: "builtin", or "xnnpack" for what an application gets by default.
-      keep: make `tensor` answer for every tensor; built-in kernels only.
+      output: number of the tensor that is returned instead of the file's output; None for that.
+      kernels: "builtin", or "xnnpack", which applications use by default.
+      keep: let `tensor` return every tensor; only with built-in kernels.
     """
 
     def __init__(
@@ -50,28 +50,28 @@ class LiteRT:
 
     @property
     def reads_codes(self) -> bool:
-        """Whether the file reads integer codes, and not float numbers."""
+        """Whether the file reads integer codes instead of float numbers."""
         return np.dtype(self._given["dtype"]).kind in "iu"
 
     def run(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [H, W, C] of one picture, or float where the file reads that -> its output."""
+        """Codes [H, W, C] of one image, or float numbers if the file reads these -> its output."""
         self._interpreter.set_tensor(self._given["index"], codes[None])
         self._interpreter.invoke()
         return self.tensor(self._answer["index"])
 
     def tensor(self, number: int) -> np.ndarray:
-        """A tensor as the last picture left it."""
+        """A tensor after the last image."""
         return np.array(self._interpreter.get_tensor(number))
 
 
 def with_output(data: bytes, tensor: int) -> bytes:
-    """A TFLite file whose only output is another of its tensors."""
+    """A TFLite file whose only output is replaced by another of its tensors."""
     import tflite
 
     graph: Any = tflite.Model.GetRootAsModel(data, 0).Subgraphs(0)
     if graph.OutputsLength() != 1:
         raise ValueError(f"the file has {graph.OutputsLength()} outputs instead of one.")
-    table = graph._tab  # the generated classes read vectors, and do not say where they are
+    table = graph._tab  # the generated classes read vectors, but do not expose their positions
     field = table.Offset(8)  # `outputs` is the third field of the schema's SubGraph
     start = table.Vector(field)
     return data[:start] + int(tensor).to_bytes(4, "little", signed=True) + data[start + 4 :]
@@ -85,20 +85,22 @@ def compare_operations(
     *,
     rounding: integer.Rounding = "builtin",
 ) -> dict[str, dict[str, Any]]:
-    """Each operation of the executor on LiteRT's own tensors, which inherit no difference.
+    """Compares each operation of the executor, run on LiteRT's own tensors, with LiteRT's result.
+
+    So no operation inherits differences of earlier ones.
 
     Args:
       path: of the file that the graph was read from, or that was written from it.
       graph: the executor's.
-      given: what the file reads, codes or pictures, [B, H, W, C].
+      given: input of the file, codes or images, [B, H, W, C].
       number: name of a tensor in the graph -> its number in the file.
-      rounding: of the executor; "builtin" is that of the kernels that are compared with.
+      rounding: of the executor; "builtin" is that of the kernels it is compared with.
 
     Returns:
       Kind of operation -> `difference`.
     """
     runtime = LiteRT(path, keep=True)
-    # Pooled tensors are [B, C] here, and [B, 1, 1, C] in most files.
+    # Pooled tensors are [B, C] here, but [B, 1, 1, C] in most files.
     pooled = {op.output for op in graph.operations if isinstance(op, (integer.Mean, integer.Dense))}
 
     def tensor(name: str) -> np.ndarray:
@@ -106,8 +108,8 @@ def compare_operations(
         return found.reshape(1, -1) if name in pooled else found
 
     found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
-    for picture in given:
-        runtime.run(picture)
+    for image in given:
+        runtime.run(image)
         for operation in graph.operations:
             theirs = {name: tensor(name) for name in operation.inputs}
             pair = found.setdefault(kind(operation), ([], []))
@@ -133,13 +135,13 @@ class OnnxRuntime:
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, picture: np.ndarray) -> np.ndarray:
-        """A picture [H, W, C], float32, normalised -> logits [1, K]."""
-        return self._session.run(None, {"image": picture.transpose(2, 0, 1)[None]})[0]
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """An image [H, W, C], float32, normalised -> logits [1, K]."""
+        return self._session.run(None, {"image": image.transpose(2, 0, 1)[None]})[0]
 
 
 def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How far two lists of codes are apart: counts, fractions, and differences in codes."""
+    """Differences between two lists of codes: counts, fractions, and sizes in codes."""
     apart = np.concatenate(
         [
             np.abs(mine.astype(np.int64).ravel() - other.astype(np.int64).ravel())
@@ -156,7 +158,7 @@ def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict
 
 
 def kind(operation: integer.Operation) -> str:
-    """What a row calls an operation."""
+    """The name of an operation's kind in result rows."""
     name = type(operation).__name__.lower()
     if isinstance(operation, integer.Convolution):
         return "depthwise" if operation.depthwise else name

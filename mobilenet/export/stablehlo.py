@@ -1,7 +1,7 @@
 """StableHLO archives: a network as `jax.export` serialises it, with its weights, for any batch.
 
-The archive is bytes that JAX loads again without the project's code. Newer versions of JAX read
-older archives, which is no promise for ever: keep the run directory beside it.
+JAX loads an archive without this project's code. Newer versions of JAX read older archives, but
+only for a limited time, so keep the run directory too.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def require() -> None:
-    """Raises ExportError unless what JAX serialises archives with is installed."""
+    """Raises ExportError unless the package that JAX needs for archives is installed."""
     operations.require("StableHLO archives", flatbuffers="FlatBuffers")
 
 
 def write(path: Path, apply: Callable[[Any], Any], image_shape: tuple[int, int, int]) -> None:
-    """Writes an archive of a function of normalised pictures, float32 [b, H, W, C] to [b, K].
+    """Writes an archive of a function of normalised images, float32 [b, H, W, C] to [b, K].
 
     Args:
       path: of the .stablehlo file.
       apply: of a float or a quantised network with its variables, in the form "grouped": the form
-        is not chosen again where the archive is loaded.
+        is fixed in the archive.
       image_shape: of an image.
 
     Raises:
@@ -46,11 +46,11 @@ def read(path: Path) -> Callable[[Any], jax.Array]:
     """The function of an archive: float32 [b, H, W, C] to [b, K], on any of PLATFORMS.
 
     Raises:
-      ExportError: the file is none, or of a version of JAX too far from this one; or FlatBuffers is
-        not installed.
+      ExportError: the file is not an archive, or its version of JAX is too different; or
+        FlatBuffers is not installed.
     """
     require()
     try:
         return export.deserialize(bytearray(path.read_bytes())).call
-    except Exception as error:  # flatbuffers raises whatever a broken file leads to
-        raise ExportError(f"{path} is no archive that this JAX can load: {error}") from error
+    except Exception as error:  # flatbuffers raises many types for a damaged file
+        raise ExportError(f"{path} is not an archive that this JAX can load: {error}") from error

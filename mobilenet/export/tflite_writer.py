@@ -1,4 +1,4 @@
-"""TFLite files tensor by tensor: what every network's file is made of, and its metadata."""
+"""Writes TFLite files tensor by tensor, for all kinds of networks, with their metadata."""
 
 # LiteRT is an extra; types are not checked against it.
 # pyright: reportMissingImports=false
@@ -15,16 +15,16 @@ from mobilenet.export.operations import ExportError
 from mobilenet.models.depthwise import resolve_padding
 
 METADATA = "mobilenet"  # the name of the metadata's buffer
-SIGNATURE = "serving_default"  # TensorFlow's name for the only one
+SIGNATURE = "serving_default"  # TensorFlow's name for the only signature
 
 
 def require() -> None:
-    """Raises ExportError unless LiteRT, and what files are packed with, are installed."""
+    """Raises ExportError unless LiteRT and the package that packs files are installed."""
     operations.require("TFLite files", ai_edge_litert="LiteRT", flatbuffers="FlatBuffers")
 
 
 class Writer:
-    """A TFLite model in the making."""
+    """Builds a TFLite model."""
 
     def __init__(self) -> None:
         from ai_edge_litert import schema_py_generated as schema
@@ -39,7 +39,7 @@ class Writer:
         self.graph.tensors, self.graph.operators = [], []
         self.model.subgraphs = [self.graph]
         self._codes: dict[tuple[int, int], int] = {}
-        self._buffer(b"")  # by convention the first is empty
+        self._buffer(b"")  # by convention the first buffer is empty
         self.tensors: dict[str, int] = {}
 
     def _buffer(self, data: bytes) -> int:
@@ -91,7 +91,7 @@ class Writer:
         options: str = "",
         **values: Any,
     ) -> None:
-        """Adds an operation; `options` names the table that `values` go to."""
+        """Adds an operation; `options` names the table that holds `values`."""
         schema = self.schema
         key = (getattr(schema.BuiltinOperator, kind), version)
         if key not in self._codes:
@@ -123,12 +123,12 @@ class Writer:
         *,
         least: float | None = None,
     ) -> tuple[int, dict[str, int]]:
-        """What an operation with a window reads, padded where it must be, and its options.
+        """The input of an operation with a window, padded if necessary, and the window's options.
 
         Args:
-          x: number of the tensor that it is to read.
-          size: height and width of that.
-          window, strides, dilation: as in both directions.
+          x: number of the tensor to read.
+          size: its height and width.
+          window, strides, dilation: equal in both directions.
           pads: top, bottom, left, right.
           least: float number to pad with; None is 0, or its code.
         """
@@ -165,7 +165,7 @@ class Writer:
         return padded
 
     def activation(self, low: float, high: float) -> int | None:
-        """The fused activation of a clip; None where TFLite has none."""
+        """The fused activation of a clip; None if TFLite has none."""
         kinds = self.schema.ActivationFunctionType
         known = {
             (-np.inf, np.inf): kinds.NONE,
@@ -175,7 +175,7 @@ class Writer:
         return known.get((low, high))
 
     def _signature(self) -> Any:
-        """What tools that call a network by names know: image -> scores."""
+        """The named inputs and outputs, for tools that use names: image -> scores."""
         signature = self.schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
 
@@ -206,7 +206,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata inside a file that this module wrote.
 
     Raises:
-      ExportError: there is none, or LiteRT is not installed.
+      ExportError: the file has none, or LiteRT is not installed.
     """
     require()
     from ai_edge_litert import schema_py_generated as schema

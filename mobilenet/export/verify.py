@@ -1,4 +1,4 @@
-"""Is an exported file the network that was studied: its operations, codes, accuracy and speed."""
+"""Compares an exported file with the network of the run: operations, codes, accuracy and speed."""
 
 # LiteRT is an extra; types are not checked against it.
 # pyright: reportMissingImports=false
@@ -17,13 +17,13 @@ from mobilenet.export.operations import ExportError
 from mobilenet.export.runtimes import LiteRT
 from mobilenet.quantize import integer
 
-# Float files compute the same sums in another order: what their logits may differ by, of the
-# largest logit.
+# Float files compute the same sums in another order. This is the largest allowed difference of
+# their logits, relative to the largest logit.
 FLOAT_BOUND = 1e-3
-# Integer files round where the run simulates it, layer after layer: what a probability may differ
-# by on average over images, and in one image.
+# Integer files round where the run simulates rounding, layer after layer. These are the allowed
+# differences of a probability, on average over images, and in one image.
 MEAN_BOUND, LARGEST_BOUND = 0.05, 0.25
-# What may read or make float numbers in an integer file: its two ends.
+# Operations of an integer file that may read or compute float numbers: at its two ends.
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
 
 
@@ -33,8 +33,8 @@ class FileOperation:
 
     Attributes:
       kind: as the schema names it.
-      types: of the activations and weights that it reads and of what it makes, "INT8".
-      activation: the fused one, "NONE" without.
+      types: of its input activations, weights and output, such as "INT8".
+      activation: the fused one, or "NONE".
       inputs, output: numbers of tensors.
     """
 
@@ -82,10 +82,10 @@ def tensors(path: Path) -> dict[str, int]:
 
 
 def count_operations(path: Path) -> dict[str, int]:
-    """Kinds of operations of a TFLite file, "CONV_2D(INT8,INT4) RELU6", and how many of each."""
+    """Kinds of operations of a TFLite file, "CONV_2D(INT8,INT4) RELU6" -> how many there are."""
     found: collections.Counter[str] = collections.Counter()
     for operation in operations(path):
-        # Of the activations and weights; the last is the result's.
+        # Of the activations and weights; the last type is the output's.
         types = ",".join(operation.types[:-1][:2])
         fused = "" if operation.activation == "NONE" else f" {operation.activation}"
         found[f"{operation.kind}({types}){fused}"] += 1
@@ -104,12 +104,12 @@ def float_operations(path: Path) -> list[str]:
 def compare_operations(
     path: Path, graph: integer.Graph, images: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """`runtimes.compare_operations` of a file of this project.
+    """`runtimes.compare_operations` for a file of this project.
 
     Args:
       path: of a file that `litert.write_integer` wrote.
-      graph: that it was written from.
-      images: normalised pictures [B, H, W, C].
+      graph: from which it was written.
+      images: normalised images [B, H, W, C].
 
     Raises:
       ExportError: the file lacks a tensor of the graph.
@@ -124,19 +124,19 @@ def compare_operations(
 
 
 def answers(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """What a runtime says of pictures [B, H, W, C], one after another: [B, K]."""
+    """Outputs of a runtime for images [B, H, W, C], run one after another: [B, K]."""
     return np.concatenate([run(image).reshape(1, -1) for image in images])
 
 
 def differences(theirs: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
-    """How far two networks' answers to the same images are apart.
+    """Differences between the outputs of two networks for the same images.
 
     Args:
       theirs, ours: logits [B, K].
 
     Returns:
-      For "logits" and "probabilities" (their softmax) the mean, the 99 % quantile and the largest
-      over images of the difference of the class that differs most; "largest_logit" of ours.
+      For "logits" and "probabilities" (their softmax): the mean, the 99 % quantile and the largest,
+      over images, of the difference of the class that differs most; and "largest_logit" of ours.
     """
     theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
     found: dict[str, Any] = {"largest_logit": float(np.abs(ours).max())}
@@ -159,7 +159,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
-    """Where a row's differences come from, and a warning if they are above their bound, else "".
+    """The cause of a row's differences, and a warning if they are above their bound, else "".
 
     Args:
       row: with `differences`, "format", and for an integer TFLite file "executor".
@@ -170,24 +170,24 @@ def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
         bound = FLOAT_BOUND * max(1.0, row["largest_logit"])
         if row["logits"]["largest"] <= bound:
             return cause, ""
-        return "not rounding alone: a fault", (
-            f"a logit differs by {row['logits']['largest']:.2g}, and the order of sums explains "
-            f"{bound:.2g}: the file is not the run's network"
+        return "more than rounding: a fault", (
+            f"a logit differs by {row['logits']['largest']:.2g}, but the order of sums only "
+            f"explains {bound:.2g}: the file is not the run's network"
         )
     if "executor" in row:
         equal = all(part["largest"] <= 1 for part in row["executor"].values())
-        cause = "an operation that is not the executor's: a fault"
+        cause = "an operation that differs from the executor's: a fault"
         if equal:
             cause = (
-                "rounding that grows over the layers: each operation alone is within one code of "
+                "rounding that grows over the layers: each single operation is within one code of "
                 "the integer executor"
             )
     elif row["format"] == "stablehlo":
-        cause = "sums in another order, which round to other codes layer after layer"
+        cause = "sums in another order, which round to other codes in each layer"
     elif row["format"] == "litert":
-        cause = "rounding that grows over the layers, with kernels that round in their own way"
+        cause = "rounding that grows over the layers, with kernels that round differently"
     else:
-        cause = "rounding, or a fault: operations are compared one by one in .tflite files alone"
+        cause = "rounding, or a fault: operations are compared one by one only in .tflite files"
     mean, largest = (row["probabilities"][name] for name in ("mean", "largest"))
     if mean <= MEAN_BOUND and largest <= LARGEST_BOUND:
         return cause, ""
@@ -201,7 +201,7 @@ def explain(row: dict[str, Any], *, integer: bool) -> tuple[str, str]:
 def latency(
     run: Callable[[np.ndarray], np.ndarray], image: np.ndarray, *, runs: int = 50
 ) -> dict[str, float]:
-    """Milliseconds of one picture at a time: least, median, 90 % quantile, and how many runs."""
+    """Milliseconds per image: least, median, 90 % quantile, and the number of runs."""
     for _ in range(max(1, runs // 10)):
         run(image)
     seconds = []

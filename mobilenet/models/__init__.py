@@ -1,1 +1,1 @@
-"""Networks and their building blocks; nothing here knows of data or training."""
+"""Networks and their building blocks. This package does not import data or training code."""

@@ -1,9 +1,9 @@
 """Parameters, multiply-adds and activation memory of a plan, without building the network.
 
-Counting follows the released MobileNetV2 code: one MAC is one multiply-add of a convolution, dense
-or squeeze-and-excitation layer; batch normalisation, activations, pooling, gating and the shortcut
-addition are not counted. Golden values for every count are in `tests/models/reference/` and
-`experiments/reference/`.
+Counts follow the released MobileNetV2 code: one MAC is one multiply-add of a convolution, a dense
+layer or a squeeze-and-excitation layer. Batch normalisation, activations, pooling, gating and the
+addition of the shortcut are not counted. Published values of every count are in
+`tests/models/reference/` and `experiments/reference/`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class LayerCost:
       in_shape, out_shape: (H, W, C) of one image.
       weights, biases: of the convolution or dense layer.
       bn_channels: channels of its batch normalisation, each with a scale, a bias, a mean and a
-        variance; 0 without one.
+        variance; 0 without batch normalisation.
       macs: multiply-adds for one image.
     """
 
@@ -53,7 +53,7 @@ class LayerCost:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """Sums over layers, in the conventions in which MobileNetV2's size is printed.
+    """Sums over layers, in the conventions that publications use for MobileNetV2's size.
 
     Attributes:
       params: trainable (weights, biases, BN scale and bias): torchvision, timm.
@@ -150,7 +150,7 @@ def layer_costs(
 
 
 def _block_input(layers: list[LayerCost]) -> Shape:
-    """Shape of the latest tensor on the main path: a projected shortcut runs beside it."""
+    """Shape of the latest tensor on the main path (a projected shortcut is not on that path)."""
     return next(layer.out_shape for layer in reversed(layers) if layer.role != "shortcut")
 
 
@@ -177,7 +177,12 @@ PeakDefinition = Literal["per_op", "per_op_inplace_depthwise", "block_as_one_op"
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """Largest activation memory of one image: `elements` (bytes at int8) and the layer it is at."""
+    """Largest activation memory of one image.
+
+    Attributes:
+      elements: their number; bytes at int8.
+      at: name of the layer or block that needs them.
+    """
 
     elements: int
     at: str
@@ -199,7 +204,7 @@ def peak_activation(
 
     Args:
       plan, image_shape, num_classes, kernel_size: as for `layer_costs`.
-      definition: what is alive together.
+      definition: which tensors are in memory at the same time.
         "per_op": input and output of each convolution; in a block with a shortcut the block's input
           stays alive.
         "per_op_inplace_depthwise": as above, but a depthwise convolution needs only the larger of

@@ -1,22 +1,24 @@
 """Depthwise convolution as shifted multiply-adds, with a hand-derived gradient.
 
 XLA's grouped convolution is 15 to 20 times slower on CPU than the hardware allows, and its
-gradients are worse. The sum that defines a depthwise convolution,
+gradients are worse. A depthwise convolution is defined by the sum
 
-    y[b, h, w, c] = sum_ij x[b, s h + d i, s w + d j, c] k[i, j, c]        (x padded),
+    y[b, h, w, c] = sum_ij x[b, s h + d i, s w + d j, c] k[i, j, c]        (x padded).
 
-is `kh * kw` shifted multiply-adds over contiguous channels, which XLA fuses into one vectorised
-pass. The gradient of the input is such a sum over the gradient of the output, for each phase of the
-stride with the taps that meet it. The gradient of the filter,
+This sum is `kh * kw` shifted multiply-adds over contiguous channels, which XLA fuses into one
+vectorised pass. The gradient of the input is the same kind of sum over the gradient of the output,
+one sum for each phase of the stride, with the taps that read this phase. The gradient of the
+filter,
 
     dk[i, j, c] = sum_bhw x[b, s h + d i, s w + d j, c] g[b, h, w, c],
 
-is a reduction, which XLA does not vectorise together with slices. It runs here as a loop over
-images that keeps one running sum per tap, added to element by element (see `loops`).
+is a reduction, and XLA does not vectorise a reduction that is fused with slices. This module
+computes it in a loop over images. The loop keeps one running sum per tap and adds to it element by
+element (see `loops`).
 
-The rules of the gradient are ordinary differentiable JAX, so second derivatives (forward over
-reverse, reverse over reverse), `vmap`, `pmap` and `jax.checkpoint` work. `jax.jvp` of the
-convolution itself does not, as of any `jax.custom_vjp`: use the form 'grouped' for that.
+The gradient rules are ordinary differentiable JAX. So second derivatives (forward over reverse,
+reverse over reverse), `vmap`, `pmap` and `jax.checkpoint` work. `jax.jvp` of the convolution itself
+does not work, as for any `jax.custom_vjp`: use the form 'grouped' for that.
 """
 
 import itertools
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images, widen
+from mobilenet.models.loops import images_per_chunk, rows_per_sum, take_images, widen
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 # Taps of a window along one axis, each with the row or column where it begins to read.
@@ -36,11 +38,11 @@ Taps = Sequence[tuple[int, int]]
 
 
 def resolve_form(form: str) -> str:
-    """Chooses how convolutions are computed: the one place where a backend decides.
+    """Chooses how convolutions are computed. This is the only place that depends on the backend.
 
-    On CPU 'shifted' makes a training step of MobileNetV2 more than ten times as fast (the README's
-    table of speed). Elsewhere 'auto' stays with XLA's own 'grouped' convolution, which is a library
-    call there, until it has been measured.
+    On CPU 'shifted' makes a training step of MobileNetV2 more than ten times as fast (measured in
+    the README). Elsewhere 'auto' uses XLA's own 'grouped' convolution: it is a library call there,
+    and 'shifted' has not been measured.
 
     Args:
       form: 'auto', 'shifted' or 'grouped'.
@@ -126,16 +128,17 @@ def output_size(
 
 
 def pad(x: Float[Array, "b h w c"], pads: Pads) -> Float[Array, "b i j c"]:
-    """Adds zeros around images [b, h, w, c] of any dtype; negative numbers cut off pixels."""
+    """Adds zeros around images [b, h, w, c] of any dtype; negative numbers remove pixels."""
     low_high_between = ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), low_high_between)
 
 
 def _keep(padded: Array) -> Array:
-    """The array itself, as one that exists.
+    """Returns the array unchanged, but makes XLA write it to memory.
 
-    A slice that meets no padding would be taken from what was padded instead: XLA would compute
-    that, normalisation and all, a second time for the taps in the middle of a window.
+    Without this, XLA would take a slice that contains no padding from the input of the padding. It
+    would then compute that input, normalisation included, a second time for the taps in the middle
+    of the window.
     """
     return lax.optimization_barrier(padded)
 
@@ -143,7 +146,7 @@ def _keep(padded: Array) -> Array:
 def _window_sum(
     padded: Array, kernel: Array, rows: Taps, columns: Taps, size: tuple[int, int], strides: int = 1
 ) -> Array:
-    """`sum padded[:, top::strides, left::strides] kernel[i, j]`, `size` rows and columns of it.
+    """`sum padded[:, top::strides, left::strides] kernel[i, j]`, of which `size` rows and columns.
 
     `rows` holds the pairs (i, top), `columns` the pairs (j, left).
     """
@@ -164,10 +167,11 @@ def _window_sum(
 def _forward(
     x: Array, kernel: Array, strides: int, pads: Pads, dilation: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    """The convolution, and what its gradient needs.
+    """The convolution, and the arrays that its gradient needs.
 
-    That is the padded image rather than the image: it is written to memory anyway, and the image
-    then is not (what produced it is fused with the padding).
+    The gradient keeps the padded images instead of the images. The padded images are written to
+    memory in any case; the images are then never written, because XLA fuses the operation that
+    computes them with the padding.
     """
     padded = _keep(pad(x, pads))
     size = output_size(x.shape[1:3], kernel.shape[:2], strides, pads, dilation)
@@ -176,9 +180,10 @@ def _forward(
 
 
 def _phase_taps(taps: int, strides: int, low: int, dilation: int) -> list[Taps]:
-    """For each phase of an image's rows (or columns): its taps, and the row of `g` each begins at.
+    """For each phase of an image's rows (or columns): its taps, and the row of `g` each starts at.
 
-    Row `strides * m + phase` was read by tap i of output row `m + begin`, begin whole or no tap.
+    Tap i of output row `m + begin` reads row `strides * m + phase`. Where `begin` would not be an
+    integer, the tap does not read this phase.
     """
     reads = [[(i, phase + low - dilation * i) for i in range(taps)] for phase in range(strides)]
     return [
@@ -191,12 +196,13 @@ def _input_gradient(
 ) -> tuple[Array, Array, tuple[int, int]]:
     """Gradient of the images, of `size` rows and columns, from the gradient `g` of the output.
 
-    Each of the `strides ** 2` phases of the pixels is a sum over a window of its own; `g` spread
-    out with zeros in between would be the size of the images, and most products with it zero.
+    Each of the `strides ** 2` phases of the pixels is a sum over its own window. (The alternative,
+    `g` with zeros inserted between its pixels, would be as large as the images, and most products
+    with it would be zero.)
 
     Returns:
-      The gradient, `g` with the zeros around it that were needed, and the row and column where it
-      begins there.
+      The gradient; `g` with the zero padding that was needed; and the row and column of this padded
+      array at which `g` starts.
     """
     phases, counts, begins, around = [], [], [], []
     for pixels, taps, outputs, (low, _) in zip(
@@ -209,7 +215,7 @@ def _input_gradient(
         around.append((begins[-1], max(0, counts[-1] + max(reached) - outputs)))
         phases.append([[(i, begins[-1] + begin) for i, begin in phase] for phase in reads])
     padded = _keep(pad(g, (around[0], around[1])))
-    # One program: the phase is constant along the channels, so that its choice costs nothing.
+    # All phases in one program: the phase is the same for all channels, so selecting it is free.
     window_sum = partial(_window_sum, padded, kernel, size=(counts[0], counts[1]))
     rows = [jnp.stack([window_sum(i, j) for j in phases[1]], axis=3) for i in phases[0]]
     whole = jnp.stack(rows, axis=2).reshape(
@@ -229,15 +235,15 @@ def _filter_gradient(
 ) -> Array:
     """Gradient of the kernel, at least float32, from the padded images and the gradient `g`.
 
-    `g` is padded too: its `size` rows and columns lie behind the first `begin`.
+    `g` is padded too: its `size` rows and columns start at `begin`.
     """
     kh, kw = window
     (h, w), (b, c) = size, (g.shape[0], g.shape[-1])
     first, column = begin
-    count, run = images_per_turn(padded), rows_per_sum(h, kh)
+    count, run = images_per_chunk(padded), rows_per_sum(h, kh)
     rows = h // run
 
-    def turn(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+    def add_chunk(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         pixels, gradient = (widen(take_images(images, index, count)) for images in (padded, g))
         added = []
         for j, total in enumerate(sums):
@@ -265,8 +271,8 @@ def _filter_gradient(
         return tuple(added)
 
     zero = jnp.zeros((count, rows, kh, w, c), jnp.promote_types(g.dtype, jnp.float32))
-    sums = lax.fori_loop(0, b // count, turn, (zero,) * kw)
-    # One reduction for all taps: nine small ones a layer would take seconds to compile.
+    sums = lax.fori_loop(0, b // count, add_chunk, (zero,) * kw)
+    # One reduction for all taps: nine small ones per layer would take seconds to compile.
     return jnp.stack(sums, axis=3).sum((0, 1, 4)).reshape(kh, kw, 1, c)
 
 
@@ -282,7 +288,7 @@ def _backward(
     (top, bottom), (left, right) = pads
     size = (padded.shape[1] - top - bottom, padded.shape[2] - left - right)
     outputs = (g.shape[1], g.shape[2])
-    # One array serves both, so that what computes `g` writes nothing but that.
+    # Both gradients use the padded `g`, so XLA writes only this array to memory.
     dx, g, begin = _input_gradient(g, kernel, size, strides, pads, dilation)
     dk = _filter_gradient(padded, g, kernel.shape[:2], outputs, begin, strides, dilation)
     return dx, dk.astype(kernel.dtype)
@@ -300,7 +306,7 @@ def depthwise_conv(
     dilation: int = 1,
     form: str = "auto",
 ) -> Float[Array, "b i j c"]:
-    """Convolves every channel with its own window.
+    """Convolves each channel with its own window.
 
     Args:
       x: images [b, h, w, c].

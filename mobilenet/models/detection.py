@@ -1,22 +1,23 @@
 """SSDLite on MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381, section 6.2), anchors and loss.
 
 SSD (Liu et al. 2016, arXiv 1512.02325) predicts classes and box offsets for a fixed set of anchors
-from maps of falling resolution; SSDLite makes its prediction layers separable. Layers, anchors, box
-code and matching are those of the released model (TensorFlow Object Detection API,
-`ssdlite_mobilenet_v2_coco.config`). The loss is SSD's own: a softmax with the background as one of
-the classes, where that configuration has sigmoids.
+from maps of decreasing resolution. SSDLite makes the prediction layers separable. Layers, anchors,
+box code and matching are those of the released model (TensorFlow Object Detection API,
+`ssdlite_mobilenet_v2_coco.config`). The loss is that of SSD: a softmax in which the background is
+one of the classes. The released configuration uses sigmoids.
 
-Tables 5 and 6 at 320 x 320 pixels and 80 classes, against this module:
+Tables 5 and 6 of the paper at 320 x 320 pixels and 80 classes (first number), and the values of
+this module (second number):
 
                                parameters             MACs
     SSD, prediction layers     14.8 M   14,776,629    1.25 B   1,259,068,672
     SSDLite, the same           2.1 M    2,113,141    0.35 B     177,617,344
     SSDLite, whole              4.3 M    4,337,013    0.8 B      788,830,144
 
-Prediction layers are all behind the backbone. The 1.25 is ours cut off after two digits. The 0.35
-is so too, but of twice the MACs: beside a backbone of 0.61 B the 0.8 B of the whole leave no room
-for it. The released model with 90 classes has 4.475 M parameters with batch normalisation folded
-(OpenVINO's model zoo); so has this module, 4,475,167.
+"Prediction layers" are all layers after the backbone. The paper's 1.25 is our value, cut off after
+two digits. The paper's 0.35 is twice our value, cut off in the same way: with a backbone of 0.61 B
+and 0.8 B in total, 0.35 B cannot be the true value. The released model with 90 classes has 4.475 M
+parameters with batch normalisation folded (OpenVINO's model zoo); this module has 4,475,167.
 """
 
 import functools
@@ -34,21 +35,21 @@ from mobilenet.models.initializers import normal
 from mobilenet.models.layers import ConvBNAct, ModuleDef
 from mobilenet.models.mobilenet_v2 import MobileNetV2, last_at_strides
 
-# Side of an anchor / side of the picture, on the first and the last map, and width / height.
+# Side of an anchor / side of the image, on the first and the last map, and width / height.
 ANCHOR_SCALES = (0.2, 0.95)
 ASPECT_RATIOS = (1.0, 2.0, 0.5, 3.0, 1 / 3)
 # Offsets of centres and logarithms of sizes are multiplied by these (Faster R-CNN's box code).
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
-MATCHED = 0.5  # intersection over union from which an anchor answers for a box
+MATCHED = 0.5  # from this intersection over union on, an anchor is matched to a box
 
 
 class ExtraMap(nn.Module):
-    """A map of half the resolution: `reduce` to half the features, then a 3x3 step of 2.
+    """A map of half the resolution: `reduce` to half the features, then a 3x3 layer of stride 2.
 
     Attributes:
       conv, norm: module constructors bound by the network.
       features: of the result.
-      separable: `depthwise` and 1x1 `project` in place of the dense `expand`.
+      separable: `depthwise` and 1x1 `project` instead of the dense `expand`.
     """
 
     conv: ModuleDef
@@ -69,7 +70,7 @@ class ExtraMap(nn.Module):
 
 
 class Prediction(nn.Module):
-    """The prediction of one map: `predict`, a 3x3 convolution with bias, or `depthwise` and 1x1.
+    """Predictions from one map: `predict`, a 3x3 convolution with bias, or `depthwise` and 1x1.
 
     Attributes:
       conv, norm: module constructors bound by the network.
@@ -105,22 +106,22 @@ class Prediction(nn.Module):
 class SSDLite(nn.Module):
     """MobileNetV2 with SSD's prediction layers: classes and boxes for every anchor.
 
-    The maps are the backbone's at its last two strides (`last_at_strides` with `expanded`: for
-    Table 2 the expansion of the first block of stage 5, 576 channels at stride 16, and the head at
-    32), and `extra_{i}`, each of half the resolution of the one before. Beside these and `backbone`
-    there are `boxes_{i}` and `classes_{i}` for every map.
+    The first two maps are the backbone's at its last two strides (`last_at_strides` with
+    `expanded`: for Table 2 these are the expansion of the first block of stage 5, 576 channels at
+    stride 16, and the head at stride 32). The maps `extra_{i}` follow; each has half the resolution
+    of the map before it. Every map has submodules `boxes_{i}` and `classes_{i}`.
 
     Attributes:
-      backbone: with `num_classes=0`; it has the names, shapes and meaning of the classifier's
-        modules, so those parameters fit.
+      backbone: with `num_classes=0`. Its modules have the names, shapes and meaning that they have
+        in the classifier, so a classifier's parameters fit.
       num_classes: without the background.
       extra_features: channels of the additional maps.
-      separable: depthwise and 1x1 convolutions behind the backbone (SSDLite); False has dense 3x3
+      separable: depthwise and 1x1 convolutions after the backbone (SSDLite); False uses dense 3x3
         convolutions (SSD).
 
     `__call__` maps images [B, H, W, C], already normalised, to class logits [B, N, num_classes + 1]
-    float32, of which 0 is the background, and boxes [B, N, 4] float32 in the code of `encode`, both
-    in the order of `anchors`. In training `batch_stats` must be mutable.
+    float32, where class 0 is the background, and boxes [B, N, 4] float32 in the code of `encode`.
+    Both are in the order of `anchors`. In training `batch_stats` must be mutable.
     """
 
     backbone: MobileNetV2
@@ -129,22 +130,22 @@ class SSDLite(nn.Module):
     separable: bool = True
 
     def map_strides(self) -> tuple[int, ...]:
-        """Image pixels for one pixel of each map, by falling resolution.
+        """Image pixels for one pixel of each map, from the highest resolution to the lowest.
 
         Raises:
-          ValueError: the backbone has one resolution only.
+          ValueError: the backbone has only one resolution.
         """
         strides = list(last_at_strides(self.backbone.plan, expanded=True))[-2:]
         if len(strides) < 2:
             raise ValueError(
-                f"The backbone has maps at stride {strides[0]} alone, and SSD reads two; give a "
-                "block a stride of 2."
+                f"The backbone has maps at stride {strides[0]} only, and SSD reads maps at two "
+                "strides; give a block a stride of 2."
             )
         extra = (strides[-1] * 2 ** (i + 1) for i in range(len(self.extra_features)))
         return (*strides, *extra)
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
-        """Anchors [N, 4] float32 of pictures of (H, W) pixels; see `anchor_boxes`."""
+        """Anchors [N, 4] float32 of images of (H, W) pixels; see `anchor_boxes`."""
         sizes = [
             (-(-image_size[0] // stride), -(-image_size[1] // stride))
             for stride in self.map_strides()
@@ -157,9 +158,9 @@ class SSDLite(nn.Module):
     ) -> tuple[Float[Array, "B N K"], Float[Array, "B N 4"]]:
         conv, norm = self.backbone.constructors()
         bound = {"conv": conv, "norm": norm, "separable": self.separable}
-        _, found = self.backbone(images, train, endpoints=True)
+        _, endpoints = self.backbone(images, train, endpoints=True)
         names = last_at_strides(self.backbone.plan, expanded=True)
-        maps = [found[names[stride]] for stride in self.map_strides()[:2]]
+        maps = [endpoints[names[stride]] for stride in self.map_strides()[:2]]
         for i, features in enumerate(self.extra_features):
             maps.append(ExtraMap(features=features, **bound, name=f"extra_{i}")(maps[-1], train))
         shapes = anchor_shapes(len(maps))
@@ -179,15 +180,15 @@ class SSDLite(nn.Module):
 def anchor_shapes(maps: int) -> list[np.ndarray]:
     """Heights and widths of each map's anchors at one position (arXiv 1512.02325, section 2.2).
 
-    Scales rise evenly over the maps. Each has its scale in every aspect ratio, and a square of the
-    geometric mean of its scale and the next; the first map, of the highest resolution, has three
-    anchors alone, as in the released model.
+    Scales increase linearly from map to map. Each map has anchors of its scale in every aspect
+    ratio, and one square anchor of the geometric mean of its scale and the next map's scale. The
+    first map, of the highest resolution, has only three anchors, as in the released model.
 
     Args:
       maps: number of maps, at least 2.
 
     Returns:
-      For each map [n, 2] float64, fractions of the picture's shorter side.
+      For each map [n, 2] float64, fractions of the image's shorter side.
     """
     low, high = ANCHOR_SCALES
     scales = [*np.linspace(low, high, maps), 1.0]
@@ -206,30 +207,30 @@ def anchor_boxes(
     """Anchors around the centre of every position of every map.
 
     Args:
-      sizes: rows and columns of each map, by falling resolution, at least 2 maps.
-      image_size: (H, W) of the picture in any unit; square anchors are square in the picture.
+      sizes: rows and columns of each map, from the highest resolution to the lowest; at least 2.
+      image_size: (H, W) of the image in any unit; square anchors are square in the image.
 
     Returns:
-      [N, 4] float32: centre y and x, height and width, as fractions of the picture. Maps come one
-      after the other, then rows, columns and shapes.
+      [N, 4] float32: centre y and x, height and width, as fractions of the image. The order is by
+      map, then by row, column and shape.
     """
     relative = min(image_size) / np.array(image_size)
-    found = []
+    boxes = []
     for (rows, columns), shapes in zip(sizes, anchor_shapes(len(sizes)), strict=True):
         y, x = (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns
         centres = np.stack(np.meshgrid(y, x, indexing="ij"), -1)[:, :, None]
         centres = np.broadcast_to(centres, (rows, columns, len(shapes), 2))
         spread = np.broadcast_to(shapes * relative, centres.shape)
-        found.append(np.concatenate([centres, spread], -1).reshape(-1, 4))
-    return np.concatenate(found).astype(np.float32)
+        boxes.append(np.concatenate([centres, spread], -1).reshape(-1, 4))
+    return np.concatenate(boxes).astype(np.float32)
 
 
 def encode(boxes: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
-    """Boxes relative to anchors, the numbers that the network predicts.
+    """Boxes relative to anchors: the numbers that the network predicts.
 
     Args:
-      boxes: (top, left, bottom, right) as fractions of the picture.
-      anchors: (centre y, centre x, height, width), of `anchor_boxes`.
+      boxes: (top, left, bottom, right) as fractions of the image.
+      anchors: (centre y, centre x, height, width), from `anchor_boxes`.
 
     Returns:
       Offsets of the centre in anchor sizes, times 10, and logarithms of height and width relative
@@ -242,7 +243,7 @@ def encode(boxes: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Float[
 
 
 def decode(code: Float[Array, "*n 4"], anchors: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
-    """The inverse of `encode`: boxes (top, left, bottom, right) as fractions of the picture."""
+    """The inverse of `encode`: boxes (top, left, bottom, right) as fractions of the image."""
     centre = code[..., :2] / CENTRE_SCALE * anchors[..., 2:] + anchors[..., :2]
     half = jnp.exp(code[..., 2:] / SIZE_SCALE) * anchors[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
@@ -258,7 +259,7 @@ def overlaps(a: Float[Array, "M 4"], b: Float[Array, "N 4"]) -> Float[Array, "M 
 
 
 class Targets(NamedTuple):
-    """What one picture's anchors should predict.
+    """What the anchors of one image should predict.
 
     Attributes:
       classes: [N] int32, 0 for the background.
@@ -272,14 +273,15 @@ class Targets(NamedTuple):
 def match(
     anchors: Float[Array, "N 4"], boxes: Float[Array, "M 4"], labels: Int[Array, " M"]
 ) -> Targets:
-    """Assigns the boxes of one picture to anchors (arXiv 1512.02325, section 2.2).
+    """Assigns the boxes of one image to anchors (arXiv 1512.02325, section 2.2).
 
-    An anchor answers for the box that it overlaps most, from `MATCHED` on; and whatever the
-    overlap, every box has its best anchor. `jax.vmap` over boxes and labels makes it a batch.
+    An anchor is matched to the box that it overlaps most, if the overlap is at least `MATCHED`. In
+    addition, every box is matched to its best anchor, however small the overlap. For a batch, apply
+    `jax.vmap` over boxes and labels.
 
     Args:
-      anchors: of `anchor_boxes`.
-      boxes: (top, left, bottom, right) as fractions of the picture; anything in rows of padding.
+      anchors: from `anchor_boxes`.
+      boxes: (top, left, bottom, right) as fractions of the image; rows of padding are not read.
       labels: classes from 1; 0 marks padding.
     """
     half = anchors[:, 2:] / 2
@@ -287,7 +289,7 @@ def match(
     real = (labels > 0)[:, None]
     overlap = jnp.where(real, overlaps(boxes, corners), -1.0)
     best_anchor = jnp.argmax(overlap, axis=1)
-    # Of several boxes with one best anchor the one that overlaps most has it.
+    # If several boxes have the same best anchor, the box with the largest overlap gets it.
     forced = (best_anchor[:, None] == jnp.arange(len(anchors))) & real
     chosen = jnp.argmax(jnp.where(forced.any(0), jnp.where(forced, overlap, -2.0), overlap), axis=0)
     positive = forced.any(0) | (overlap.max(0) >= MATCHED)
@@ -305,16 +307,17 @@ def multibox_loss(
 ) -> Float[Array, ""]:
     """SSD's loss (arXiv 1512.02325, section 2.2): smooth L1 on boxes, cross entropy on classes.
 
-    Boxes count for matched anchors. Classes count for these and for the background anchors of each
-    picture with the largest cross entropy (hard negative mining).
+    The loss of boxes counts matched anchors. The loss of classes counts matched anchors and, in
+    each image, the background anchors with the largest cross entropy (hard negative mining).
 
     Args:
-      class_logits, boxes: of `SSDLite`.
-      targets: of `match` for every picture: classes [B, N], boxes [B, N, 4].
-      negatives_per_positive: background anchors a picture for each of its matched ones.
+      class_logits, boxes: from `SSDLite`.
+      targets: from `match` for every image: classes [B, N], boxes [B, N, 4].
+      negatives_per_positive: background anchors per matched anchor, in each image.
 
     Returns:
-      A scalar: the sum of both over the batch / its matched anchors; 0 without any.
+      A scalar: the sum of both losses over the batch / the number of matched anchors; 0 if there
+      are none.
     """
     positive = targets.classes > 0
     entropy = optax.softmax_cross_entropy_with_integer_labels(class_logits, targets.classes)

@@ -34,11 +34,11 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 class Conv(nn.Module):
-    """Convolution without bias by default; dense, or depthwise with one filter a channel.
+    """Convolution without bias by default; dense, or depthwise with one filter per channel.
 
     The `kernel` parameter has the shape that `flax.linen.Conv` gives it, float32: [k, k, C_in,
-    features], or [k, k, 1, C_in] when `depthwise`. It does not depend on `form`, so checkpoints do
-    not either.
+    features], or [k, k, 1, C_in] when `depthwise`. The shape does not depend on `form`, so a
+    checkpoint fits every form.
 
     Attributes:
       features: output channels; equals the input channels when `depthwise`.
@@ -61,15 +61,16 @@ class Conv(nn.Module):
     kernel_init: Initializer = INITIALIZERS["he_fan_out"]
 
     def prepare(self, kernel: Array) -> Array:
-        """The kernel that is used, from the parameter: for subclasses that round or mask it."""
+        """Turns the parameter into the kernel that is used; subclasses round or mask it here."""
         return kernel
 
     def widens(self, channels: int) -> bool:
-        """Whether batch normalisation behind it should compute it, from its input of `channels`.
+        """Whether the batch normalisation after this layer should compute it.
 
-        That trades passes over the output, of `features`, for products with [channels, channels],
-        which costs more than it saves where the input is wide: on two cores of an AMD EPYC it paid
-        at 64 -> 384 channels, cost as much at 96 -> 576, and did not pay at 64 -> 256.
+        That replaces passes over the output, of `features` channels, by products with a matrix
+        [channels, channels] of the input. The products cost more than they save where the input is
+        wide: on two cores of an AMD EPYC the replacement was faster at 64 -> 384 channels, equal at
+        96 -> 576 and slower at 64 -> 256.
         """
         return (
             (self.kernel_size, self.strides, self.depthwise, self.use_bias) == (1, 1, False, False)
@@ -109,7 +110,7 @@ class Conv(nn.Module):
 def convolve_and_normalise(
     conv: Any, norm: Any, x: Float[Array, "B H W C"], use_running_average: bool | Array
 ) -> Float[Array, "B h w F"]:
-    """`norm(conv(x))`, in training as one operation where both are ours and that pays."""
+    """`norm(conv(x))`; in training one operation, if both are this module's and it is faster."""
     own = isinstance(conv, Conv) and isinstance(norm, BatchNorm)
     if own and use_running_average is False and conv.widens(x.shape[-1]):
         return norm(conv(x, defer=True), use_running_average=False)
@@ -120,9 +121,9 @@ class ConvBNAct(nn.Module):
     """Convolution, batch normalisation, activation: submodules `conv` and `bn`.
 
     Attributes:
-      conv, norm: module constructors, injected so that a caller can bind form, dtype, padding and
-        momentum once, or put quantised versions in their place.
-      activation: of `mobilenet.models.normalization.ACTIVATIONS`; `norm` applies it in its pass.
+      conv, norm: module constructors. A caller binds form, dtype, padding and momentum once, or
+        passes quantised versions instead.
+      activation: one of `mobilenet.models.normalization.ACTIVATIONS`; `norm` applies it.
     """
 
     conv: ModuleDef
@@ -136,7 +137,7 @@ class ConvBNAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w F"]:
-        # Convolutions put in place of `Conv` need to know of dilation only where there is some.
+        # Replacements of `Conv` need the argument only in networks that use dilation.
         dilation = {"dilation": self.dilation} if self.dilation > 1 else {}
         conv = self.conv(
             features=self.features,
@@ -151,7 +152,7 @@ class ConvBNAct(nn.Module):
 
 
 class Exact(nn.Module):
-    """The identity, where a tensor may be rounded: (x, train) -> x, without variables."""
+    """The identity (x, train) -> x, without variables: the default at a quantisation point."""
 
     def __call__(self, x: Array, train: bool) -> Array:
         del train
@@ -166,8 +167,8 @@ class SqueezeExcite(nn.Module):
     Attributes:
       squeeze_features: width of the layer between the two; the caller derives it from the ratio.
       gate: a key of `GATES`.
-      dense, point: constructors for the two dense layers, and for modules that each tensor on the
-        way goes through (quantisers, say).
+      dense, point: constructors for the two dense layers, and for the modules that each
+        intermediate tensor passes through (quantisers, for example).
     """
 
     squeeze_features: int
@@ -178,7 +179,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
-        # The mean runs in float32 so that bfloat16 does not lose it over large maps.
+        # The mean is taken in float32: bfloat16 is not precise enough for means over large maps.
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
         pooled = self.point(name="pooled")(pooled, train)
         dense = functools.partial(
@@ -192,12 +193,12 @@ class SqueezeExcite(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is drawn per example, so that it does not depend on the batch's division.
+    """Dropout with one mask per example: the mask does not depend on how a batch is divided.
 
     Attributes:
       rate: probability of a zero, in [0, 1).
 
-    `__call__` takes x [B, F] and `keys`, one PRNG key an example; without keys it splits the
+    `__call__` takes x [B, F] and `keys`, one PRNG key per example. Without keys it splits the
     `dropout` stream of `apply(..., rngs={"dropout": key})`.
     """
 

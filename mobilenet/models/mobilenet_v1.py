@@ -13,16 +13,18 @@ from mobilenet.models.network import Network, Part, resolve_strides
 
 
 class BlockSpec(NamedTuple):
-    """Rows of Table 1 with one width: `repeats` pairs of depthwise and 1x1 convolution, the first
-    with `strides`; `features` is before the width multiplier."""
+    """Rows of Table 1 with one width: `repeats` pairs of depthwise and 1x1 convolution.
+
+    The first pair has `strides`; `features` is before the width multiplier.
+    """
 
     features: int
     repeats: int
     strides: int
 
 
-# Table 1 of the paper. Its last depthwise convolution is printed with stride 2 on a map of 7x7 that
-# it leaves at 7x7: the stride is 1, as in the released code, and as 569 M MACs need.
+# Table 1 of the paper. It prints stride 2 for the last depthwise convolution, whose output is 7x7
+# like its input. The stride must be 1: the released code has 1, and so do 569 M MACs.
 PAPER_BLOCKS = (
     BlockSpec(64, 1, 1),
     BlockSpec(128, 2, 2),
@@ -67,12 +69,12 @@ def plan_blocks(
       blocks: rows of the table.
       width_multiplier: the paper's alpha, applied to every layer (section 3.3).
       stem_features, stem_strides: the first convolution, before the width multiplier.
-      stage_strides: replaces the table's strides, one a stage; small pictures need it.
+      stage_strides: one per stage, instead of the table's strides; small images need it.
       divisor: channels are multiples of it (`make_divisible`); 1 turns rounding off. At the paper's
         widths (1, 0.75, 0.5, 0.25) rounding changes nothing.
 
     Raises:
-      ValueError: another number of strides than there are stages.
+      ValueError: the number of strides is not the number of stages.
     """
     strides = resolve_strides([spec.strides for spec in blocks], stage_strides)
     first = features = make_divisible(stem_features * width_multiplier, divisor)
@@ -123,8 +125,8 @@ class MobileNetV1(Network):
 
     Attributes besides those of `Network`:
       plan: from `plan_blocks`.
-      activation: of `mobilenet.models.normalization.ACTIVATIONS`. The paper says ReLU; the released
-        code (research/slim/nets/mobilenet_v1.py) has ReLU6.
+      activation: one of `mobilenet.models.normalization.ACTIVATIONS`. The paper says ReLU; the
+        released code (research/slim/nets/mobilenet_v1.py) uses ReLU6.
     """
 
     plan: Plan

@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) as its block table, a plan, and two modules.
 
-`plan_blocks` turns the table and the multipliers into channel counts and strides; the network below
-and the costs in `mobilenet.models.cost` are both read off that plan.
+`plan_blocks` computes channel counts and strides from the table and the multipliers. The network
+below and the costs in `mobilenet.models.cost` are both derived from that plan.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ OUTPUT_STRIDES = (8, 16, 32)
 class BlockSpec(NamedTuple):
     """One row of the paper's Table 2: `repeats` bottlenecks, the first of them with `strides`.
 
-    `expansion_ratio` is the paper's t, times the block's input channels; `features` its c, before
-    the width multiplier.
+    `expansion_ratio` is the paper's t, a factor of the block's input channels; `features` is the
+    paper's c, before the width multiplier.
     """
 
     expansion_ratio: float
@@ -84,16 +84,17 @@ class Plan:
 
 
 def last_at_strides(plan: Plan, *, expanded: bool = False) -> dict[int, str]:
-    """The endpoint of the last tensor at every stride: where dense heads read the network.
+    """The endpoint of the last tensor at every stride; dense heads read these tensors.
 
     Args:
       plan: of the network.
-      expanded: count the expanded tensor of a block that reduces the resolution, which is computed
-        at its input's stride, as SSDLite does (section 6.2). Otherwise stages' outputs alone count.
+      expanded: also count the expanded tensor of a block that reduces the resolution, which is
+        computed at the stride of the block's input, as SSDLite does (section 6.2). Otherwise only
+        the outputs of stages count.
 
     Returns:
-      Stride (image pixels for one pixel, along one side) -> name in the network's endpoints, by
-      rising stride. At 224 pixels Table 2 has {2: "stage_0", 4: "stage_1", 8: "stage_2",
+      Stride (image pixels for one pixel, along one side) -> name in the network's endpoints, from
+      the smallest stride on. Table 2 at 224 pixels gives {2: "stage_0", 4: "stage_1", 8: "stage_2",
       16: "stage_4", 32: "head"}, and with `expanded` {2: "blocks_1_0/expand", 4:
       "blocks_2_0/expand", 8: "blocks_3_0/expand", 16: "blocks_5_0/expand", 32: "head"}.
     """
@@ -115,7 +116,7 @@ def _stage_ratios(
     if expansion_ratio is None:
         return [spec.expansion_ratio for spec in blocks]
     if isinstance(expansion_ratio, int | float):
-        # The paper's first row has t = 1 whatever the ratio of the others (section 4).
+        # In the paper the first row has t = 1, whatever the ratio of the others (section 4).
         return [blocks[0].expansion_ratio] + [expansion_ratio] * (len(blocks) - 1)
     if len(expansion_ratio) != len(blocks):
         raise ValueError(
@@ -151,11 +152,11 @@ def plan_blocks(
       blocks: rows of the table.
       width_multiplier: the paper's alpha, applied to every `features` and to the stem.
       expansion_ratio: None keeps the table's; one number replaces it in every stage but the first;
-        a sequence gives one ratio a stage.
+        a sequence gives one ratio per stage.
       stem_features, stem_strides: the first convolution, before the width multiplier.
-      stage_strides: replaces the table's strides, one a stage; the small-input forms use it.
-      head_features: the last 1x1 convolution; widened by a multiplier above 1 and, unless
-        `shrink_head`, never thinned below it (section 4). 0 leaves the head out.
+      stage_strides: one per stage, instead of the table's strides; small images need it.
+      head_features: of the last 1x1 convolution. A multiplier above 1 widens it; a multiplier below
+        1 narrows it only if `shrink_head` (section 4). 0 leaves the head out.
       divisor: channels are multiples of it (`make_divisible`); 1 turns rounding off. Expanded
         channels are the input channels times the ratio, not rounded again.
       expand_always: build the 1x1 expansion at a ratio of 1 too (the kuangliu CIFAR form).
@@ -167,15 +168,17 @@ def plan_blocks(
       se_base: "input" channels of the block or "expanded" channels: published models differ.
       se_divisor: rounding of the squeeze width by `make_divisible`; 1 truncates, at least 1.
       output_stride: 8, 16 or 32, at most the product of all strides: strides beyond it become
-        dilation (Chen et al. 2017, arXiv 1706.05587, section 3.1; section 6.3 here). The block that
-        would stride keeps its dilation, those behind it take its multiple. Widths and shortcuts are
-        those of the strided network, so its weights fit. None leaves the strides as they are.
-      expanded_features: expanded channels of every block in order, in place of the ratio's, as a
-        shrunk network has them. Which blocks expand, and their squeeze width, is still the ratio's:
-        a block that does not expand keeps its input's width. None or empty follows the ratio.
+        dilation (Chen et al. 2017, arXiv 1706.05587, section 3.1; section 6.3 here). The block
+        whose stride is replaced keeps the dilation of the blocks before it; the dilation of the
+        blocks after it is multiplied by that stride. Widths and shortcuts are those of the strided
+        network, so its weights fit. None leaves the strides as they are.
+      expanded_features: expanded channels of every block in order, instead of input channels times
+        ratio; a network after channel shrinking has them. Which blocks expand, and their squeeze
+        width, still follows from the ratio: a block that does not expand keeps its input's width.
+        None or empty follows the ratio.
 
     Raises:
-      ValueError: a table, list or name that does not fit.
+      ValueError: a table, a list or a name does not fit.
     """
     stage_strides = resolve_strides([spec.strides for spec in blocks], stage_strides)
     if shortcut not in SHORTCUTS:
@@ -225,7 +228,7 @@ def plan_blocks(
                 if not expands and chosen != in_features:
                     raise ValueError(
                         f"expanded_features is {chosen} in blocks_{stage}_{block}, which does not "
-                        f"expand; it must be its input's {in_features} there."
+                        f"expand; it must be {in_features} there, as its input."
                     )
                 expanded = chosen
             kind = "none"
@@ -235,7 +238,7 @@ def plan_blocks(
                 elif shortcut_projection:
                     kind = "projection"
             elif shortcut == "expansion" and plans:
-                # Blocks i and i+1 expand maps of one shape exactly when block i keeps its shape.
+                # The expanded maps of blocks i and i+1 have one shape if block i keeps its shape.
                 before = plans[-1]
                 if (
                     before_strides == 1
@@ -275,8 +278,8 @@ class InvertedResidual(nn.Module):
       plan: widths, stride and shortcut of the block.
       conv, norm, layer, dense, point: module constructors bound by the network.
       activation: after the expansion and the depthwise convolution.
-      bottleneck_activation: after the projection; the paper's is "identity", its Fig. 6a compares
-        "relu6".
+      bottleneck_activation: after the projection; the paper uses "identity" and compares "relu6"
+        in Fig. 6a.
       se_gate: of the squeeze-and-excitation, a key of `mobilenet.models.layers.GATES`.
 
     `__call__` maps x [B, H, W, C] and the previous block's expanded tensor to the output [B,
@@ -345,11 +348,11 @@ class MobileNetV2(Network):
 
     Attributes besides those of `mobilenet.models.network.Network`:
       plan: from `plan_blocks`.
-      activation: of `mobilenet.models.normalization.ACTIVATIONS`.
-      bottleneck_activation, se_gate: as of `InvertedResidual`.
+      activation: one of `mobilenet.models.normalization.ACTIVATIONS`.
+      bottleneck_activation, se_gate: as in `InvertedResidual`.
       kernel_size: of the depthwise convolutions, odd. The stem's is 3.
 
-    The endpoints have besides, for each block that reduces the resolution, its expanded tensor as
+    The endpoints also hold the expanded tensor of each block that reduces the resolution, as
     `blocks_{stage}_{block}/expand`; `last_at_strides` names those that dense heads read.
     """
 
@@ -380,7 +383,7 @@ class MobileNetV2(Network):
         train: bool,
         conv: ModuleDef,
         norm: ModuleDef,
-        found: dict[str, Any],
+        endpoints: dict[str, Any],
     ) -> Array:
         block = self.checkpointed(InvertedResidual, train=3)
         expanded = None
@@ -400,8 +403,8 @@ class MobileNetV2(Network):
                 name=plan.name,
             )(x, expanded, self.learns(plan.name, train))
             if plan.expands and plan.strides > 1:
-                found[f"{plan.name}/expand"] = expanded
-            found[f"stage_{plan.stage}"] = x
+                endpoints[f"{plan.name}/expand"] = expanded
+            endpoints[f"stage_{plan.stage}"] = x
         return x
 
     def make_head(self, layer: ModuleDef) -> Part | None:

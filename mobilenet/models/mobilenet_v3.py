@@ -1,7 +1,7 @@
 """MobileNetV3 (Howard et al. 2019, arXiv 1905.02244): MobileNetV2's blocks, chosen by search.
 
-A block is an inverted residual whose kernel size, expanded width, activation and
-squeeze-and-excitation are its own; the classifier has a wide layer behind the global mean.
+Each block is an inverted residual with its own kernel size, expanded width, activation and
+squeeze-and-excitation. The classifier has a wide layer after the global mean.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ HEAD_RATIO = 6  # channels of the head / channels of the last block (Tables 1 an
 
 
 class BlockSpec(NamedTuple):
-    """One row of the paper's Tables 1 and 2: its columns but the stride; widths are before the
-    width multiplier."""
+    """One row of the paper's Tables 1 and 2, without its stride; widths are before the width
+    multiplier."""
 
     kernel_size: int
     expanded_features: int
@@ -34,7 +34,7 @@ class BlockSpec(NamedTuple):
 
 
 class StageSpec(NamedTuple):
-    """Rows of one output width; the first has `strides`."""
+    """Rows with the same output width; the first has `strides`."""
 
     strides: int
     blocks: tuple[BlockSpec, ...]
@@ -67,7 +67,7 @@ SMALL_STAGES = (
     StageSpec(2, (BlockSpec(5, 288, 96, True, HS), *2 * (BlockSpec(5, 576, 96, True, HS),))),
 )
 SMALL_PENULTIMATE = 1024
-# Name -> stages, and features behind the global mean.
+# Name -> stages, and features after the global mean.
 TABLES = {
     "mobilenet_v3_small": (SMALL_STAGES, SMALL_PENULTIMATE),
     "mobilenet_v3_large": (LARGE_STAGES, LARGE_PENULTIMATE),
@@ -76,7 +76,7 @@ TABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan(mobilenet_v2.BlockPlan):
-    """A bottleneck of MobileNetV2 with a kernel size and an activation of its own."""
+    """A bottleneck of MobileNetV2 with its own kernel size and activation."""
 
     kernel_size: int = 3
     activation: str = RE
@@ -106,18 +106,18 @@ def plan_blocks(
 
     Args:
       stages: `LARGE_STAGES` or `SMALL_STAGES`.
-      penultimate_features: of the layer behind the global mean (`LARGE_PENULTIMATE`,
-        `SMALL_PENULTIMATE`); widened by a multiplier above 1 and never thinned below it, as in the
-        released code (research/slim/nets/mobilenet/mobilenet_v3.py).
+      penultimate_features: of the layer after the global mean (`LARGE_PENULTIMATE`,
+        `SMALL_PENULTIMATE`). A multiplier above 1 widens it; one below 1 does not narrow it, as in
+        the released code (research/slim/nets/mobilenet/mobilenet_v3.py).
       width_multiplier: applied to every other layer. Expanded widths keep the tables' ratio to the
         block's input.
       stem_strides: of the first convolution.
-      stage_strides: replaces the tables' strides, one a stage; small pictures need it.
+      stage_strides: one per stage, instead of the tables' strides; small images need it.
       divisor: channels are multiples of it, squeezed ones too (`make_divisible`); 1 turns rounding
         off.
 
     Raises:
-      ValueError: another number of strides than there are stages.
+      ValueError: the number of strides is not the number of stages.
     """
 
     def scale(features: int) -> int:
@@ -156,10 +156,10 @@ def plan_blocks(
 class MobileNetV3(Network):
     """MobileNetV3: stem, inverted residuals, head, global mean, `penultimate`, classifier.
 
-    Squeeze-and-excitation sees the activated depthwise map and gates with a hard sigmoid. The layer
-    `penultimate` is dense with a bias and without normalisation, as the paper's 1x1 convolution
-    "NBN" on the pooled map. The endpoint `features` is its output, and so is the result when
-    `num_classes` is 0.
+    Squeeze-and-excitation reads the activated depthwise map; its gate is a hard sigmoid. The layer
+    `penultimate` is dense, with a bias and without normalisation, like the paper's 1x1 convolution
+    "NBN" on the pooled map. The endpoint `features` is its output; with `num_classes` 0 this output
+    is also the result.
 
     Attributes besides those of `mobilenet.models.network.Network`:
       plan: from `plan_blocks`.

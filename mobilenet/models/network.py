@@ -1,4 +1,4 @@
-"""What the classifiers share: `Network`, the frame that they fill with stem, blocks and head."""
+"""`Network`: the frame that all classifiers share; each adds its stem, blocks and head."""
 
 import functools
 import itertools
@@ -19,8 +19,8 @@ Part = Callable[[Array, bool], Array]  # a submodule as a function of (x, train)
 class Network(nn.Module):
     """A classifier of a stem, planned blocks, a head, the global mean, dropout and a dense layer.
 
-    A network overrides `make_stem` and `make_block` (or `run_blocks`), and where it has more behind
-    its blocks, `make_head`, `after_mean` and `tail`.
+    A network overrides `make_stem` and `make_block` (or `run_blocks`). If it has more layers after
+    its blocks, it also overrides `make_head`, `after_mean` and `tail`.
 
     Attributes:
       plan: every channel count and stride; its `blocks` have a `name` and a `stage` each.
@@ -34,18 +34,19 @@ class Network(nn.Module):
       dtype: of activations and products; parameters and BN statistics stay float32.
       conv_form: "auto", "grouped" or "shifted" (`mobilenet.models.depthwise.resolve_form`).
       remat: recompute each block in the backward pass instead of keeping its activations.
-      frozen: names of `modules` that run as in evaluation also in training: their BN uses its
-        running statistics, and leaves them as they are.
-      conv, norm, layer, dense: constructors to put in place of `Conv`, `BatchNorm`, `ConvBNAct` and
-        `nn.Dense` (quantised ones, say). `point` is one for tensors that no layer ends in: the
-        input, sums, pooled and gated maps, logits, each of which goes through a module of its own.
+      frozen: names of `modules` that run in evaluation mode also in training: their BN uses its
+        running statistics and does not update them.
+      conv, norm, layer, dense: constructors used instead of `Conv`, `BatchNorm`, `ConvBNAct` and
+        `nn.Dense` (quantised ones, for example). `point` constructs modules for tensors that are
+        not a layer's output: the input, sums, pooled and gated maps, logits. Each of these tensors
+        passes through its own module.
 
     `__call__` maps images [B, H, W, C], already normalised, to logits [B, num_classes] float32, or
     features [B, F] float32. With `endpoints=True` it returns (result, endpoints) where endpoints
     holds `stem`, `stage_0` ... and, if there is one, `head` as [B, h, w, c], and `features`.
-    `dropout_keys` holds one PRNG key an example. In training mode `batch_stats` must be mutable.
-    With `part`, one of `parts`, it computes that part alone: from what its first module reads to
-    what its last one gives.
+    `dropout_keys` holds one PRNG key per example. In training mode `batch_stats` must be mutable.
+    With `part`, one of `parts`, it computes only that part: from the input of its first module to
+    the output of its last.
     """
 
     plan: Any
@@ -75,10 +76,10 @@ class Network(nn.Module):
 
     @property
     def parts(self) -> tuple[tuple[str, ...], ...]:
-        """`modules`, divided behind each block that reduces the resolution.
+        """`modules`, divided after each block that reduces the resolution.
 
-        Nothing but one tensor passes from one part to the next: a shortcut between two blocks'
-        expansions needs both of one resolution.
+        Only one tensor passes from one part to the next: a shortcut between the expansions of two
+        blocks needs both at one resolution.
         """
         names = self.modules
         ends = [names.index(plan.name) + 1 for plan in self.plan.blocks if plan.strides > 1]
@@ -110,7 +111,7 @@ class Network(nn.Module):
         return conv, norm
 
     def learns(self, name: str, train: bool) -> bool:
-        """`train` for one of `modules`."""
+        """`train` for one of `modules`: False if it is frozen."""
         return train and name not in self.frozen
 
     def make_stem(self, layer: ModuleDef) -> Part:
@@ -118,7 +119,7 @@ class Network(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say what its stem is.")
 
     def make_block(self, plan: Any, conv: ModuleDef, norm: ModuleDef) -> Part:
-        """The block of one entry of the plan, named as it says."""
+        """The block of one entry of the plan, with the entry's name."""
         raise NotImplementedError(f"{type(self).__name__} must say what its blocks are.")
 
     def run_blocks(
@@ -128,21 +129,21 @@ class Network(nn.Module):
         train: bool,
         conv: ModuleDef,
         norm: ModuleDef,
-        found: dict[str, Any],
+        endpoints: dict[str, Any],
     ) -> Array:
-        """Consecutive blocks, a part's or all; adds the endpoints on the way to `found`."""
+        """Applies consecutive blocks (one part or all) and adds their outputs to `endpoints`."""
         for plan in plans:
             x = self.make_block(plan, conv, norm)(x, self.learns(plan.name, train))
-            found[f"stage_{plan.stage}"] = x
+            endpoints[f"stage_{plan.stage}"] = x
         return x
 
     def make_head(self, layer: ModuleDef) -> Part | None:
-        """The layer between the last block and the global mean, named `head`; None without."""
+        """The layer between the last block and the global mean, named `head`, or None."""
         del layer
         return None
 
     def after_mean(self, x: Float[Array, "B C"], train: bool) -> Float[Array, "B F"]:
-        """From the global mean to what the classifier reads."""
+        """The layers from the global mean to the input of the classifier."""
         del train
         return x
 
@@ -167,7 +168,7 @@ class Network(nn.Module):
     ) -> Any:
         conv, norm = self.constructors()
         layer = functools.partial(self.layer, conv=conv, norm=norm)
-        found: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         if part is not None and part not in self.parts:
             raise ValueError(f"part is {part!r}; allowed are {', '.join(map(str, self.parts))}.")
         names = self.modules if part is None else part
@@ -175,19 +176,19 @@ class Network(nn.Module):
         if "stem" in names:
             x = self.point(name="input")(x, train).astype(self.dtype)
             x = self.make_stem(layer)(x, self.learns("stem", train))
-            found["stem"] = x
+            outputs["stem"] = x
         plans = [plan for plan in self.plan.blocks if plan.name in names]
-        x = self.run_blocks(plans, x, train, conv, norm, found)
+        x = self.run_blocks(plans, x, train, conv, norm, outputs)
         if names[-1] != self.modules[-1]:
-            return (x, found) if endpoints else x
+            return (x, outputs) if endpoints else x
         head = self.make_head(layer)
         if head is not None:
             x = head(x, self.learns("head", train))
-            found["head"] = x
-        # The mean and what follows it run in float32: they are small and end in the loss.
+            outputs["head"] = x
+        # The mean and the layers after it use float32: they are cheap and directly affect the loss.
         x = self.point(name="pooled")(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), train)
         x = self.after_mean(x, train)
-        found["features"] = x
+        outputs["features"] = x
         if self.num_classes:
             x = Dropout(self.dropout_rate, name="dropout")(x, train, dropout_keys)
             x = self.dense(
@@ -196,14 +197,14 @@ class Network(nn.Module):
                 name="classifier",
             )(x)
             x = self.point(name="logits")(x, train)
-        return (x, found) if endpoints else x
+        return (x, outputs) if endpoints else x
 
 
 def resolve_strides(table: Sequence[int], stage_strides: Sequence[int] | None) -> Sequence[int]:
-    """The strides of the stages: those of the block table unless others are given.
+    """The strides of the stages: `stage_strides` if given, otherwise those of the block table.
 
     Raises:
-      ValueError: another number of strides than there are stages.
+      ValueError: the number of strides is not the number of stages.
     """
     if stage_strides is None:
         return table

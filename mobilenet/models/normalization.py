@@ -1,16 +1,16 @@
-"""Batch normalisation with its activation: few passes over memory, gradient by hand.
+"""Batch normalisation with its activation: few passes over memory, with a hand-derived gradient.
 
-A MobileNetV2 step moves bytes more than it multiplies, and most of the bytes are moved by
-normalisation. So here
+A MobileNetV2 step is limited by memory traffic, and normalisation causes most of it. So this module
+does the following:
 
-- both sums of the statistics are taken from `x` itself: a sum of `x - shift` would make XLA write
-  `x - shift` to memory first, because the reductions are library calls on CPU that fuse nothing;
-- the activation belongs to the layer: its derivative is folded into the gradient from a value that
-  is recomputed, so nothing but `x` is kept for the backward pass;
-- the gradient with respect to `x` is one affine pass, `a * g + b * x + c` with three numbers a
-  channel, after one pass of sums;
-- behind a 1x1 convolution that expands, the statistics and the gradient need no pass over its
-  output at all: they follow from moments of the narrow input (`Product`).
+- It computes both sums of the statistics from `x` itself. For a sum of `x - shift`, XLA would first
+  write `x - shift` to memory, because reductions are library calls on CPU that fuse nothing.
+- It includes the activation. The activation's derivative is computed from the normalised value,
+  which is computed again, so only `x` is kept for the backward pass.
+- It computes the gradient of `x` in two passes: one for sums, and one affine pass
+  `a * g + b * x + c` with three numbers per channel.
+- After a 1x1 convolution that expands, the statistics and the gradient need no pass over its output
+  at all: they follow from moments of the narrow input (`Product`).
 
 Variables, names and shapes are those of `flax.linen.BatchNorm`, so checkpoints fit both.
 """
@@ -26,16 +26,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mobilenet.models.depthwise import resolve_form
-from mobilenet.models.loops import images_per_turn, rows_per_sum, take_images, widen
+from mobilenet.models.loops import images_per_chunk, rows_per_sum, take_images, widen
 
 ACTIVATIONS = ("identity", "relu", "relu6", "hard_swish")
 
-# From this size on, the sums of a gradient are taken in a loop; smaller tensors stay in the caches.
+# From this size on, a gradient's sums are computed in a loop. Smaller tensors fit into the caches.
 LOOP_BYTES = 4_000_000
 
 
 class Rule(NamedTuple):
-    """What is constant of a layer: hashable, so that it can be a static argument."""
+    """The constant settings of a layer; hashable, so that it can be a static argument."""
 
     epsilon: float
     activation: str
@@ -70,7 +70,7 @@ def activate(z: Float[Array, "*shape"], activation: str) -> Float[Array, "*shape
 
 
 def _activation_gradient(g: Array, z: Array, activation: str) -> Array:
-    """`g` times the derivative of the activation at `z`; zero at the kinks, as `jax.nn.relu6`."""
+    """`g` times the derivative of the activation at `z`; 0 at the kinks, as in `jax.nn.relu6`."""
     if activation == "identity":
         return g
     if activation == "relu":
@@ -85,7 +85,7 @@ def _sum(x: Array) -> Array:
 
 
 def _check_count(x: Array, rule: Rule) -> None:
-    """Refuses statistics of one value per channel, as PyTorch does: all would become `bias`."""
+    """Refuses statistics of one value per channel, as PyTorch does: outputs would all be `bias`."""
     count = x.size // x.shape[-1]
     if rule.axis_index_groups is not None:
         count *= len(rule.axis_index_groups[0])
@@ -107,10 +107,10 @@ def _pmean(x: Array, rule: Rule) -> Array:
 def _statistics(x: Array, rule: Rule) -> tuple[Array, Array]:
     """Mean and biased variance per channel, over every device of the axis, at least float32.
 
-    The local variance is the mean square minus the squared mean, as in Flax: it takes the rounding
-    of the mean square times 1 + mean^2 / var. A test bounds it: 10^-2 at a mean of 50 deviations,
-    where 10^-3 was seen. A branch to a second pass around the mean would lengthen the compilation
-    of a step by more than half.
+    The local variance is the mean square minus the squared mean, as in Flax. Its relative error is
+    the rounding error of the mean square times 1 + mean^2 / var. A test bounds it by 10^-2 at a
+    mean of 50 standard deviations (measured: 10^-3). A branch with a second pass around the mean
+    would lengthen the compilation of a step by more than half.
     """
     x = widen(x)
     count = x.size // x.shape[-1]
@@ -119,10 +119,10 @@ def _statistics(x: Array, rule: Rule) -> tuple[Array, Array]:
 
 
 def _overall(mean: Array, var: Array, rule: Rule) -> tuple[Array, Array]:
-    """Statistics over the devices of the axis, from each one's own.
+    """Statistics over the devices of the axis, from the statistics of each device.
 
-    The variance is the mean of the variances plus the variance of the means: mean squares would
-    bring back the cancellation that the local variance avoids.
+    The variance is the mean of the variances plus the variance of the means. Averaged mean squares
+    would cause the cancellation that the local variance avoids.
     """
     if rule.axis_name is None:
         return mean, var
@@ -160,10 +160,10 @@ def _derive(g: Array, x: Array, mean: Array, multiplier: Array, bias: Array, rul
 def _through_statistics(
     sums: tuple[Array, ...], multiplier: Array, r: Array, count: int, rule: Rule
 ) -> tuple[Array, Array]:
-    """What `x - mean` is multiplied by in the gradient of `x`, and what is added: see `_backward`.
+    """The factor of `x - mean` in the gradient of `x`, and the constant term; see `_backward`.
 
-    `sums` are of g and g d, and the cotangents of the mean and of the variance. Each device's `x`
-    moved the statistics of all, so those of all devices are averaged.
+    `sums` are those of g and g d, and the cotangents of the mean and of the variance. The `x` of
+    each device changed the statistics of all devices, so the sums of all devices are averaged.
     """
     gsum, gdsum, gmean, gvar = _pmean(jnp.stack(sums), rule) / count
     return 2 * gvar - multiplier * r * r * gdsum, gmean - multiplier * gsum
@@ -174,17 +174,17 @@ def _gradient_sums(
 ) -> tuple[Array, Array]:
     """`sum g'` and `sum g' x` per channel, where g' is `g` times the activation's derivative.
 
-    For images that exceed the caches of a CPU, one loop that reads `g` and `x` once and keeps g' in
-    no array (see `loops`); XLA would write g' and read it twice.
+    Images that exceed the caches of a CPU are summed in one loop, which reads `g` and `x` once and
+    does not store g' (see `loops`). XLA would write g' and read it twice.
     """
     derive = partial(_derive, mean=mean, multiplier=multiplier, bias=bias, rule=rule)
     small = x.ndim != 4 or x.nbytes < LOOP_BYTES or resolve_form("auto") != "shifted"
     if small or rule.activation == "identity":
         g = derive(g, x)
         return _sum(g), _sum(g * widen(x))
-    count, run = images_per_turn(x), rows_per_sum(x.shape[1], 2)
+    count, run = images_per_chunk(x), rows_per_sum(x.shape[1], 2)
 
-    def turn(index: Array, sums: Array) -> Array:
+    def add_chunk(index: Array, sums: Array) -> Array:
         pixels, gradient = take_images(x, index, count), take_images(g, index, count)
         for row in range(run):
             part = widen(pixels[:, row::run])
@@ -193,7 +193,7 @@ def _gradient_sums(
         return sums
 
     zero = jnp.zeros((count, x.shape[1] // run, 2, *x.shape[2:]), widen(mean).dtype)
-    sums = lax.fori_loop(0, x.shape[0] // count, turn, zero).sum((0, 1, 3))
+    sums = lax.fori_loop(0, x.shape[0] // count, add_chunk, zero).sum((0, 1, 3))
     return sums[0], sums[1]
 
 
@@ -205,15 +205,15 @@ def _backward(
 ) -> tuple[Array, Array, Array]:
     """Gradient of (y, mean, var) with respect to (x, scale, bias).
 
-    With `d = x - mean`, `r = rsqrt(var + epsilon)` and the activation's derivative in `g`,
+    With `d = x - mean`, `r = rsqrt(var + epsilon)` and the activation's derivative included in `g`,
 
         dbias = sum g,   dscale = r * sum g d,
         dx = scale r g + (gmean - scale r E[g]) / n + d (2 gvar - scale r^3 E[g d]) / n
 
     where E and the cotangents of the statistics are averaged over the devices of the axis. The
-    gradients of scale and bias stay local sums, as automatic differentiation leaves them, for the
-    training step to average. `sum g d` is taken as `sum g x - mean sum g`, which loses
-    log10(|mean| / std) digits and saves writing `d`.
+    gradients of scale and bias stay local sums, as with automatic differentiation; the training
+    step averages them. `sum g d` is computed as `sum g x - mean sum g`, which loses
+    log10(|mean| / std) digits and avoids writing `d`.
 
     `batch` is 0 where the statistics did not come from `x`: then dx is its first term alone.
     """
@@ -237,7 +237,7 @@ _train.defvjp(_forward, _backward)
 def _train_until(
     x: Array, scale: Array, bias: Array, mean: Array, var: Array, fixed: Array, rule: Rule
 ) -> tuple[Array, Array, Array]:
-    """As `_train`, with the given statistics instead of those of `x` where `fixed` holds."""
+    """As `_train`, but with the given statistics instead of those of `x` where `fixed` is true."""
     return _forward_until(x, scale, bias, mean, var, fixed, rule)[0]
 
 
@@ -261,7 +261,7 @@ _train_until.defvjp(_forward_until, _backward_until)
 
 
 class Product(NamedTuple):
-    """A 1x1 convolution that is left to the normalisation behind it to compute.
+    """A 1x1 convolution that the normalisation after it computes.
 
     Attributes:
       x: images [..., c].
@@ -282,8 +282,8 @@ def _matmul(x: Array, kernel: Array) -> Array:
 def _correlate(x: Array, y: Array) -> Array:
     """`sum x_i y_j` over all axes but the last: [c, d], at least float32.
 
-    Over one flattened axis XLA:CPU takes another library's product, which is faster alone and
-    slower beside the rest of a step.
+    Over one flattened axis XLA:CPU would call another library, whose product is faster on its own
+    but slower within a training step.
     """
     axes = tuple(range(x.ndim - 1))
     accumulator = jnp.promote_types(x.dtype, jnp.float32)
@@ -303,9 +303,9 @@ def _forward_product(
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     """Statistics of `x @ kernel` from those of `x`: `E[x] kernel` and `diag(kernel' cov kernel)`.
 
-    The covariance is the mean product minus the product of the means, with the rounding that
-    `_statistics` tells of; here it is relative to the mean squares of the inputs, each weighted by
-    its kernel, even where the means of several cancel in the output.
+    The covariance is the mean product minus the product of the means, with the rounding error that
+    `_statistics` describes. Here the error is relative to the mean squares of the inputs, each
+    weighted by its kernel, even where the means of several inputs cancel in the output.
     """
     count = x.size // x.shape[-1]
     wide = widen(kernel)
@@ -325,8 +325,8 @@ def _backward_product(
 ) -> tuple[Array, ...]:
     """Gradient of (y, mean, var) with respect to (x, kernel, scale, bias).
 
-    `_backward` gives the gradient of the product, `a g + b (product - mean) + c` with a number a
-    channel each. It is linear, so its products with the kernel and with `x` are taken term by term:
+    `_backward` gives the gradient of the product: `a g + b (product - mean) + c`, with one a, b and
+    c per channel. It is linear, so it is multiplied with the kernel and with `x` term by term:
 
         dx = g (a kernel)' + x (kernel (b kernel)') + (c - b mean) kernel'
         dkernel = a x'g + b x'(product - mean) + c x'1,    x' product = (x'x) kernel
@@ -344,7 +344,7 @@ def _backward_product(
     gsum = _sum(g)
     gdsum = (wide * correlation).sum(0) - mean * gsum
     linear, constant = _through_statistics((gsum, gdsum, gmean, gvar), multiplier, r, count, rule)
-    # The mean is that of all devices, which the local products are not centred by.
+    # `mean` is the mean over all devices; the local products are centred by the local mean.
     centred = covariance @ wide + jnp.outer(center, center @ wide - mean)
     dkernel = (
         multiplier * correlation + count * linear * centred + count * jnp.outer(center, constant)
@@ -369,15 +369,15 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, followed by an activation.
 
     Parameters `scale` and `bias` and statistics `mean` and `var` (collection `batch_stats`) are
-    float32 [c], as those of `flax.linen.BatchNorm`. The running variance takes the biased one.
+    float32 [c], as in `flax.linen.BatchNorm`. The running variance averages the biased variance.
 
     Attributes:
       momentum: weight of the old running average (Flax's meaning; PyTorch's is one minus it).
       epsilon: added to the variance.
-      axis_name: axis over whose devices the statistics are averaged; None keeps them local. Not
-        used while parameters are initialised, so that `init` runs outside the axis.
-      axis_index_groups: groups of indices of that axis with statistics of their own.
-      dtype: dtype of the output. The arithmetic is at least float32 whatever it is.
+      axis_name: axis over whose devices the statistics are averaged; None keeps them local. It is
+        ignored while parameters are initialised, so that `init` runs outside the axis.
+      axis_index_groups: groups of indices of that axis; each group has its own statistics.
+      dtype: of the output. The arithmetic is at least float32 in any case.
       activation: one of `ACTIVATIONS`.
       scale_init: initialiser of `scale`.
       bias_init: initialiser of `bias`.
@@ -396,21 +396,21 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "*b c"] | Product, use_running_average: bool | Array
     ) -> Float[Array, "*b c"]:
-        """Normalises `x`, and updates the running statistics unless they are used.
+        """Normalises `x`. Updates the running statistics unless it normalises by them.
 
         Args:
-          x: [..., c] of any floating dtype, or in training a `Product`: the convolution is then
-            computed here, in a form that pays where the kernel has more outputs than inputs.
-          use_running_average: normalise by the stored statistics (evaluation) rather than by those
-            of `x` (training; `batch_stats` must then be mutable). A traced boolean decides while
-            the program runs: training that stops to update its statistics at some step.
+          x: [..., c] of any floating dtype, or in training a `Product`: then this method computes
+            the convolution too, which is faster if the kernel has more outputs than inputs.
+          use_running_average: True normalises by the stored statistics (evaluation), False by those
+            of `x` (training; `batch_stats` must then be mutable). A traced boolean is decided while
+            the program runs, for training that stops updating its statistics at some step.
 
         Returns:
           Same shape as `x`, in `self.dtype`.
 
         Raises:
-          ValueError: the activation is unknown, a product where no statistics are taken, or
-            statistics of one value per channel.
+          ValueError: the activation is unknown, `x` is a product but no statistics are computed, or
+            the statistics would have one value per channel.
         """
         shape = (x.kernel if isinstance(x, Product) else x).shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)

@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 from mobilenet.models.depthwise import Pads, output_size, pad, resolve_form, resolve_padding
 
-# Numbers in one patch (window x input channels) up to which patches are written out. The stem has
-# 27 and 32 outputs a pixel: its patches are smaller than its output. With more channels they would
-# cost more memory traffic than XLA's own convolution loses.
+# Patches are written to memory up to this many numbers per patch (window x input channels). The
+# stem has 27, and 32 outputs per pixel: its patches are smaller than its output. With more channels
+# the patches would cost more memory traffic than they save compared with XLA's own convolution.
 PATCH_LIMIT = 75
 
 
@@ -23,11 +23,11 @@ def conv(
 ) -> Float[Array, "b i j d"]:
     """Convolves densely (every input channel reaches every output channel).
 
-    The form 'shifted' is the one for CPU. A 1x1 kernel is a matrix product over flattened pixels,
-    and a window over few channels, such as the stem's 3x3x3, is a matrix product over patches
-    written side by side. Other kernels, dilated ones, and the form 'grouped', are
-    `lax.conv_general_dilated`. All derivatives are JAX's own: those of slices, concatenation and
-    matrix product, which are fast.
+    The form 'shifted' is the one for CPU. It computes a 1x1 kernel as a matrix product over
+    flattened pixels. A window over few channels, such as the stem's 3x3x3, is a matrix product over
+    patches that are concatenated along the channels. Other kernels, dilated kernels and the form
+    'grouped' use `lax.conv_general_dilated`. All derivatives are JAX's own: those of slices,
+    concatenation and matrix product, which are fast.
 
     Args:
       x: images [b, h, w, c].
@@ -63,7 +63,7 @@ def conv(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     padded = pad(x, pads)
-    # Along the columns first: a third of the strided slices, and longer runs for the rows.
+    # Columns first: a third of the strided slices, and longer contiguous rows.
     bottom, right = (rows - 1) * strides + 1, (columns - 1) * strides + 1
     runs = [lax.slice_in_dim(padded, j, j + right, strides, axis=2) for j in range(kw)]
     side_by_side = jnp.concatenate(runs, axis=-1)

@@ -1,7 +1,7 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) as block tables, a plan, and two modules.
 
-ResNet-50 is the form that is trained today: its stride is in the 3x3 convolution of a bottleneck
-(torchvision's, also called v1.5), where the paper has it in the first 1x1 convolution.
+ResNet-50 is the form in common use: the 3x3 convolution of a bottleneck has the stride
+(torchvision's, also called v1.5). In the paper the first 1x1 convolution has it.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ BOTTLENECK_RATIO = 4  # output channels of a bottleneck / channels of its 3x3 co
 
 class BlockSpec(NamedTuple):
     """One stage of the paper's Table 1 (conv2_x to conv5_x): `repeats` blocks, the first of them
-    with `strides`; `features` of their 3x3 convolutions, before the width multiplier."""
+    with `strides`; `features` is the width of the 3x3 convolutions before the width multiplier."""
 
     features: int
     repeats: int
@@ -42,7 +42,7 @@ RESNET50_BLOCKS = (
     BlockSpec(256, 6, 2),
     BlockSpec(512, 3, 2),
 )
-# Name -> block table, and whether blocks are bottlenecks.
+# Name -> block table, and whether its blocks are bottlenecks.
 TABLES = {"resnet18": (RESNET18_BLOCKS, False), "resnet50": (RESNET50_BLOCKS, True)}
 
 
@@ -92,17 +92,17 @@ def plan_blocks(
     """Decides every channel count, stride and shortcut of a ResNet.
 
     Args:
-      blocks: a stage each.
+      blocks: one entry per stage.
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, as ResNet-50 has them.
       width_multiplier: applied to every layer.
       stem_features: before the width multiplier.
-      stem_strides: 2 is the paper's stem for ImageNet, a 7x7 convolution, with max-pooling behind
-        it; 1 is the form for small pictures, a 3x3 convolution alone (kuangliu/pytorch-cifar).
-      stage_strides: replaces the table's strides, one a stage.
+      stem_strides: 2 is the paper's stem for ImageNet, a 7x7 convolution followed by max-pooling; 1
+        is the form for small images, only a 3x3 convolution (kuangliu/pytorch-cifar).
+      stage_strides: one per stage, instead of the table's strides.
       divisor: channels are multiples of it (`make_divisible`); 1 turns rounding off.
 
     Raises:
-      ValueError: another number of strides than there are stages.
+      ValueError: the number of strides is not the number of stages.
     """
     strides = resolve_strides([spec.strides for spec in blocks], stage_strides)
     first = features = make_divisible(stem_features * width_multiplier, divisor)
@@ -137,8 +137,8 @@ class ResidualBlock(nn.Module):
       conv, norm, layer, point: module constructors bound by the network.
       padding: of the max-pooling.
 
-    `__call__` maps x [B, H, W, C] to [B, ceil(H/s), ceil(W/s), features], of which H and W are
-    halved (rounded up) before if `plan.pools`. ReLU follows the addition.
+    `__call__` maps x [B, H, W, C] to [B, ceil(H/s), ceil(W/s), features]. If `plan.pools`, H and W
+    are first halved (rounded up). ReLU follows the addition.
     """
 
     plan: BlockPlan
@@ -153,7 +153,7 @@ class ResidualBlock(nn.Module):
         plan = self.plan
         layer = functools.partial(self.layer, conv=self.conv, norm=self.norm)
         relu = functools.partial(layer, features=plan.inner_features, activation="relu")
-        # What ends a branch: its ReLU comes after the addition.
+        # The last layer of a branch: its ReLU comes after the addition.
         last = functools.partial(layer, features=plan.features, activation="identity")
         if plan.pools:
             pads: Any = resolve_padding(self.padding, x.shape[1:3], (3, 3), 2, 1)

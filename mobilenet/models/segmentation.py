@@ -3,17 +3,19 @@
 The head is that of Chen et al. 2017 (arXiv 1706.05587, section 3.3), on the last bottleneck's
 output rather than on the 1280-channel map, with and without atrous spatial pyramid pooling (ASPP).
 
-Table 7 at 513 x 513 pixels, 21 classes, output stride 16, against this module:
+Table 7 at 513 x 513 pixels, 21 classes, output stride 16 (first number), and the values of this
+module (second number):
 
                  parameters              MACs
     no ASPP      2.11 M   2,113,557      2.75 B   2,740,709,056
     ASPP         4.52 M   4,523,541      5.8 B    5,363,508,928
 
 Parameters agree. The paper's MACs are those of TensorFlow's graph, in which an atrous convolution
-pads the map until its sides divide by the rate: the 33 x 33 map of the ASPP counts as 36 x 36.
-Counted that way the network has 2.742 B and 5.823 B; and at output stride 8, over six scales and
-their mirror images, 152.5 B and 387.5 B where Table 7 prints 152.6 and 387. The tests do this. What
-is left of the difference, 0.3 % of the first figure and less of the others, is unexplained.
+pads the map until the rate divides its sides: the 33 x 33 map of the ASPP counts as 36 x 36.
+Counted in this way the network has 2.742 B and 5.823 B. At output stride 8, summed over six scales
+and their mirror images, it has 152.5 B and 387.5 B, where Table 7 prints 152.6 and 387. The tests
+check this. The remaining difference, 0.3 % of the first value and less of the others, is
+unexplained.
 """
 
 import functools
@@ -35,19 +37,20 @@ VOID = 255  # label of pixels that do not count, as in PASCAL VOC's masks
 class DeepLabV3(nn.Module):
     """MobileNetV2 with a DeepLabv3 head: class logits for every pixel.
 
-    Beside the submodule `backbone` there are `image_pooling` (the map's mean), `pointwise`,
-    `atrous_{i}`, `fuse` (over all of them) and `logits`.
+    The submodules are `backbone`, `image_pooling` (of the map's mean), `pointwise`, `atrous_{i}`,
+    `fuse` (over all of them) and `logits`.
 
     Attributes:
-      backbone: planned with `head_features=0` and an `output_stride`, and with `num_classes=0`. It
-        has the names, shapes and meaning of the classifier's modules, so those parameters fit.
-      num_classes: the background is one of them: 21 for PASCAL VOC.
+      backbone: planned with `head_features=0` and an `output_stride`, and with `num_classes=0`. Its
+        modules have the names, shapes and meaning that they have in the classifier, so a
+        classifier's parameters fit.
+      num_classes: with the background, so 21 for PASCAL VOC.
       aspp_rates: of the 3x3 atrous convolutions; `ASPP_RATES` or twice that, () for none.
       features: channels of every branch.
 
     `__call__` maps images [B, H, W, C], already normalised, to logits [B, H, W, num_classes]
-    float32. In training `batch_stats` must be mutable, and `image_pooling` normalises one vector a
-    picture over the batch, which needs several pictures.
+    float32. In training `batch_stats` must be mutable. `image_pooling` then normalises one vector
+    per image over the batch, so a batch needs several images.
     """
 
     backbone: MobileNetV2
@@ -63,8 +66,8 @@ class DeepLabV3(nn.Module):
         layer = functools.partial(
             ConvBNAct, conv=conv, norm=norm, features=self.features, activation="relu"
         )
-        _, found = self.backbone(images, train, endpoints=True)
-        x = found[f"stage_{self.backbone.plan.blocks[-1].stage}"]
+        _, endpoints = self.backbone(images, train, endpoints=True)
+        x = endpoints[f"stage_{self.backbone.plan.blocks[-1].stage}"]
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
         pooled = layer(name="image_pooling")(pooled, train)
         branches = [jnp.broadcast_to(pooled, (*x.shape[:3], self.features))]
@@ -76,7 +79,7 @@ class DeepLabV3(nn.Module):
         logits = conv(
             features=self.num_classes,
             use_bias=True,
-            # The released 0.01 is for pretrained weights: from scratch the classes stay alike.
+            # The released 0.01 is for pretrained weights; from scratch, classes would stay equal.
             kernel_init=INITIALIZERS["lecun_fan_in"],
             name="logits",
         )(x)
@@ -84,10 +87,10 @@ class DeepLabV3(nn.Module):
 
 
 def upsample(x: Float[Array, "B h w C"], size: tuple[int, ...]) -> Float[Array, "B H W C"]:
-    """Bilinear interpolation with corners on corners, as the released DeepLab enlarges its logits.
+    """Bilinear interpolation with aligned corners, as the released DeepLab enlarges its logits.
 
-    Where a side has a multiple of the output stride and one more pixel (513 = 32 * 16 + 1), every
-    pixel of the map lies exactly on the pixel at the centre of its window.
+    If a side is a multiple of the output stride plus one pixel (513 = 32 * 16 + 1), every pixel of
+    the map lies exactly on the pixel at the centre of its window.
 
     Args:
       x: [B, h, w, C] of any floating dtype.

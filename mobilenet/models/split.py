@@ -1,13 +1,13 @@
 """The t-way split of an inverted residual (Sandler et al. 2018, arXiv 1801.04381, section 5.1).
 
-Between the expansion and the projection every expanded channel is on its own: the depthwise
-convolution and the activations work channel by channel, and the projection is a sum over channels.
-So the block can be computed a group of expanded channels at a time, and only one group of the
-expanded tensor is ever held: the same output and the same MACs in less memory.
-`mobilenet.models.cost.peak_activation` has the memory of it as "block_split".
+Between the expansion and the projection the expanded channels are independent: the depthwise
+convolution and the activations work on each channel separately, and the projection is a sum over
+channels. So a block can be computed in groups of expanded channels, and only one group is in memory
+at a time. The output and the MACs are the same, with less memory.
+`mobilenet.models.cost.peak_activation` computes this memory as "block_split".
 
 The argument `split_expansion` of the released code is something else: it splits the 1x1
-convolution itself into groups, which is another function.
+convolution itself into groups, which changes the function.
 """
 
 import dataclasses
@@ -29,8 +29,9 @@ def part_plans(plan: BlockPlan, parts: int) -> list[BlockPlan]:
       parts: groups; all but the last have ceil(expanded_features / parts) channels.
 
     Raises:
-      ValueError: no such number of groups, or a block whose expanded channels are not on their own:
-        squeeze-and-excitation mixes them, and a shortcut between expansions needs all of them.
+      ValueError: the number of groups is not possible, or the expanded channels of the block are
+        not independent: squeeze-and-excitation mixes them, and a shortcut between expansions needs
+        all of them.
     """
     if plan.squeeze_features or plan.shortcut == "expansion":
         reason = "squeeze-and-excitation" if plan.squeeze_features else "shortcut='expansion'"
@@ -57,7 +58,7 @@ def apply_split(
     x: Float[Array, "B H W C"],
     parts: int,
 ) -> Float[Array, "B h w F"]:
-    """Computes a block a group of expanded channels at a time, with stored BN statistics.
+    """Computes a block in groups of expanded channels, with stored BN statistics.
 
     Args:
       block: as the network builds it.
@@ -66,7 +67,7 @@ def apply_split(
       parts: groups of expanded channels.
 
     Returns:
-      What `block.apply(variables, x, None, False)[0]` gives, up to the order of one sum.
+      The value of `block.apply(variables, x, None, False)[0]`, up to the order of one sum.
 
     Raises:
       ValueError: as `part_plans`.

@@ -1,7 +1,7 @@
-"""Costs of any network of this project, from a trace of it: nothing is computed.
+"""Costs of any network of this project, from a trace of it: no values are computed.
 
-MobileNetV2's costs follow from its block table (`mobilenet.models.cost`). Those of other networks
-are read off the shapes that their layers meet when JAX traces them.
+MobileNetV2's costs follow from its block table (`mobilenet.models.cost`). The costs of other
+networks follow from the shapes of their layers' inputs and outputs when JAX traces them.
 """
 
 import functools
@@ -23,17 +23,17 @@ def layer_costs(model: nn.Module, image_shape: Shape) -> list[LayerCost]:
     """The layers of a network in order of computation, counted as `mobilenet.models.cost` counts.
 
     A module that holds a kernel is a convolution (4 axes) or a dense layer (2 axes). The batch
-    normalisation beside a convolution belongs to it, and squeeze-and-excitation is one row. A row
-    is named by the path of its module, and its role is the last part of that, in the network's own
-    words: `depthwise`, `pointwise`, `conv1`, `shortcut`, ...
+    normalisation next to a convolution belongs to the convolution's row, and squeeze-and-excitation
+    is one row. A row's name is the path of its module; its role is the last part of the path, as
+    the network names it: `depthwise`, `pointwise`, `conv1`, `shortcut`, ...
 
     Args:
       model: any network, unbound.
       image_shape: (H, W, C) of its input.
 
     Raises:
-      ValueError: parameters that belong to no such layer, or to one that is called twice: their
-        cost is not defined here.
+      ValueError: parameters do not belong to such a layer, or a layer is called twice: the cost is
+        not defined here.
     """
     return list(_trace(model, image_shape))
 
@@ -76,8 +76,8 @@ def _trace(model: nn.Module, image_shape: Shape) -> tuple[LayerCost, ...]:
     if left:
         names = ", ".join(sorted("/".join(name) for name in left))
         raise ValueError(
-            f"{type(model).__name__} has parameters that are of no convolution, dense layer or "
-            f"batch normalisation beside a convolution: {names}. Their cost is not defined."
+            f"{type(model).__name__} has parameters that do not belong to a convolution, a dense "
+            f"layer or batch normalisation next to one: {names}. Their cost is not defined."
         )
     return tuple(rows.values())
 

@@ -1,1 +1,1 @@
-"""Quantisation: grids, ranges, quantised networks, and an integer executor as their oracle."""
+"""Quantisation: grids, ranges, quantised networks, and an integer executor as the reference."""

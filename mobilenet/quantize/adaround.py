@@ -17,23 +17,23 @@ from mobilenet.quantize import numerics
 STRETCH = (-0.1, 1.1)
 REGULARIZER = 0.01
 # The exponent of the regulariser falls from 20 to 2, after a fifth of the steps without it. The
-# paper's Adam takes 10,000 steps at its default rate of 1e-3; ten times that needs fewer.
+# paper's Adam takes 10,000 steps at its default rate of 1e-3; a rate ten times as high needs fewer.
 LEARNING_RATE = 1e-2
 EXPONENTS = (20.0, 2.0)
 WARMUP = 0.2
-BATCH = 256  # positions of a step
+BATCH = 256  # positions per step
 
 
 class Problem(NamedTuple):
-    """One layer as a product of sampled positions.
+    """One layer as a product over sampled positions.
 
     Attributes:
-      inputs: what the quantised network gives the layer: [N, K] of a dense layer, [N, K, C] of a
-        depthwise one, K numbers under the window.
-      targets: what the float layer makes of the float network's input, before bias and activation,
+      inputs: the layer's inputs in the quantised network: [N, K] for a dense layer, [N, K, C] for a
+        depthwise one, with the K numbers under the window.
+      targets: the float layer's outputs for the float network's inputs, before bias and activation,
         [N, C].
-      bias: [C], of both.
-      activation: of `mobilenet.models.normalization.ACTIVATIONS`.
+      bias: [C], the same in both networks.
+      activation: one of `mobilenet.models.normalization.ACTIVATIONS`.
     """
 
     inputs: np.ndarray
@@ -50,23 +50,23 @@ def sample_windows(
     dilation: int,
     positions: np.ndarray,
 ) -> np.ndarray:
-    """What lies under a convolution's window at some output positions.
+    """The input values under a convolution's window at some output positions.
 
     Args:
       x: float [B, H, W, C].
       kernel_size, strides, dilation: of the convolution.
       pads: zeros ((top, bottom), (left, right)).
-      positions: integers [N, 3] of (picture, row, column) of the output.
+      positions: integers [N, 3] of (image, row, column) of the output.
 
     Returns:
       [N, kernel_size ** 2, C].
     """
     x = np.pad(x, ((0, 0), *pads, (0, 0)))
-    picture, row, column = positions.T
+    image, row, column = positions.T
     taps = dilation * np.arange(kernel_size)
     rows = row[:, None, None] * strides + taps[:, None]
     columns = column[:, None, None] * strides + taps
-    found = x[picture[:, None, None], rows, columns]
+    found = x[image[:, None, None], rows, columns]
     return found.reshape(len(positions), kernel_size**2, x.shape[-1])
 
 
@@ -78,22 +78,22 @@ def learn_rounding(
     steps: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Codes of a kernel whose products come closest to the float layer's.
+    """Codes of a kernel whose products come closest to those of the float layer.
 
-    Minimises the squared difference after the activation, over h in [0, 1] that is added to the
-    weight rounded down, with a regulariser that drives each h to 0 or 1 (equations 21, 24, 25).
-    Weights that are 0 stay so.
+    Minimises the squared difference after the activation, over h in [0, 1], which is added to the
+    weight rounded down. A regulariser drives each h to 0 or 1 (equations 21, 24, 25). Weights that
+    are 0 stay 0.
 
     Args:
       kernel: folded, float32 [..., C].
       grid: of the kernel.
       problem: the layer's inputs and targets.
-      steps: of Adam, each on BATCH positions.
-      seed: of their choice.
+      steps: number of Adam's steps, each on BATCH positions.
+      seed: for the choice of positions.
 
     Returns:
       The kernel on its grid, as reals, and the mean squared difference on all positions with
-      nearest rounding (`nearest`) and with the learned one (`learned`).
+      nearest rounding (`nearest`) and with learned rounding (`learned`).
     """
     flat = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
     codes = np.asarray(flat / grid.scale) + np.asarray(grid.zero_point)
@@ -148,7 +148,7 @@ def _learn(
     def loss(v: jax.Array, chosen: jax.Array, progress: jax.Array) -> jax.Array:
         h = soft(v)
         wanted = activate(targets[chosen] + bias, activation)
-        # Summed over channels, as the squared Frobenius norm is.
+        # Summed over channels, like the squared Frobenius norm.
         error = jnp.square(product(inputs[chosen], reals(h)) - wanted).sum(-1).mean()
         along = jnp.clip((progress - WARMUP) / (1 - WARMUP), 0.0, 1.0)
         # A cosine from the first exponent to the last.
@@ -171,11 +171,11 @@ def _learn(
     def error(weights: jax.Array) -> jax.Array:
         return jnp.square(product(inputs, weights) - wanted).mean()
 
-    # A weight that is 0, as those of a pruned network, has its code and stays 0.
+    # A weight that is 0 (in a pruned network, for example) is on the grid and stays 0.
     rounded = reals(((soft(v) > 0.5) & (flat != 0)).astype(jnp.float32))
     plain = numerics.from_codes(numerics.to_codes(flat, grid), grid)
     before, after = error(plain), error(rounded)
-    # Learning that does not help (too few positions, say) is not applied.
+    # Learned rounding that does not help (with too few positions, for example) is not used.
     return jnp.where(after < before, rounded, plain), before, jnp.minimum(before, after)
 
 

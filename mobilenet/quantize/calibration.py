@@ -1,4 +1,4 @@
-"""From a float network's variables and some pictures to bits, ranges and first steps."""
+"""Bits, ranges and initial steps, from a float network's variables and some images."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +21,11 @@ log = logging.getLogger("mobilenet")
 
 
 class CalibrationError(ValueError):
-    """Pictures or weights that no range can be taken from; the message says where."""
+    """Images or weights from which no range can be derived; the message says where."""
 
 
 def structure(network: Network, image_shape: tuple[int, int, int]) -> dict[str, dict[Path, Any]]:
-    """Collection -> path of a leaf -> its shape and dtype, for pictures of that shape."""
+    """Collection -> path of a leaf -> its shape and dtype, for images of that shape."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda key, x: network.init(key, x), jax.random.key(0), image)
     return {name: flatten(tree) for name, tree in shapes.items()}
@@ -45,18 +45,18 @@ def empty(shapes: Mapping[Path, Any]) -> Any:
 def observe(
     network: Network, variables: Mapping[str, Any], batches: Iterable[np.ndarray]
 ) -> dict[str, observers.Observer]:
-    """What every tensor of the float network holds on some pictures.
+    """Observes all tensors of the float network on some images.
 
     Args:
       network: quantised (`layers.quantize_network`).
-      variables: with a `quant` collection, whose bits do not count.
-      batches: normalised pictures, float32 [B, H, W, C]; the last may be smaller.
+      variables: with a `quant` collection, whose bits are ignored.
+      batches: normalised images, float32 [B, H, W, C]; the last batch may be smaller.
 
     Returns:
-      Site -> observer, of activations.
+      Site -> observer, for activations.
 
     Raises:
-      CalibrationError: no pictures, or a tensor with NaN or infinity.
+      CalibrationError: there are no images, or a tensor has NaN or infinity.
     """
     variables = {**variables, QUANT: without_bits(variables[QUANT])}
 
@@ -76,12 +76,11 @@ def observe(
             except observers.NotFinite as error:
                 raise CalibrationError(
                     f"The tensor at {site} cannot be calibrated: {error}; the float network "
-                    "diverged or its checkpoint is damaged, evaluate it first."
+                    "diverged or its checkpoint is damaged, so evaluate it first."
                 ) from error
     if not found:
         raise CalibrationError(
-            "There are no pictures to calibrate with; set quantize.calibration_examples to at "
-            "least 1."
+            "There are no images for calibration; set quantize.calibration_examples to at least 1."
         )
     return found
 
@@ -98,7 +97,7 @@ def folded_kernels(variables: Mapping[str, Any], epsilon: float) -> dict[str, np
         if not np.isfinite(kernel).all():
             raise CalibrationError(
                 f"The tensor at {site} has no range: it holds NaN or infinity; the float network "
-                "diverged or its checkpoint is damaged, evaluate it first."
+                "diverged or its checkpoint is damaged, so evaluate it first."
             )
     return found
 
@@ -106,7 +105,7 @@ def folded_kernels(variables: Mapping[str, Any], epsilon: float) -> dict[str, np
 def weight_grids(
     variables: Mapping[str, Any], rules: Mapping[str, Rule], epsilon: float
 ) -> dict[str, tuple[np.ndarray, numerics.Grid]]:
-    """Site of weights -> its folded kernel and its grid, of every site that is rounded."""
+    """Site of weights -> its folded kernel and its grid, for every site that is rounded."""
     quant = flatten(variables[QUANT])
     params = flatten(variables["params"])
     found = {}
@@ -131,7 +130,7 @@ def start(
     percentile: float = 99.99,
     counters: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Variables of the quantised network: ranges and steps that follow from what was observed.
+    """Variables of the quantised network: ranges and steps that follow from the observations.
 
     Args:
       shapes: of the quantised network (`structure`).
@@ -139,13 +138,13 @@ def start(
       found: from `observe`.
       rules: site -> rule (`rules.resolve`).
       epsilon: of batch normalisation.
-      percentile: of the estimator of that name.
-      counters: "observe" and "batch_norm": training passes in which ranges of activations move, and
-        in which a batch normalises itself.
+      percentile: for the estimator of that name.
+      counters: "observe" and "batch_norm": the number of training passes in which ranges of
+        activations move, and in which a batch is normalised by its own statistics.
 
     Returns:
       `params`, `batch_stats` and `quant`. A step starts at the scale of its range (Bhalgat et al.
-      2020, section 3.2, do so with the range of least squared error).
+      2020, section 3.2, do this with the range of least squared error).
 
     Raises:
       CalibrationError: a kernel with NaN or infinity.
@@ -165,13 +164,13 @@ def start(
             )
             dead = int(np.sum((low == 0) & (high == 0)))
             if dead and rule.bits:
-                log.warning("%s: %d of %d ranges are of zeros alone.", site, dead, np.size(low))
+                log.warning("%s: %d of %d ranges only have zeros.", site, dead, np.size(low))
         else:
             low, high = found[site].range(
                 rule.estimator, bits, symmetric=rule.symmetric, percentile=percentile
             )
             if low == high and rule.bits:
-                log.warning("%s: every number is %g on the calibration pictures.", site, low)
+                log.warning("%s: every number is %g on the calibration images.", site, low)
         ranges[site] = low, high
 
     def leaf(path: Path, shape: Any) -> np.ndarray:
@@ -208,9 +207,9 @@ def start(
 
 
 def with_bits(quant: Any, bits: Callable[[str], int | None]) -> Any:
-    """The collection with other bits: what `bits` says of a site, or as it was where that is None.
+    """The collection with other bits: `bits` of each site, or unchanged where that is None.
 
-    The ranges stay, so estimators that depend on the bits should see the new ones beforehand.
+    The ranges do not change. If estimators depend on the bits, set the new bits before calibration.
     """
     flat = flatten(quant)
     for path in flat:

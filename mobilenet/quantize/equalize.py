@@ -1,4 +1,4 @@
-"""Rewriting float weights so that they quantise better, without changing what they compute."""
+"""Changes float weights so that they quantise better, while the network computes the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from mobilenet.models.mobilenet_v2 import Plan
 from mobilenet.quantize.fold import Folded, is_depthwise
 from mobilenet.trees import Path
 
-# Rounds over all pairs; the scales of chains converge geometrically, and 20 leave less than 1 %.
+# Rounds over all pairs. The scales of chains converge geometrically; after 20 rounds, within 1 %.
 ROUNDS = 20
 
 
 class Pair(NamedTuple):
-    """Two layers whose channels can trade scale: the first's outputs are read by the second alone.
+    """Two layers that can exchange scale, channel by channel: only the second reads the first.
 
     `first` and `second` are paths of layers, such as ("blocks_1_0", "expand").
     """
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 
 def layer_order(plan: Plan) -> list[tuple[Path, str]]:
-    """Paths of the layers in order of computation, with a role each.
+    """Paths of the layers in order of computation, each with its role.
 
     Roles are "dense" for an ordinary convolution, "depthwise", and "linear" for the layers of
     squeeze-and-excitation and the classifier.
@@ -45,12 +45,13 @@ def layer_order(plan: Plan) -> list[tuple[Path, str]]:
 
 
 def find_pairs(plan: Plan) -> list[Pair]:
-    """Pairs of layers between which nothing else reads the tensor, in order of computation.
+    """Pairs of layers without another reader of the tensor between them, in order of computation.
 
-    Squeeze-and-excitation and shortcuts between expanded tensors read it too and leave a pair out.
+    Squeeze-and-excitation and shortcuts between expanded tensors also read it, so they exclude a
+    pair.
     """
     pairs: list[Pair] = []
-    before: Path | None = ("stem",)  # whose output the next layer alone reads
+    before: Path | None = ("stem",)  # the layer whose output only the next layer reads
     for index, block in enumerate(plan.blocks):
         after = plan.blocks[index + 1] if index + 1 < len(plan.blocks) else None
         if block.shortcut in ("identity", "projection"):
@@ -84,7 +85,7 @@ def _reads(folded: Folded, second: Path) -> np.ndarray:
 
 
 def _writes(first: np.ndarray) -> np.ndarray:
-    """Largest weight that makes each channel, [C]."""
+    """Largest weight that computes each channel, [C]."""
     return np.abs(first).max(tuple(range(first.ndim - 1)))
 
 
@@ -96,29 +97,29 @@ def equalize(
     ceiling: float = 6.0,
     rounds: int = ROUNDS,
 ) -> dict[str, float]:
-    """Gives both layers of each pair weights of one range, channel by channel, in place.
+    """Gives both layers of each pair weights of the same range, channel by channel, in place.
 
-    Channel i of the first layer is divided by s_i = sqrt(r1_i / r2_i), and what reads it multiplied
-    by s_i, where r are the largest weights (Nagel et al. 2019, arXiv 1906.04721, section 4.1,
-    equation 11). A channel that has no weights on one side, whose value never varies or is never
-    read, would keep a range on the other that the layer's one scale must span: there it shrinks to
-    the largest of the others.
+    Channel i of the first layer is divided by s_i = sqrt(r1_i / r2_i), and the weights that read it
+    are multiplied by s_i, where r are the largest weights (Nagel et al. 2019, arXiv 1906.04721,
+    section 4.1, equation 11). Some channels have no weights on one side: their value is constant,
+    or never read. On the other side they would keep a range that the layer's single scale must
+    cover, so their range is reduced to the largest of the other channels.
 
-    The network computes the same as long as the activation between them scales with its input:
-    identity and ReLU do, ReLU6 does not. So a network of ReLU6 must run with ReLU afterwards (as
-    there, section 5.1.1), which changes it wherever 6 was reached; or `reach` says what a channel
-    may do without touching 6: one that reaches it keeps its scale, the others stay below.
+    The network computes the same if the activation between the layers scales with its input.
+    Identity and ReLU do, ReLU6 does not. So a network with ReLU6 must afterwards run with ReLU (as
+    in section 5.1.1), which changes it wherever 6 was reached. Alternatively, `reach` says how far
+    a channel is from 6: channels that reach it keep their scale, and the others stay below it.
 
     Args:
       folded: weights.
       pairs: from `find_pairs`.
-      reach: layer whose activation has a ceiling -> largest input of it that was seen, [C].
+      reach: layer whose activation has a ceiling -> its largest observed input, [C].
       ceiling: of these activations.
       rounds: over all pairs; chains of three layers need several.
 
     Returns:
-      What to report: the spread (largest over smallest range) of first layers' channels before and
-      after, as geometric means over the pairs.
+      A report: the spread (largest over smallest range) of first layers' channels before and after,
+      as geometric means over the pairs.
     """
 
     def spread() -> float:
@@ -144,12 +145,12 @@ def equalize(
 
 
 def _trade(writes: np.ndarray, reads: np.ndarray) -> np.ndarray:
-    """What to divide each channel's writer and multiply its reader by, [C]."""
+    """The factor that divides each channel's writer and multiplies its reader, [C]."""
     live = (writes > 0) & (reads > 0)
     scale = np.where(live, np.sqrt(writes / np.where(live, reads, 1)), 1.0)
     if not live.any():
         return scale
-    largest = np.sqrt(writes[live] * reads[live]).max()  # of both, when scaled
+    largest = np.sqrt(writes[live] * reads[live]).max()  # of both sides, after scaling
     unwritten, unread = (writes == 0) & (reads > largest), (reads == 0) & (writes > largest)
     scale[unwritten] = largest / reads[unwritten]
     scale[unread] = writes[unread] / largest
@@ -157,7 +158,7 @@ def _trade(writes: np.ndarray, reads: np.ndarray) -> np.ndarray:
 
 
 def _limits(largest: np.ndarray, ceiling: float) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest divisor of each channel that leave it on its side of the ceiling, [C]."""
+    """Smallest and largest divisor of each channel that keep it on its side of the ceiling, [C]."""
     clips = largest >= ceiling
     least = np.where(clips, 1.0, np.maximum(largest, 0) / ceiling)
     return least, np.where(clips, 1.0, np.inf)
@@ -170,32 +171,32 @@ def absorb_biases(
     *,
     deviations: float = 3.0,
 ) -> int:
-    """Moves biases that ReLU always lets through into the layer behind it, in place.
+    """Moves biases that ReLU always lets through into the layer after it, in place.
 
-    After equalisation some channels have large biases, and so activations a large range. Where a
-    channel's input to ReLU is above c = max(0, mean - 3 std) almost always, c is taken off its bias
-    and its effect, W c, added to the next layer's (Nagel et al. 2019, section 4.1.3, equations
-    13-15). The moments are measured, where the paper reads them off batch normalisation, so that
-    folded weights have them too. Depthwise layers are left out: the zeros that they pad with are
-    not c. Unchanged for every input that stays above c.
+    After equalisation some channels have large biases, and activations therefore have a large
+    range. If a channel's input to ReLU is almost always above c = max(0, mean - 3 std), c is
+    subtracted from its bias, and its effect, W c, is added to the next layer's bias (Nagel et al.
+    2019, section 4.1.3, equations 13-15). The moments are measured, so that folded weights have
+    them too; the paper reads them from batch normalisation. Depthwise layers are excluded, because
+    their zero padding is not c. The output is unchanged for every input that stays above c.
 
     Args:
       folded: weights.
       pairs: from `find_pairs`.
-      moments: layer -> (mean, standard deviation) [C] of what its activation gets.
-      deviations: below the mean that count as always.
+      moments: layer -> (mean, standard deviation) [C] of the input of its activation.
+      deviations: number of deviations below the mean that counts as always.
 
     Returns:
-      Number of channels that were changed.
+      Number of changed channels.
     """
     changed = 0
     for first, second in pairs:
-        if is_depthwise(second) or first[-1] == "project":  # no ReLU behind a bottleneck
+        if is_depthwise(second) or first[-1] == "project":  # no ReLU after a bottleneck
             continue
         mean, std = moments[first]
         surplus = np.maximum(0, mean - deviations * std)
         folded.add_bias(first, -surplus)
-        # What the next layer reads, and so its products, lie lower by that.
+        # The input of the next layer is lower by the surplus, and so are its products.
         kernel = folded.raw(second)
         folded.move_products(second, -surplus @ kernel.reshape(-1, kernel.shape[-1]))
         changed += int((surplus > 0).sum())

@@ -1,8 +1,8 @@
-"""Batch normalisation as a factor and a bias of the layer before it, and layers edited through it.
+"""Batch normalisation as a factor and a bias of the layer before it, and edits of such layers.
 
 A layer is a convolution with its normalisation, at a path such as ("blocks_1_0", "expand"), or a
-dense layer with a bias. Its folded kernel and bias are what a deployed model has, and what is
-rounded (Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
+dense layer with a bias. A deployed model has its folded kernel and bias, and these are rounded
+(Krishnamoorthi 2018, arXiv 1806.08342, section 3.2.2).
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ Variables = Mapping[str, Any]
 
 
 def is_depthwise(layer: Path) -> bool:
-    """Whether the layer has one filter a channel; its shape does not tell for a single channel."""
+    """Whether the layer has one filter per channel (for one channel the shape does not show it)."""
     return layer[-1] == "depthwise"
 
 
 class Folded:
-    """The layers of a network as folded kernels and biases, and edits of them.
+    """The layers of a network as folded kernels and biases, which can be edited.
 
-    An edit changes the variables that hold the number: normalisation stays apart, with running
-    statistics that are those of the layer's products still, so that training can go on.
+    An edit changes the variable that holds the number. Normalisation stays separate, and its
+    running statistics stay those of the layer's products, so that training can continue.
 
     Args:
-      variables: `params` and `batch_stats`, and others that are handed through; not changed.
+      variables: `params` and `batch_stats`, and others that are passed through; not changed.
       epsilon: of batch normalisation.
     """
 
@@ -57,11 +57,11 @@ class Folded:
         return np.asarray(self._stats[(*layer, "bn", name)], np.float32)
 
     def site(self, layer: Path) -> str:
-        """Name of the place where the layer's kernel is rounded."""
+        """Name of the site at which the layer's kernel is rounded."""
         return "/".join((*self._kernels[layer][:-1], "weights"))
 
     def factor(self, layer: Path) -> np.ndarray:
-        """What normalisation multiplies the layer's products by, [C] float32; 1 without."""
+        """The factor of the layer's products in normalisation, [C] float32; 1 without it."""
         if not self._normalised(layer):
             return np.ones_like(self._param(layer, "bias"))
         return self._param(layer, "bn", "scale") / np.sqrt(self._stat(layer, "var") + self._epsilon)
@@ -91,7 +91,7 @@ class Folded:
         return {layer: self.bias(layer) for layer in self._kernels}
 
     def set_kernel(self, layer: Path, kernel: np.ndarray) -> None:
-        """Replaces the folded kernel; a channel that normalisation multiplies by 0 stays as it is.
+        """Replaces the folded kernel, except channels that normalisation multiplies by 0.
 
         Args:
           layer: its path.
@@ -103,7 +103,7 @@ class Folded:
         self._params[self._kernels[layer]] = value.astype(np.float32)
 
     def scale_outputs(self, layer: Path, scale: np.ndarray) -> None:
-        """Multiplies what the layer puts out, before its activation, by `scale` [C]."""
+        """Multiplies the output of the layer, before its activation, by `scale` [C]."""
         names = (("bn", "scale"), ("bn", "bias")) if self._normalised(layer) else ()
         for name in names or (("kernel",), ("bias",)):
             self._params[(*layer, *name)] = self._param(layer, *name) * np.float32(scale)
@@ -114,15 +114,15 @@ class Folded:
         self._params[self._kernels[layer]] = self.raw(layer) * np.float32(wide)
 
     def add_bias(self, layer: Path, change: np.ndarray) -> None:
-        """Adds `change` [C] to what the layer puts out, before its activation."""
+        """Adds `change` [C] to the output of the layer, before its activation."""
         path = (*layer, "bn", "bias") if self._normalised(layer) else (*layer, "bias")
         self._params[path] = np.asarray(self._params[path] + change, np.float32)
 
     def move_products(self, layer: Path, change: np.ndarray) -> None:
-        """Takes off `change` [C], by which the layer's products have come to lie higher.
+        """Subtracts `change` [C], by which the layer's products have increased.
 
-        Normalisation does so by its running mean, so that training, where the batch has its own
-        mean, is not corrected a second time.
+        If the layer is normalised, this changes the running mean. So training, where the batch has
+        its own mean, is not corrected a second time.
         """
         if self._normalised(layer):
             path = (*layer, "bn", "mean")
@@ -135,7 +135,7 @@ class Folded:
         return {**self._others, "params": nest(self._params), "batch_stats": nest(self._stats)}
 
     def fold(self) -> None:
-        """Folds every normalisation for good: scale 1, mean 0 and variance 1 - epsilon are left."""
+        """Folds every normalisation permanently: scale 1, mean 0, variance 1 - epsilon remain."""
         for layer in self._kernels:
             if self._normalised(layer):
                 kernel, bias = self.kernel(layer), self.bias(layer)
@@ -154,7 +154,7 @@ def fold(variables: Variables, epsilon: float) -> dict[str, Any]:
 
 
 def is_folded(variables: Variables, epsilon: float) -> bool:
-    """Whether the variables come from `fold`: no normalisation does more than add a bias."""
+    """Whether the variables come from `fold`: every normalisation only adds a bias."""
     stats = flatten(variables["batch_stats"])
     wanted = {"mean": np.float32(0), "var": np.float32(1) - np.float32(epsilon)}
     return bool(stats) and all(np.all(leaf == wanted[path[-1]]) for path, leaf in stats.items())

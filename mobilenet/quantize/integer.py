@@ -1,17 +1,17 @@
-"""Quantised networks in integer arithmetic: the oracle that every other form is compared with.
+"""Quantised networks in integer arithmetic: the reference for every other implementation.
 
 A `Graph` is a list of operations on named tensors of integer codes. A code stands for the real
 number scale * (code - zero_point) of its tensor's `Grid` (Jacob et al. 2017, arXiv 1712.05877,
-section 2.1). Products are added up in int32, and a sum comes back to eight bits by a fixed-point
-multiplication (section 2.2 and appendix B), as TFLite's built-in kernels do it. Nothing but NumPy
-is needed, and the codes do not depend on machine or number of threads.
+section 2.1). Products are summed in int32, and a fixed-point multiplication converts the sum to
+eight bits (section 2.2 and appendix B), as in TFLite's built-in kernels. Only NumPy is needed, and
+the codes do not depend on the machine or on the number of threads.
 
     graph = tflite_file.read(path)                       # or built from operations
     codes = run(graph, graph.quantize_input(images))     # [B, classes]
     logits = graph.dequantize_output(codes)
 
-Activations have up to 16 bits. TFLite adds those of 16 bits up in 64 bits; here every sum must fit
-into 32, whatever the grid, and one that does not is an error.
+Activations have up to 16 bits. TFLite sums those of 16 bits in 64 bits. Here every sum must fit
+into 32 bits for any grid; a sum that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MeanRule = Literal["centred", "offset", "pool"]
 
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 _INT32 = np.iinfo(np.int32)
-# Elements that are requantised at once: a handful of int64 arrays of them stay in a core's cache.
+# Elements that are requantised at a time: a few int64 arrays of this size stay in a core's cache.
 _BLOCK = 1 << 15
-# Elements of a matrix product: large, as a BLAS with threads waits for them at the end of each.
+# Elements of a matrix product: many, because a BLAS with threads waits for them after each product.
 _MATRIX = 1 << 20
 
 
 class IntegerError(ValueError):
-    """A graph that is no integer network, or input that it cannot take; the message says why."""
+    """A graph is not an integer network, or cannot take an input; the message says why."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,9 +50,9 @@ class Grid:
 
     Attributes:
       scale: step between two neighbouring codes, in real units; positive and finite.
-      zero_point: the code of 0.0, which padding is made of.
+      zero_point: the code of 0.0, which is used for padding.
       low, high: the smallest and the largest code: -128 and 127 for int8, 0 and 255 for uint8, -8
-        and 7 for four bits; all of them fit into int16, or into uint16.
+        and 7 for four bits. All codes fit into int16, or all into uint16.
 
     Raises IntegerError for any other values.
     """
@@ -64,18 +64,18 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise IntegerError(f"A grid's scale is {self.scale}; it is positive and finite.")
+            raise IntegerError(f"A grid's scale is {self.scale}; it must be positive and finite.")
         if not self.low <= self.zero_point <= self.high or self.low == self.high:
             raise IntegerError(
                 f"A grid has the codes {self.low} to {self.high} and the zero point "
-                f"{self.zero_point}; the zero point is one of at least two codes."
+                f"{self.zero_point}; it needs at least two codes, and the zero point must be one."
             )
         if not any(
             info.min <= self.low and self.high <= info.max
             for info in (np.iinfo(np.int16), np.iinfo(np.uint16))
         ):
             raise IntegerError(
-                f"A grid has the codes {self.low} to {self.high}; 16 bits hold no such range."
+                f"A grid has the codes {self.low} to {self.high}; they do not fit into 16 bits."
             )
 
     @functools.cached_property
@@ -84,7 +84,7 @@ class Grid:
         for dtype in map(np.dtype, ("int8", "uint8", "int16", "uint16")):
             if np.iinfo(dtype).min <= self.low and self.high <= np.iinfo(dtype).max:
                 return dtype
-        raise AssertionError(self)  # `__post_init__` made sure
+        raise AssertionError(self)  # excluded by `__post_init__`
 
     @property
     def reach(self) -> int:
@@ -99,7 +99,7 @@ class Grid:
         """
         codes = np.rint(np.asarray(x, np.float64) / self.scale)
         if np.isnan(codes).any():
-            raise IntegerError("NaN was given to a grid; it has no code.")
+            raise IntegerError("A grid was asked for the code of NaN; it has none.")
         return np.clip(codes + self.zero_point, self.low, self.high).astype(self.dtype)
 
     def dequantize(self, codes: np.ndarray) -> np.ndarray:
@@ -108,10 +108,10 @@ class Grid:
         return (self.scale * centred).astype(np.float32)
 
     def check(self, codes: np.ndarray, name: str) -> None:
-        """Raises IntegerError unless all codes are integers of this grid; `name` is for it."""
+        """Raises IntegerError, with `name`, unless all codes are integers of this grid."""
         if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu":
             found = codes.dtype if isinstance(codes, np.ndarray) else type(codes).__name__
-            raise IntegerError(f"Tensor {name} was given as {found}; it holds integer codes.")
+            raise IntegerError(f"Tensor {name} was given as {found}; it must be integer codes.")
         if codes.size == 0:
             raise IntegerError(f"Tensor {name} has the shape {list(codes.shape)}: it is empty.")
         least, most = int(codes.min()), int(codes.max())
@@ -130,9 +130,9 @@ class Grid:
 def quantize_multiplier(real: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Real factors as int32 multipliers and shifts: real = multiplier / 2**31 * 2**shift.
 
-    The multiplier is real's mantissa in [1/2, 1) with 31 bits behind the point, rounded half away
-    from zero, so it has 31 significant bits whatever the size of the factor (Jacob et al.,
-    section 2.2). A factor below 2**-32 becomes 0, as TFLite has it.
+    The multiplier is the mantissa of `real` in [1/2, 1) with 31 bits after the point, rounded half
+    away from zero, so it has 31 significant bits for a factor of any size (Jacob et al., section
+    2.2). A factor below 2**-32 becomes 0, as in TFLite.
 
     Args:
       real: factors, scalar or array; not negative, at most 2**30.
@@ -162,8 +162,8 @@ def quantize_multiplier(real: float | np.ndarray) -> tuple[np.ndarray, np.ndarra
 def high_multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a * b / 2**31, rounded half upwards, for int32 values in int64 arrays (appendix B).
 
-    It is the high half of the doubled product, "saturating rounding doubling high multiply". The
-    one product that does not fit, of -2**31 with itself, saturates at 2**31 - 1.
+    It is the high half of the doubled product, "saturating rounding doubling high multiply". Only
+    the product of -2**31 with itself does not fit; it saturates at 2**31 - 1.
     """
     product = np.asarray(a * b)
     product += 1 << 30
@@ -181,7 +181,7 @@ def rounding_shift(
     half = (np.int64(1) << np.asarray(exponent, np.int64)) >> 1
     result = x + half
     if not upwards:
-        # An arithmetic shift rounds down; one less than a half takes negative ties down too.
+        # An arithmetic shift rounds down; subtracting 1 makes negative ties round down too.
         result -= (x < 0) & (half > 0)
     result >>= exponent
     return result
@@ -200,27 +200,27 @@ def multiply(
     Args:
       x: int64 array of int32 values.
       multiplier, shift: of `quantize_multiplier`; scalars, or one for each of the last axis.
-      rounding: how.
+      rounding: one of:
         "double": the product by `high_multiply`, then its right shift by `rounding_shift`, half
-        away from zero, as gemmlowp and TFLite's reference kernels.
-        "builtin": the same with the right shift half upwards. Operations take it for "double" where
-        TFLite's built-in kernels on x86 do: these leave convolutions and dense layers to ruy, a
-        matrix library that breaks ties so, and "offset" means to instructions that do.
-        "single": once, half upwards, as TFLite built with TFLITE_SINGLE_ROUNDING.
+        away from zero, as in gemmlowp and TFLite's reference kernels.
+        "builtin": the same, but with the right shift half upwards in those operations in which
+        TFLite's built-in kernels on x86 do so: convolutions and dense layers (computed by ruy, a
+        matrix library) and "offset" means. Other operations use "double".
+        "single": one rounding, half upwards, as in TFLite built with TFLITE_SINGLE_ROUNDING.
       name: of the operation, for the message.
 
     Returns:
       int64 array of x's shape.
 
     Raises:
-      IntegerError: an intermediate value leaves int32, or another rounding.
+      IntegerError: an intermediate value does not fit into int32, or the rounding is unknown.
     """
     if rounding not in ROUNDINGS:
         raise IntegerError(f"rounding is {rounding!r}; use one of {', '.join(ROUNDINGS)}.")
     if rounding == "single":
         total = 31 - shift
         result = (x * multiplier + (np.int64(1) << (total - 1))) >> total
-        # Factors below 1 cannot enlarge.
+        # Factors below 1 cannot cause an overflow.
         return result if np.all(shift <= 0) else _int32(result, name)
     if np.any(shift > 0):
         x = _int32(x << np.maximum(shift, 0), name)
@@ -245,13 +245,13 @@ def _int32(x: np.ndarray, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Operation:
-    """What all operations have.
+    """The common part of all operations.
 
     Attributes:
       inputs: names of the tensors it reads.
-      output: name of the tensor it makes, which is the operation's name too.
-      low, high: codes that its result is clipped to, an activation such as ReLU6; None is the end
-        of the output's grid.
+      output: name of the tensor it computes, which is also the operation's name.
+      low, high: codes to which its result is clipped, for an activation such as ReLU6; None is the
+        end of the output's grid.
     """
 
     inputs: tuple[str, ...]
@@ -263,7 +263,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The operation's name in messages."""
         return f"{type(self).__name__} {self.output}"
 
     def validate(self, grids: Sequence[Grid], target: Grid) -> None:
@@ -294,7 +294,7 @@ class Operation:
         return np.clip(x + target.zero_point, *self.clip(target)).astype(target.dtype)
 
     def _away(self, rounding: Rounding) -> Rounding:
-        """The rounding of an operation whose ties go away from zero in the built-in kernels too."""
+        """The rounding of operations that round ties away from zero in the built-in kernels too."""
         return "double" if rounding == "builtin" else rounding
 
     def _fail(self, message: str) -> IntegerError:
@@ -303,13 +303,13 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Linear(Operation):
-    """Products with a kernel, summed up in int32, plus a bias, requantised for each channel.
+    """Products with a kernel, summed in int32, plus a bias, requantised per channel.
 
     Attributes:
-      kernel: codes, integers of at most 16 bits; the last axis is the output channels.
-      kernel_scale: scale of the kernel, [1] or one for each output channel.
-      kernel_zero_point: code of a zero weight: an integer, or one for each output channel; 0 where
-        the weights are symmetric.
+      kernel: codes, integers of at most 16 bits; the last axis is output channels.
+      kernel_scale: scale of the kernel, [1] or one per output channel.
+      kernel_zero_point: code of a zero weight, an integer or one per output channel; 0 if the
+        weights are symmetric.
       bias: integers [output channels] in units of input scale * kernel scale; None for no bias.
     """
 
@@ -318,7 +318,7 @@ class _Linear(Operation):
     kernel_zero_point: np.ndarray | int = 0
     bias: np.ndarray | None = None
 
-    # Axes that a sum runs over.
+    # Axes over which a sum is taken.
     _summed = (0,)
 
     def validate(self, grids: Sequence[Grid], target: Grid) -> None:
@@ -330,7 +330,7 @@ class _Linear(Operation):
             ("bias", self._bias),
         ):
             if values.dtype.kind not in "iu":
-                raise self._fail(f"has a {what} of {values.dtype}; it holds integers.")
+                raise self._fail(f"has a {what} of {values.dtype}; it must be integers.")
         for what, values in (
             ("kernel scales", np.asarray(self.kernel_scale)),
             ("kernel zero points", np.asarray(self.kernel_zero_point)),
@@ -346,8 +346,8 @@ class _Linear(Operation):
         if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
             raise self._fail("has a kernel scale that is not positive and finite.")
         if self._bias.min() < _INT32.min or self._bias.max() > _INT32.max:
-            raise self._fail("has a bias that int32 does not hold.")
-        # With inputs of 16 bits every sum then stays below 2**53.
+            raise self._fail("has a bias that does not fit into int32.")
+        # With this limit and inputs of 16 bits every sum stays below 2**53.
         if self._magnitude.max() > 1 << 37:
             raise self._fail("has a kernel whose codes add up to more than 2**37.")
 
@@ -368,19 +368,19 @@ class _Linear(Operation):
 
     @functools.cached_property
     def _magnitude(self) -> np.ndarray:
-        """Sum of |weight| of each output channel."""
+        """Sum of |weight| for each output channel."""
         return np.abs(self.centred).sum(self._summed)
 
     def _fits(self, grid: Grid) -> bool:
-        """Whether no sum can leave int32, not even in between."""
+        """Whether all sums fit into int32, including intermediate ones."""
         return bool((self._magnitude * grid.reach + np.abs(self._bias)).max() <= _INT32.max)
 
     def _requantised(
         self, sums: Iterator[np.ndarray], grid: Grid, target: Grid, rounding: Rounding
     ) -> np.ndarray:
-        """Blocks of sums of products, [some rows, channels], to all of their codes in one array.
+        """Turns blocks of sums of products, [some rows, channels], into one array of codes.
 
-        The sums are whole numbers of any type; the bias is added here.
+        The sums are integers of any type; this method adds the bias.
         """
         scale = np.asarray(self.kernel_scale, np.float64)
         scaling = quantize_multiplier(grid.scale * scale / target.scale)
@@ -402,8 +402,8 @@ class _Linear(Operation):
         for start in range(0, len(rows), step):
             block = rows[start : start + step].astype(np.float64)
             block -= grid.zero_point
-            # float64 adds integers exactly below 2**53, which `validate` keeps them from reaching,
-            # and has a fast matrix product where int64 has none.
+            # float64 adds integers exactly below 2**53, which `validate` guarantees, and it has a
+            # fast matrix product; int64 has none.
             yield block @ self._weights
 
 
@@ -416,7 +416,7 @@ class Convolution(_Linear):
         `mobilenet.models.layers.Conv`.
       strides, dilation: of both axes.
       pads: (top, bottom, left, right), of the input's zero point.
-      depthwise: one filter a channel.
+      depthwise: one filter per channel.
     """
 
     strides: int = 1
@@ -433,7 +433,7 @@ class Convolution(_Linear):
         if min(self.strides, self.dilation) < 1 or min(self.pads) < 0 or len(self.pads) != 4:
             raise self._fail(
                 f"has strides {self.strides}, dilation {self.dilation}, pads {self.pads}; strides "
-                "and dilation are at least 1, the four pads at least 0."
+                "and dilation must be at least 1, the four pads at least 0."
             )
         super().validate(grids, target)
 
@@ -448,7 +448,7 @@ class Convolution(_Linear):
         height = self._size(x.shape[1] + top + bottom, self.kernel.shape[0])
         width = self._size(x.shape[2] + left + right, self.kernel.shape[1])
         if min(height, width) < 1:
-            raise self._fail(f"was given {list(x.shape)}, less than its window.")
+            raise self._fail(f"was given {list(x.shape)}, smaller than its window.")
         if any(self.pads):
             pads = ((0, 0), (top, bottom), (left, right), (0, 0))
             x = np.pad(x, pads, constant_values=grid.zero_point)
@@ -462,7 +462,7 @@ class Convolution(_Linear):
         return (padded - (kernel - 1) * self.dilation - 1) // self.strides + 1
 
     def _windows(self, x: np.ndarray, height: int, width: int) -> Iterator[np.ndarray]:
-        """What each tap of the kernel sees: [..., height, width, C], in the kernel's order."""
+        """The input of each tap of the kernel: [..., height, width, C], in the kernel's order."""
         for i in range(self.kernel.shape[0]):
             for j in range(self.kernel.shape[1]):
                 row, column = i * self.dilation, j * self.dilation
@@ -485,8 +485,8 @@ class Convolution(_Linear):
         taps = self.centred.reshape(-1, self.kernel.shape[3]).astype(dtype)
         total = np.empty((height, width, len(taps[0])), dtype)
         product = np.empty_like(total)
-        for picture in x:
-            centred = picture.astype(dtype) - dtype(grid.zero_point)
+        for image in x:
+            centred = image.astype(dtype) - dtype(grid.zero_point)
             windows = zip(self._windows(centred, height, width), taps, strict=True)
             np.multiply(*next(windows), out=total)
             for window, tap in windows:
@@ -517,10 +517,10 @@ class Dense(_Linear):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Operation):
-    """The sum of two tensors of one shape, each on a grid of its own (Jacob et al., appendix A.2).
+    """The sum of two tensors of the same shape, each with its own grid (Jacob et al., app. A.2).
 
-    TFLite's: both terms are shifted left, by 20 bits (15 where a grid has more than 256 codes),
-    brought to a common scale of twice the larger one, added, and brought to the output's.
+    As in TFLite, both terms are shifted left by 20 bits (15 if a grid has more than 256 codes),
+    converted to a common scale of twice the larger one, added, and converted to the output's scale.
     """
 
     arity = 2
@@ -530,7 +530,7 @@ class Add(Operation):
     ) -> np.ndarray:
         if inputs[0].shape != inputs[1].shape:
             shapes = " and ".join(str(list(x.shape)) for x in inputs)
-            raise self._fail(f"was given {shapes}; the shapes are the same.")
+            raise self._fail(f"was given {shapes}; the shapes must be the same.")
         rounding = self._away(rounding)
         wide = any(grid.high - grid.low > 255 for grid in (*grids, target))
         left = 15 if wide else 20
@@ -555,13 +555,13 @@ class Mean(Operation):
     """The mean over height and width: codes [B, H, W, C] to [B, C].
 
     Attributes:
-      rule: which definition of TFLite's, all within one code of the real mean.
-        "centred": the sum of code - zero_point, times one multiplier that has the number of pixels
-        in it; its MEAN in general.
-        "offset": the sum of the codes is scaled, and the zero point's share, rounded on its own,
-        added; its MEAN of int8 and uint8 where the axes of size 1 are kept.
-        "pool": the sum of the codes over the number, rounded half away from zero; its
-        AVERAGE_POOL_2D, where input and output have one grid.
+      rule: one of TFLite's definitions, which are all within one code of the real mean.
+        "centred": the sum of code - zero_point, times one multiplier that includes the number of
+        pixels; used by MEAN in general.
+        "offset": the sum of the codes is scaled, and the contribution of the zero point, rounded
+        separately, is added; used by MEAN of int8 and uint8 that keeps the axes, with size 1.
+        "pool": the sum of the codes over their number, rounded half away from zero; used by
+        AVERAGE_POOL_2D, whose input and output have the same grid.
     """
 
     rule: MeanRule = "centred"
@@ -572,7 +572,7 @@ class Mean(Operation):
             raise self._fail(f"has the rule {self.rule!r}; use 'centred', 'offset' or 'pool'.")
         same = (grids[0].scale, grids[0].zero_point) == (target.scale, target.zero_point)
         if self.rule == "pool" and not same:
-            raise self._fail("pools into another grid; scale and zero point are the input's.")
+            raise self._fail("pools into another grid; scale and zero point must be the input's.")
 
     def run(
         self, inputs: Sequence[np.ndarray], grids: Sequence[Grid], target: Grid, rounding: Rounding
@@ -583,11 +583,11 @@ class Mean(Operation):
         number = x.shape[1] * x.shape[2]
         total = _int32(x.sum((1, 2), dtype=np.int64), self.name)
         if self.rule == "pool":
-            # An integer division that cuts towards zero.
+            # An integer division that rounds towards zero.
             quotient = (np.abs(total) + number // 2) // number
             return self._finish(np.sign(total) * quotient - target.zero_point, target)
         if self.rule == "offset":
-            # In float32, as the kernel has it: which side a tie falls on depends on it.
+            # In float32, as in the kernel, because this decides the direction of ties.
             source, result = np.float32(grid.scale), np.float32(target.scale)
             share = np.float32(grid.zero_point) * source / result
             share = int(share + np.copysign(np.float32(0.5), share))
@@ -603,7 +603,7 @@ class Mean(Operation):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Multiply(Operation):
-    """A tensor times a gate for each picture and channel: the end of squeeze-and-excitation.
+    """A tensor times a gate per image and channel: the end of squeeze-and-excitation.
 
     The inputs are codes [B, H, W, C] and a gate [B, C] or [B, 1, 1, C]; the product of both
     centred codes is requantised once.
@@ -626,9 +626,9 @@ class Multiply(Operation):
         rounding = self._away(rounding)
         scaling = quantize_multiplier(grids[0].scale * grids[1].scale / target.scale)
         codes = np.empty(x.shape, target.dtype)
-        for number, picture in enumerate(x):
+        for number, image in enumerate(x):
             factor = gate[number].reshape(-1).astype(np.int64) - grids[1].zero_point
-            product = (picture.astype(np.int64) - grids[0].zero_point) * factor
+            product = (image.astype(np.int64) - grids[0].zero_point) * factor
             scaled = multiply(_int32(product, self.name), *scaling, rounding, name=self.name)
             codes[number] = self._finish(scaled, target)
         return codes
@@ -641,7 +641,7 @@ class Lookup(Operation):
     Attributes:
       table: codes of the output, one for each code of the input's grid from `low` to `high`, at
         most 256 (`lookup_table` makes one).
-      function: the key of `FUNCTIONS` that it is a table of, for readers; "" for any other.
+      function: the key of `FUNCTIONS` that the table represents, for information; "" for others.
     """
 
     table: np.ndarray
@@ -678,7 +678,7 @@ class Rescale(Operation):
         return self._finish(multiply(centred, *scaling, rounding, name=self.name), target)
 
 
-# Functions of `lookup_table`, of float64 arrays.
+# Functions of float64 arrays for `lookup_table`.
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
@@ -704,7 +704,7 @@ def lookup_table(
     _check_table_size(source, "A table")
     if isinstance(function, str):
         if function not in FUNCTIONS:
-            raise IntegerError(f"No function is called {function!r}; there is {sorted(FUNCTIONS)}.")
+            raise IntegerError(f"There is no function {function!r}; there is {sorted(FUNCTIONS)}.")
         function = FUNCTIONS[function]
     centred = np.arange(source.low, source.high + 1, dtype=np.float64) - source.zero_point
     return target.quantize(function(source.scale * centred))
@@ -727,14 +727,13 @@ def _check_table_size(grid: Grid, name: str) -> None:
 class Graph:
     """A quantised network.
 
-    Attributes:
       operations: in the order in which they run.
       input, output: names of the network's input tensor and of its result.
       grids: the grid of every tensor, by name.
-      input_shape: [H, W, C] of one picture; None for any.
+      input_shape: [H, W, C] of one image; None for any.
 
-    Raises IntegerError where an operation reads what no earlier one makes, a tensor has no grid or
-    is made twice, or an operation does not fit its grids.
+    Raises IntegerError if an operation reads a tensor that no earlier one computes, a tensor has no
+    grid or is computed twice, or an operation does not fit its grids.
     """
 
     operations: tuple[Operation, ...]
@@ -752,20 +751,20 @@ class Graph:
             for name in operation.inputs:
                 if name not in made:
                     raise IntegerError(
-                        f"{operation.name} reads tensor {name}, which nothing made before it."
+                        f"{operation.name} reads tensor {name}, which nothing before it computes."
                     )
             if operation.output in made:
-                raise IntegerError(f"{operation.name} makes tensor {operation.output} again.")
+                raise IntegerError(f"{operation.name} computes tensor {operation.output} again.")
             made.add(operation.output)
             operation.validate(self._grids(operation), self.grids[operation.output])
         if self.output not in made:
-            raise IntegerError(f"No operation makes the output, tensor {self.output}.")
+            raise IntegerError(f"No operation computes the output, tensor {self.output}.")
 
     def _grids(self, operation: Operation) -> list[Grid]:
         return [self.grids[name] for name in operation.inputs]
 
     def quantize_input(self, images: np.ndarray) -> np.ndarray:
-        """Codes of normalised pictures: float [B, H, W, C] to the input's dtype."""
+        """Codes of normalised images: float [B, H, W, C] to the input's dtype."""
         return self.grids[self.input].quantize(images)
 
     def dequantize_output(self, codes: np.ndarray) -> np.ndarray:
@@ -773,11 +772,11 @@ class Graph:
         return self.grids[self.output].dequantize(codes)
 
     def operation(self, name: str) -> Operation:
-        """The operation that makes a tensor; IntegerError if none does."""
+        """The operation that computes a tensor; IntegerError if there is none."""
         for operation in self.operations:
             if operation.output == name:
                 return operation
-        raise IntegerError(f"No operation makes tensor {name}.")
+        raise IntegerError(f"No operation computes tensor {name}.")
 
 
 def run_op(
@@ -787,7 +786,7 @@ def run_op(
     *,
     rounding: Rounding = "double",
 ) -> np.ndarray:
-    """Runs one operation of a graph on given inputs, wherever they come from.
+    """Runs one operation of a graph on given inputs, whatever their source.
 
     Args:
       graph: for its grids.
@@ -799,7 +798,8 @@ def run_op(
       The codes of its output, in their grid's dtype.
 
     Raises:
-      IntegerError: an input is missing, of another dtype, shape or range, or a sum leaves int32.
+      IntegerError: an input is missing, has another dtype, shape or range, or a sum does not fit
+        into int32.
     """
     if rounding not in ROUNDINGS:
         raise IntegerError(f"rounding is {rounding!r}; use one of {', '.join(ROUNDINGS)}.")
@@ -837,11 +837,11 @@ def run(
 
     Returns:
       The codes of the output, [B, classes] for a classifier, in their grid's dtype; with `keep`, a
-      dictionary of every tensor, the input too, by name.
+      dictionary of all tensors by name, including the input.
 
     Raises:
-      IntegerError: codes of another dtype or shape or outside of the grid, or a sum that leaves
-        int32; names the tensor or the operation.
+      IntegerError: codes have another dtype or shape or are outside of the grid, or a sum does not
+        fit into int32; the message names the tensor or the operation.
     """
     grid = graph.grids[graph.input]
     grid.check(codes, graph.input)

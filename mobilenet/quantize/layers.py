@@ -1,8 +1,8 @@
-"""Quantised versions of the layers, injected into a network in place of the float ones.
+"""Quantised versions of the layers, which replace the float layers of a network.
 
-Parameters and statistics keep the names and shapes of the float layers, so a float checkpoint is a
-quantised one without ranges. Ranges, bits and counters are in the collection `quant`, learned steps
-among the parameters.
+Parameters and statistics keep the names and shapes of the float layers, so a float checkpoint is
+also a checkpoint of the quantised network, without ranges. Ranges, bits and counters are in the
+collection `quant`; learned steps are parameters.
 """
 
 import functools
@@ -21,11 +21,11 @@ from mobilenet.quantize import numerics
 from mobilenet.quantize.rules import ACTIVATIONS, WEIGHTS, Rule, RuleError, Rules, kind
 
 QUANT = "quant"  # the collection of bits, ranges and counters
-# Collections that a caller makes mutable to see inside: what a quantiser of activations got, what
-# went into a convolution or dense layer, and what came out before normalisation and bias.
+# Collections that a caller makes mutable to read intermediate tensors: inputs of quantisers of
+# activations, inputs of convolutions and dense layers, and outputs before normalisation and bias.
 SEEN, INPUTS, PRODUCTS = "seen", "inputs", "products"
 # Weight of the old range in the moving average of training (Jacob et al. 2017, section 3.1: close
-# to 1, averaged over thousands of steps; a fine-tuning of hundreds needs it shorter).
+# to 1, averaged over thousands of steps; fine-tuning for hundreds of steps needs a shorter one).
 MOMENTUM = 0.99
 # What normalises in training: the batch, the batch until a counter ends, the running statistics.
 STATISTICS = ("batch", "batch_then_running", "running")
@@ -39,18 +39,18 @@ def _record(module: nn.Module, collection: str, x: Array) -> None:
 class Quantizer(nn.Module):
     """Rounds one tensor to its grid.
 
-    Variables in `quant`: `bits` [] (0: the tensor stays as it is), and unless they follow the
-    weights, `low` and `high`, [] or [C]; of observed activations also `observe` [], the number of
-    training passes in which the range still moves, infinite for all. A learned step is the
-    parameter `step`, with `offset` (lsq_plus) beside or `clip` (pact) instead of it. They start at
-    values of no meaning: `mobilenet.quantize.calibration` sets them.
+    Variables in `quant`: `bits` [] (0: the tensor is not changed); `low` and `high`, [] or [C],
+    unless they follow the weights; and for observed activations `observe` [], the number of
+    training passes in which the range still moves (infinity for all). A learned step is the
+    parameter `step`, with `offset` in addition (lsq_plus) or `clip` instead (pact). The initial
+    values have no meaning: `mobilenet.quantize.calibration` sets them.
 
     Attributes:
       rules: of the network; the path of the module is its site.
       axis_name: mapped axis over which extremes are taken in training.
 
-    `__call__` takes weights [..., C], which are rounded after multiplication by `factor` [C] and
-    divided by it again, or activations [B, ...].
+    `__call__` takes weights [..., C], which are multiplied by `factor` [C], rounded, and divided by
+    `factor` again, or activations [B, ...].
     """
 
     rules: Rules
@@ -118,13 +118,13 @@ class Quantizer(nn.Module):
                 MOMENTUM * high.value + (1 - MOMENTUM) * ends[1],
             )
 
-        # A conditional, so that the passes over the tensor end with the observation.
+        # A conditional, so that the passes over the tensor stop when the observation ends.
         low.value, high.value = lax.cond(left.value > 0, look, lambda: (low.value, high.value))
         left.value = left.value - 1
 
 
 def _signed(low: Any, rule: Rule) -> Any:
-    """Whether codes are signed: where nothing is below 0 a symmetric grid has no use for it."""
+    """Whether codes are signed: a symmetric grid is unsigned if nothing is below 0."""
     return (low < 0) | (not rule.symmetric)
 
 
@@ -138,12 +138,12 @@ def activation_grid(
     offset: Any = None,
     clip: Any = None,
 ) -> numerics.Grid:
-    """The grid of a tensor of activations, of every kind of `Rule.ranges`.
+    """The grid of a tensor of activations, for every kind of `Rule.ranges`.
 
     Args:
       bits, rule: of the site.
       low, high: its range.
-      step, offset, clip: what is learned there, if the rule has it.
+      step, offset, clip: the learned parameters, if the rule has them.
     """
     if rule.ranges in ("lsq", "lsq_plus"):
         return numerics.learned_grid(step, bits, signed=_signed(low, rule), offset=offset)
@@ -156,7 +156,7 @@ def activation_grid(
 def _clip_ends(low: Any, high: Any, clip: Any) -> tuple[Any, Any]:
     """(upper, lower) end of a clipped tensor.
 
-    A clip at 0 would cut what is signed, such as bottlenecks: they keep their range.
+    Clipping at 0 would cut negative values, for example of bottlenecks, so these keep their range.
     """
     return jnp.where(low < 0, high, clip), jnp.minimum(low, 0.0)
 
@@ -181,24 +181,24 @@ def weight_grid(
 
 
 class QuantizedConv(Conv):
-    """A convolution whose kernel is rounded with the batch normalisation behind it folded in.
+    """A convolution whose kernel is rounded after folding in the batch normalisation that follows.
 
     Attributes:
       quantizer: constructor of a `Quantizer`; the site is `weights`.
-      fold: factor of each output channel that normalisation is going to apply, [features]; it is
-        taken out again behind the rounding, so that the layer computes what `Conv` does.
+      fold: factor of each output channel that normalisation will apply, [features]. It is removed
+        again after the rounding, so that the layer computes the same as `Conv`.
     """
 
     quantizer: ModuleDef = Quantizer
     fold: Any = None
 
     def prepare(self, kernel: Array) -> Array:
-        """The kernel that is used, from the parameter."""
+        """Turns the parameter into the kernel that is used."""
         return self.quantizer(name=WEIGHTS)(kernel, factor=self.fold)
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, defer: bool = False) -> Any:
-        """As that of `Conv`."""
+        """As `Conv.__call__`."""
         _record(self, INPUTS, x)
         y = super().__call__(x, defer=defer)
         if not defer:
@@ -209,14 +209,15 @@ class QuantizedConv(Conv):
 class QuantizedConvBNAct(ConvBNAct):
     """Convolution, batch normalisation and activation as the one operation of an integer runtime.
 
-    What is rounded is the kernel with the normalisation folded in (Krishnamoorthi 2018, section
-    3.2.2) by its running statistics, so that a grid of the training is that of the deployed model.
-    In training, the batch normalises what the rounded kernel gives.
+    The rounded kernel includes the normalisation (Krishnamoorthi 2018, section 3.2.2) with its
+    running statistics, so that training uses the same grids as the deployed model. In training, the
+    batch normalises the products of the rounded kernel.
 
     Attributes besides those of `ConvBNAct`:
       quantizer: constructor of a `Quantizer`; the output's site is `output`.
-      statistics: of STATISTICS. With "batch_then_running" `quant` holds `batch_norm` [], the number
-        of training passes that the batch still normalises; the running statistics stay after it.
+      statistics: one of STATISTICS. With "batch_then_running" `quant` holds `batch_norm` [], the
+        number of training passes in which the batch still normalises; after these the running
+        statistics are used and do not change.
     """
 
     quantizer: ModuleDef = Quantizer
@@ -251,16 +252,17 @@ class QuantizedConvBNAct(ConvBNAct):
 
 
 def fold_factors(scale: Any, var: Any, epsilon: float) -> tuple[Array, Array]:
-    """What normalisation multiplies each channel by, and what is folded into the kernel.
+    """The factor of each channel in normalisation, and the factor that is folded into the kernel.
 
-    The second is the first, but 1 where that is too small to divide by: such a channel is its bias.
+    Both are equal, but the second is 1 where the first is too small to divide by: such a channel is
+    constant, its bias.
     """
     factor = scale * lax.rsqrt(var + epsilon)
     return factor, jnp.where(jnp.abs(factor) > 1e-12, factor, 1.0)
 
 
 class QuantizedDense(nn.Dense):
-    """A dense layer whose kernel is rounded; its output is rounded by the network, behind it.
+    """A dense layer whose kernel is rounded; the network rounds its output after it.
 
     Attributes:
       quantizer: constructor of a `Quantizer`; the site is `weights`.
@@ -285,13 +287,13 @@ class QuantizedDense(nn.Dense):
 def quantize_network(
     network: Network, rules: Rules, *, axis_name: str | None = None, statistics: str = "batch"
 ) -> Network:
-    """The same network with every layer and tensor rounded as the rules say.
+    """The same network with every layer and tensor rounded according to the rules.
 
     Args:
       network: with float layers.
-      rules: their structure alone counts (`Rules.structure`); bits are data of the variables.
-      axis_name: mapped axis of the devices that see parts of one batch.
-      statistics: of STATISTICS; see `QuantizedConvBNAct`.
+      rules: only their structure is used (`Rules.structure`); bits are variables.
+      axis_name: mapped axis of the devices that compute parts of one batch.
+      statistics: one of STATISTICS; see `QuantizedConvBNAct`.
     """
     quantizer = functools.partial(Quantizer, rules=rules.structure, axis_name=axis_name)
     return network.clone(
@@ -303,14 +305,14 @@ def quantize_network(
 
 
 def rules_of(network: Network) -> Rules:
-    """The rules, without what is data, of a network from `quantize_network`.
+    """The rules, as structure only, of a network from `quantize_network`.
 
     Raises:
-      RuleError: it is a float network.
+      RuleError: the network is not quantised.
     """
     rules = getattr(network.point, "keywords", {}).get("rules")
     if rules is None:
-        raise RuleError("the network is a float one; quantise it first")
+        raise RuleError("the network is not quantised; quantise it first")
     return rules
 
 

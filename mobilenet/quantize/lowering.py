@@ -1,16 +1,17 @@
-"""From a quantised network to integers: `integer.Graph` of a MobileNetV2 and its variables.
+"""Converts a quantised MobileNetV2 and its variables to integers: an `integer.Graph`.
 
-Every tensor keeps the grid that the network's forward pass rounds it to (`layers.weight_grid`,
-`layers.activation_grid`), so the graph computes the same up to the rounding of its fixed-point
-multiplications and biases: one code at most, when each operation is given the codes of the forward
-pass. A bias is a whole number of units of input scale * weight scale, which are far smaller than a
-step of the output, unless the input's scale says nothing: that of a tensor that was 0 on every
-calibration picture is 1. Where a unit is more than two steps, half of it may be missing.
+Every tensor keeps the grid to which the network's forward pass rounds it (`layers.weight_grid`,
+`layers.activation_grid`). So the graph computes the same, except for the rounding of fixed-point
+multiplications and biases: if each operation gets the codes of the forward pass, its output differs
+by at most one code. A bias is an integer number of units of input scale * weight scale, which are
+usually far smaller than a step of the output. The exception is an input scale without meaning: a
+tensor that was 0 on every calibration image has scale 1. If a unit exceeds two steps, rounding the
+bias can change the output by more than one code.
 
     graph = lower(network, variables, (224, 224, 3))
     logits = graph.dequantize_output(integer.run(graph, graph.quantize_input(images)))
 
-Tensors are named as their sites ("blocks_3_1/sum"), and are what `layers.SEEN` records there.
+Tensors are named by their sites ("blocks_3_1/sum"), and equal those that `layers.SEEN` records.
 """
 
 from collections.abc import Mapping
@@ -27,39 +28,39 @@ from mobilenet.quantize import integer, layers, numerics
 from mobilenet.quantize.rules import WEIGHTS, Rule
 from mobilenet.trees import Path, flatten
 
-# Of int32 a bias may take half; the products need the other.
+# A bias may use half of int32; the products need the other half.
 _BIAS_LIMIT = 2**30
-# Units of the bias in a step of the output, in a channel without weights.
+# Units of the bias per step of the output, in a channel without weights.
 _BIAS_STEPS = 2**8
 
 
 class LoweringError(ValueError):
-    """A network that has no integer form; the message names the site and says why."""
+    """A network has no integer form; the message names the site and says why."""
 
 
 def lower(
     network: Network, variables: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> integer.Graph:
-    """The integer network of a quantised one, normalisation folded in.
+    """The integer network of a quantised network, with normalisation folded in.
 
     Args:
       network: quantised (`layers.quantize_network`).
       variables: its `params`, `batch_stats` and `quant`.
-      image_shape: [H, W, C] of one picture.
+      image_shape: [H, W, C] of one image.
 
     Returns:
-      A graph from codes of normalised pictures to codes of logits, or of the pooled features where
-      there is no classifier. Biases are rounded to units of input scale * weight scale. A channel
-      whose bias is so large beside its weights that int32 does not hold it gets a larger weight
-      scale, at which the bias fits; what its weights lose is far below the output's step.
+      A graph from codes of normalised images to codes of logits, or of the pooled features if there
+      is no classifier. Biases are rounded to units of input scale * weight scale. If a channel's
+      bias is too large for int32, compared with its weights, the channel gets a larger weight scale
+      at which the bias fits; the error of its weights is then far below the output's step.
 
     Raises:
-      LoweringError: a network that is not a quantised MobileNetV2, a site that stays in float, or
-        one that integers cannot compute (an activation of no clip, a table of too many codes).
+      LoweringError: the network is not a quantised MobileNetV2, a site stays in float, or integers
+        cannot compute a layer (an activation that is not a clip, a table of too many codes).
     """
     if not isinstance(network, MobileNetV2):
         raise LoweringError(
-            f"{type(network).__name__} has no integer form; quantisation knows MobileNetV2 alone."
+            f"{type(network).__name__} has no integer form; only MobileNetV2 can be quantised."
         )
     try:
         return _Lowering(network, jax.device_get(variables), image_shape).graph()
@@ -201,11 +202,11 @@ class _Lowering:
         return output
 
     def _clip(self, tensor: str, activation: str) -> tuple[int | None, int | None]:
-        """The codes between which a layer's activation leaves its output, inside its grid."""
+        """The codes to which a layer's activation limits its output, inside its grid."""
         if activation not in _CEILINGS:
             raise LoweringError(
-                f"The activation before {tensor} is {activation}, which is no clip of its input; "
-                f"integers know {', '.join(_CEILINGS)}."
+                f"The activation before {tensor} is {activation}, which is not a clip of its "
+                f"input; integers support {', '.join(_CEILINGS)}."
             )
         if activation == "identity":
             return None, None
@@ -213,7 +214,7 @@ class _Lowering:
         return grid.zero_point, int(grid.quantize(np.asarray(_CEILINGS[activation])))
 
     def _site(self, site: str) -> tuple[Rule, dict[str, Any]]:
-        """The rule of a site and its variables, learned ones among them."""
+        """The rule of a site and its variables, including learned ones."""
         path: Path = tuple(site.split("/"))
         found = {
             key[-1]: np.asarray(leaf, np.float32)
@@ -223,13 +224,13 @@ class _Lowering:
         }
         if not found.get("bits", 0):
             raise LoweringError(
-                f"The tensor at {site} is kept in float; give every site bits, and the network has "
-                "an integer form."
+                f"The tensor at {site} is kept in float; give every site bits, so that the network "
+                "has an integer form."
             )
         return self._rules.find(site), found
 
     def _tensor(self, site: str, size: tuple[int, int] | None = None) -> str:
-        """Notes the grid of a tensor of activations, and its height and width."""
+        """Stores the grid of a tensor of activations, and its height and width."""
         rule, found = self._site(site)
         learned = {name: found.get(name) for name in ("step", "offset", "clip")}
         grid = layers.activation_grid(found["bits"], rule, found["low"], found["high"], **learned)
@@ -247,16 +248,16 @@ class _Lowering:
         bias: np.ndarray,
         live: np.ndarray,
     ) -> dict[str, Any]:
-        """Codes, scales and biases of a kernel; channels that are not `live` are their bias."""
+        """Codes, scales and biases of a kernel; channels that are not `live` equal their bias."""
         rule, found = self._site(f"{layer}/{WEIGHTS}")
         ends = [found.get(name) for name in ("low", "high", "step")]
         grid = layers.weight_grid(jnp.asarray(kernel), found["bits"], rule, *ends)
         source = self._grids[x].scale
-        # Where the bias does not fit, the smallest scale at which it does.
+        # If the bias does not fit, this is the smallest scale at which it fits.
         least = np.abs(bias) / (source * _BIAS_LIMIT)
         given = np.broadcast_to(np.asarray(grid.scale, np.float32), bias.shape)
         if rule.per_channel:
-            # Without weights any scale will do: one at which the bias is precise in the output.
+            # Without weights any scale is possible; this one makes the bias precise in the output.
             empty = ~live | ~kernel.reshape(-1, len(bias)).any(0)
             fine = self._grids[output].scale / (source * _BIAS_STEPS)
             given = np.where(empty, np.float32(fine), given)
@@ -282,6 +283,6 @@ _CEILINGS = {"identity": np.inf, "relu": np.inf, "relu6": 6.0}
 
 
 def _grid(grid: numerics.Grid) -> integer.Grid:
-    """A grid of one tensor, as the executor has it."""
+    """A grid of one tensor, in the form of the executor."""
     scale, *codes = (np.asarray(leaf) for leaf in grid)
     return integer.Grid(float(scale), *(int(code) for code in codes))

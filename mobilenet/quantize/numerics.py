@@ -1,11 +1,11 @@
 """Uniform quantisation in float: grids of codes, rounding, straight-through and learned gradients.
 
 A code q stands for the real number scale * (q - zero_point) (Jacob et al. 2017, arXiv 1712.05877,
-equation 1). Everything here computes on real numbers that lie on such a grid ("fake" or simulated
-quantisation), in float32 and with gradients; `mobilenet.quantize.integer` computes on the codes.
+equation 1). This module computes with real numbers that lie on such a grid ("fake" or simulated
+quantisation), in float32 and with gradients; `mobilenet.quantize.integer` computes with the codes.
 
-Bits may be traced numbers, so that one compiled program serves every width, and 0 bits leave a
-tensor as it is.
+Bits may be traced numbers, so one compiled program serves every bit width. A tensor with 0 bits is
+not changed.
 """
 
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ from jaxtyping import Array, Float
 
 
 class Grid(NamedTuple):
-    """The reals that codes stand for; leaves broadcast against the tensor they belong to.
+    """The reals that codes stand for; leaves broadcast against the tensor to which they belong.
 
     Attributes:
-      scale: distance of neighbours, positive, float32.
-      zero_point: code of 0.0, a whole number in float32.
-      low, high: lowest and highest code, whole numbers in float32.
+      scale: distance between neighbours, positive, float32.
+      zero_point: code of 0.0, an integer in float32.
+      low, high: lowest and highest code, integers in float32.
     """
 
     scale: Any
@@ -33,11 +33,11 @@ class Grid(NamedTuple):
 
 
 def code_limits(bits: Any, *, signed: Any, narrow: bool = False) -> tuple[Any, Any]:
-    """(lowest, highest) code: of 8 bits -128..127, unsigned 0..255.
+    """(lowest, highest) code: for 8 bits -128..127, unsigned 0..255.
 
     Args:
-      bits: a number or an array of them, at least 2; 0 is read as 8 (the caller leaves the tensor
-        as it is, and the arithmetic must stay finite).
+      bits: a number or an array of numbers, at least 2; 0 is treated as 8 (the caller does not
+        quantise the tensor, but the arithmetic must stay finite).
       signed: two's complement; may be traced.
       narrow: leave out the lowest code, which makes a signed grid symmetric: -127..127.
     """
@@ -52,12 +52,12 @@ def make_grid(
 ) -> Grid:
     """The grid that covers the reals from `low` to `high`.
 
-    Affine: the range is widened to hold 0, which gets a code of its own, so that zero padding is
+    Affine: the range is widened to include 0, which gets its own code, so that zero padding is
     exact (Jacob et al. 2017, section 3). The zero point is rounded, which moves the range by up to
-    half a step. Symmetric: the zero point is code 0 and the scale the larger magnitude's
+    half a step. Symmetric: the zero point is code 0, and the scale is that of the larger magnitude
     (Krishnamoorthi 2018, arXiv 1806.08342, section 2.2).
 
-    A range without extent (a dead channel, a tensor of zeros) gets the scale 1: zero is exact.
+    An empty range (a dead channel, a tensor of zeros) gets the scale 1, so zero is exact.
 
     Args:
       low, high: finite reals, low <= high, of any shape that broadcasts.
@@ -81,7 +81,7 @@ def _positive(scale: Any) -> Any:
 
 
 def to_codes(x: Any, grid: Grid) -> Float[Array, "*shape"]:
-    """Codes of an array, as float32: ties round to even, what lies outside to the nearest."""
+    """Codes of an array, as float32: ties round to even, values outside become the nearest code."""
     return jnp.clip(jnp.round(x / grid.scale) + grid.zero_point, grid.low, grid.high)
 
 
@@ -91,10 +91,10 @@ def from_codes(codes: Any, grid: Grid) -> Float[Array, "*shape"]:
 
 
 def fake_quantize(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
-    """The nearest real on the grid; gradient 1 where it is nearer than half a step and 0 elsewhere.
+    """The nearest real on the grid; gradient 1 where it is within half a step, and 0 elsewhere.
 
-    The straight-through estimator (Bengio et al. 2013, arXiv 1308.3432) with the clip's own
-    derivative. The grid has no gradient.
+    This is the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432) with the derivative
+    of the clip. The grid has no gradient.
     """
     return _fake_quantize(x, *map(lax.stop_gradient, grid))
 
@@ -108,7 +108,7 @@ def _forward(x: Array, *leaves: Array) -> tuple[Array, Array]:
     grid = Grid(*leaves)
     codes = jnp.round(x / grid.scale) + grid.zero_point
     clipped = jnp.clip(codes, grid.low, grid.high)
-    # The gradient needs to know what was clipped, a byte a number, and not the numbers.
+    # The gradient only needs to know what was clipped: one byte per number.
     return from_codes(clipped, grid), codes == clipped
 
 
@@ -125,7 +125,7 @@ def round_through(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def scale_gradient(x: Float[Array, "*shape"], factor: Any) -> Float[Array, "*shape"]:
-    """`x` to the last bit, with `factor` times its gradient."""
+    """`x`, unchanged to the last bit, with `factor` times its gradient."""
     fixed = lax.stop_gradient(x)
     return fixed + factor * (x - fixed)
 
@@ -133,9 +133,9 @@ def scale_gradient(x: Float[Array, "*shape"], factor: Any) -> Float[Array, "*sha
 def learned_grid(
     step: Any, bits: Any, *, signed: Any, offset: Any = None, narrow: bool = False
 ) -> Grid:
-    """The grid that a learned step stands for, and an offset; arguments as of `learned_step`."""
+    """The grid of a learned step and an optional offset; arguments as in `learned_step`."""
     low, high = code_limits(bits, signed=signed, narrow=narrow)
-    # Learned numbers may cross zero, where the grid would turn over.
+    # Learned steps may cross zero, where the order of the grid would be reversed.
     step = jnp.maximum(jnp.abs(step), np.finfo(np.float32).tiny * 2.0**24)
     if offset is None:
         return Grid(step, jnp.zeros_like(step), low, high)
@@ -153,24 +153,24 @@ def learned_step(
     narrow: bool = False,
     count: int | None = None,
 ) -> Float[Array, "*shape"]:
-    """Quantises with a step that is learned: LSQ, and with an offset LSQ+.
+    """Quantises with a learned step: LSQ, and with an offset LSQ+.
 
-    The step's gradient is round(v) - v of v = x / step inside the range, and the nearest limit
+    The step's gradient is round(v) - v for v = x / step inside the range, and the nearest limit
     outside (Esser et al. 2019, arXiv 1902.08153, equation 3), times 1 / sqrt(N * levels), where N
     numbers share the step (section 2.2). The offset is the real at the lowest code (Bhalgat et al.
-    2020, arXiv 2004.09576, equations 1-3, where it is a real offset of the whole grid); here the
-    zero point that follows from it is rounded, so that 0.0 keeps a code and integer hardware pads
-    with it.
+    2020, arXiv 2004.09576, equations 1-3, where it is a real offset of the whole grid). Here the
+    zero point that follows from it is rounded, so that 0.0 keeps a code and integer hardware can
+    pad with it.
 
     Args:
-      x: what is quantised.
-      step: positive, scalar or one a channel along the last axis.
+      x: the tensor to quantise.
+      step: positive, scalar or one per channel along the last axis.
       bits: see `code_limits`.
       signed, narrow: of the codes.
       offset: lowest real, scalar; None is a symmetric grid with the zero point 0.
-      count: N; None is as many as `x` has for each step. Activations give the numbers of one
-        example, the paper's features of a layer: then the gradient does not depend on how a batch
-        is divided.
+      count: N; None is the number of elements of `x` per step. For activations it is the number per
+        example (the paper's features of a layer), so that the gradient does not depend on how a
+        batch is divided.
     """
     low, high = code_limits(bits, signed=signed, narrow=narrow)
     levels = high if offset is None else high - low  # the paper's Q_P
@@ -191,7 +191,7 @@ def _learned_forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     v, low, high = x / step, low - zero_point, high - zero_point
     code = jnp.round(jnp.clip(v, low, high))
-    # What is at the upper end is clipped, as in the paper; 0.0 never is, it has a code.
+    # A value at the upper end is clipped, as in the paper. 0.0 is never clipped: it has a code.
     inside = (v >= low) & (v < high)
     slope = code - jnp.where(inside, v, 0.0)
     return code * step, (inside, slope, step, zero_point)
@@ -209,7 +209,7 @@ _learned_step.defvjp(_learned_forward, _learned_backward)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
-    """The sum over what broadcasting `shape`, [] or [C], repeated."""
+    """The sum over the axes along which `shape`, [] or [C], was broadcast."""
     return x.sum(tuple(range(x.ndim - len(shape))))
 
 
@@ -225,17 +225,17 @@ def clip_grid(clip: Any, bits: Any, *, low: Any = 0.0) -> Grid:
 def learned_clip(
     x: Float[Array, "*shape"], clip: Any, bits: Any, *, low: Any = 0.0
 ) -> Float[Array, "*shape"]:
-    """Clips to [0, clip] with a learned upper end, and quantises what is left: PACT.
+    """Clips to [0, clip] with a learned upper end, and quantises the result: PACT.
 
-    The gradient with respect to `clip` is that of every number at or above it (Choi et al. 2018,
-    arXiv 1805.06085, equation 3); below it the straight-through estimator sees the identity.
+    The gradient with respect to `clip` is the sum over all numbers at or above it (Choi et al.
+    2018, arXiv 1805.06085, equation 3); below it the straight-through estimator is the identity.
 
     Args:
-      x: activations, behind a ReLU in the paper.
+      x: activations; in the paper after a ReLU.
       clip: positive scalar.
       bits: see `code_limits`.
-      low: 0, or below it the lowest real that was seen: the codes are signed then, and nothing is
-        clipped but at the ends of the grid, as an integer runtime does.
+      low: 0, or the lowest real observed if that is below 0. Then the codes are signed, and values
+        are clipped only at the ends of the grid, as in an integer runtime.
     """
     clip = jnp.maximum(clip, _LEAST_CLIP)
     clipped = jnp.where((x < clip) | (jnp.asarray(low) < 0), x, clip)

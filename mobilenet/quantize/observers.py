@@ -1,7 +1,7 @@
-"""Ranges of tensors from what they hold: five estimators over a histogram, and ranges of weights.
+"""Ranges of tensors from their values: five estimators over a histogram, and ranges of weights.
 
-Calibration sees activations batch by batch on the host and keeps, of each tensor, its extremes, a
-moving average of each batch's extremes, and a histogram. The estimator then picks the range.
+Calibration reads activations batch by batch on the host. For each tensor it stores the extremes, a
+moving average of each batch's extremes, and a histogram. The estimator then chooses the range.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import numpy as np
 from mobilenet.quantize import numerics
 from mobilenet.quantize.rules import ESTIMATORS, WEIGHT_ESTIMATORS
 
-# Share of a batch's extremes in their moving average over calibration batches (PyTorch's default).
+# Weight of a batch's extremes in their moving average over calibration batches (PyTorch's default).
 AVERAGING = 0.01
-# Bins of a histogram at most; at least half of them lie between the extremes.
+# Largest number of bins in a histogram; at least half of this number lie between the extremes.
 BINS = 8192
-CHUNK = 2**20  # numbers that are binned at once: their bins take several times their memory
+CHUNK = 2**20  # numbers that are binned at a time: their bins take several times their memory
 CANDIDATES = 100  # ranges that the search for the least squared error tries along one end
 
 
@@ -31,15 +31,15 @@ class Range(NamedTuple):
 
 
 class Observer:
-    """What calibration remembers of one tensor.
+    """The statistics of one tensor during calibration.
 
-    Bins have a width that is a power of two and edges at its multiples, so that bins merge in pairs
-    exactly when the tensor grows, and the order of batches does not change the histogram.
+    The width of bins is a power of two, and their edges are its multiples. So bins merge exactly in
+    pairs when the tensor's range grows, and the order of batches does not change the histogram.
 
     Attributes:
-      low, high: extremes of everything seen.
+      low, high: extremes of all values.
       average: moving average of each batch's extremes (Jacob et al. 2017, section 3.1).
-      count: numbers seen.
+      count: number of values.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,11 @@ class Observer:
         self.average: Range | None = None
         self.count = 0
         self._exponent = -126  # of the bins' width, a power of two
-        self._start = 0  # number of the first bin, counted from the one that begins at 0
+        self._start = 0  # number of the first bin; bin 0 starts at 0
         self._counts = np.zeros(0, np.int64)
 
     def update(self, x: np.ndarray) -> None:
-        """Takes in one batch of the tensor, float [...].
+        """Adds one batch of the tensor, float [...].
 
         Raises:
           NotFinite: the batch holds NaN or infinity.
@@ -78,8 +78,8 @@ class Observer:
             self._counts += np.bincount(numbers - self._start, minlength=len(self._counts))
 
     def _cover(self) -> None:
-        """Widens bins until those between the extremes are at most BINS."""
-        # The second bound keeps the bins' numbers within 40 bits where a tensor hardly varies.
+        """Widens bins until at most BINS lie between the extremes."""
+        # The second bound keeps the bins' numbers within 40 bits if a tensor hardly varies.
         sizes = (self.high - self.low) / (BINS - 2), max(-self.low, self.high) * 2.0**-40
         exponent = max([self._exponent, *(int(np.ceil(np.log2(x))) for x in sizes if x > 0)])
         old, start = self._counts, self._start
@@ -90,7 +90,7 @@ class Observer:
                 old = np.concatenate([old, [0]])
             old, start = old[::2] + old[1::2], start // 2
             if len(old) == 1 and start in (0, -1):
-                break  # one bin that touches 0 stays where it is however wide bins become
+                break  # a single bin next to 0 keeps its number, however wide bins become
         first, last = (int(np.floor(np.ldexp(end, -exponent))) for end in (self.low, self.high))
         if len(old):
             first, last = min(first, start), max(last, start + len(old) - 1)
@@ -100,7 +100,7 @@ class Observer:
 
     @property
     def histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centres float64 [n], counts int64 [n]) of the bins, rising."""
+        """(centres float64 [n], counts int64 [n]) of the bins, in increasing order."""
         numbers = self._start + np.arange(len(self._counts))
         return np.ldexp(numbers + 0.5, self._exponent), self._counts
 
@@ -111,19 +111,19 @@ class Observer:
 
         Args:
           estimator: "min_max": the extremes. "moving_average": of each batch's extremes.
-            "percentile": leaves (100 - percentile) % of the numbers outside, half on either side
-            that the tensor has. "mse": least squared error of rounding and clipping together. "kl":
-            least divergence of the distribution after rounding from that before (Migacz 2017,
+            "percentile": leaves (100 - percentile) % of the numbers outside, half on each side if
+            the tensor has both signs. "mse": least squared error of rounding and clipping together.
+            "kl": least divergence of the distribution after rounding from that before (Migacz 2017,
             "8-bit inference with TensorRT", GTC).
-          bits: of the codes; mse and kl depend on them.
-          symmetric: of the grid, which mse depends on.
+          bits: of the codes; used by mse and kl.
+          symmetric: of the grid; used by mse.
           percentile: in (50, 100].
 
         Raises:
           NotFinite: nothing was observed.
         """
         if self.average is None:
-            raise NotFinite("nothing was observed of it")
+            raise NotFinite("no value of it was observed")
         full = Range(self.low, self.high)
         if estimator == "min_max" or full.low == full.high:
             return full
@@ -141,7 +141,7 @@ class Observer:
         centres, counts = self.histogram
         below, above = self.low < 0, self.high > 0
         outside = self.count * (100 - percentile) / 100 / (2 if below and above else 1)
-        left_out = int(outside + 1e-6)  # a whole number of them, whatever rounding made of it
+        left_out = int(outside + 1e-6)  # an integer, in spite of rounding errors
         until = np.cumsum(counts)
         low = centres[np.searchsorted(until, left_out, "right")] if below else self.low
         high = centres[np.searchsorted(until, self.count - left_out)] if above else self.high
@@ -172,7 +172,7 @@ class Observer:
         shares = np.linspace(1.0, 1 / CANDIDATES, CANDIDATES)
         low, high = best(self.low * shares, self.high * shares)
         if self.low < 0 < self.high and not symmetric:
-            # The ends of a lopsided tensor shrink by different amounts: one at a time, once.
+            # The ends of an asymmetric tensor shrink by different amounts: each end once.
             low, high = best(np.asarray([low]), self.high * shares)
             low, high = best(self.low * shares, np.asarray([high]))
         return Range(low, high)
@@ -195,10 +195,10 @@ class Observer:
 
 
 def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
-    """KL divergence of what `levels` codes make of the first `end` bins, the rest being clipped."""
+    """KL divergence after rounding the first `end` bins to `levels` codes and clipping the rest."""
     kept = counts[:end].copy()
     kept[-1] += counts[end:].sum()
-    # Bins of one level share its mass equally, among those that have any.
+    # Bins of one level share its mass equally, except empty bins.
     level = np.minimum(np.arange(end) * levels // end, levels - 1)
     filled = counts[:end] > 0
     mass = np.bincount(level, weights=counts[:end], minlength=levels)
@@ -207,7 +207,7 @@ def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
     if not shared.sum():
         return np.inf
     p, q = kept / kept.sum(), shared / shared.sum()
-    # A bin that only the clipped mass fills has no counterpart; a small one keeps it finite.
+    # A bin that holds only clipped mass has no counterpart; a small value keeps the sum finite.
     q = np.maximum(q, 1e-9)
     present = p > 0
     return float(np.sum(p[present] * np.log(p[present] / q[present])))
@@ -233,7 +233,7 @@ def weight_range(
       percentile: in (50, 100]; of magnitudes.
 
     Raises:
-      NotFinite: NaN or infinity among the weights.
+      NotFinite: the weights have NaN or infinity.
     """
     if not np.isfinite(kernel).all():
         raise NotFinite("it holds NaN or infinity")

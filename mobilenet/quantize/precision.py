@@ -1,4 +1,4 @@
-"""Mixed precision: which layer gets how many bits, from what each loses alone."""
+"""Mixed precision: how many bits each layer gets, from the loss that it causes alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from mobilenet.trees import flatten
 
 
 class BudgetError(ValueError):
-    """A budget that no choice of bits keeps; the message says what is within reach."""
+    """No choice of bits meets a budget; the message says what is possible."""
 
 
 def kernel_sizes(variables: Mapping[str, Any]) -> dict[str, int]:
@@ -37,7 +37,7 @@ def weight_bits(sizes: Mapping[str, int], bits: Mapping[str, int]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What kernels take.
+    """Sizes of kernels.
 
     Attributes:
       float_bytes: in float32.
@@ -62,16 +62,17 @@ def sizes(variables: Mapping[str, Any]) -> Sizes:
 def allocate(
     losses: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], budget: float
 ) -> dict[str, int]:
-    """Bits for each site whose losses sum to little within a budget of size.
+    """Bits for each site, with a small sum of losses, within a budget of size.
 
-    Losses of sites are taken to add up (Cai et al. 2020, arXiv 2001.00281, section 3.3). All sites
-    start at their most bits; steps down the lower convex hull of each site's (size, loss) are taken
-    in order of loss per bit saved until the budget holds, which is the best choice for every budget
-    that it meets exactly; what is then left over goes to steps up that fit.
+    The losses of sites are assumed to add up (Cai et al. 2020, arXiv 2001.00281, section 3.3). All
+    sites start with their largest number of bits. Steps down the lower convex hull of each site's
+    (size, loss) are taken in order of loss per bit saved until the budget is met. This is the best
+    choice for every budget that it meets exactly. The size that is then left is used for steps up
+    that fit.
 
     Args:
-      losses: site -> bits -> loss when that site alone has these bits; a loss that rises with more
-        bits is noise, and replaced by the least of fewer bits.
+      losses: site -> bits -> loss if only that site has these bits. A loss that rises with more
+        bits is noise, and is replaced by the smallest loss of fewer bits.
       sizes: site -> numbers in its kernel.
       budget: largest sum of size times bits.
 
@@ -81,7 +82,7 @@ def allocate(
     least = sum(size * min(losses[site]) for site, size in sizes.items())
     if budget < least:
         raise BudgetError(
-            f"The budget is {budget:.0f} bits, and the fewest bits of every layer sum to {least}"
+            f"The budget is {budget:.0f} bits, but the fewest bits of every layer sum to {least}"
         )
     hulls = {site: _hull(losses[site]) for site in sizes}
     steps = [
@@ -99,7 +100,7 @@ def allocate(
         size -= sizes[site] * (chosen[site] - bits)
         taken.append((site, chosen[site]))
         chosen[site] = bits
-    for site, bits in reversed(taken):  # the dearest first
+    for site, bits in reversed(taken):  # the most expensive steps first
         more = sizes[site] * (bits - chosen[site])
         if size + more <= budget:
             size, chosen[site] = size + more, bits
@@ -107,7 +108,7 @@ def allocate(
 
 
 def _hull(losses: Mapping[int, float]) -> list[tuple[int, float]]:
-    """Lower convex hull of (bits, loss), by rising bits; losses made to fall with bits."""
+    """Lower convex hull of (bits, loss), by increasing bits; losses are made to fall with bits."""
     points: list[tuple[int, float]] = []
     least = float("inf")
     for bits in sorted(losses):

@@ -1,9 +1,9 @@
-"""Post-training quantisation: from float weights and training pictures to a quantised network.
+"""Post-training quantisation: from float weights and training images to a quantised network.
 
 The order is that of Nagel et al. 2021 (arXiv 2106.08295, section 3.5): equalise, absorb, choose
-ranges, then round (AdaRound) or correct biases. Folding normalisation for good comes last, since it
-changes nothing of what is rounded. Training may follow instead, which makes it quantisation-aware
-training from these ranges; every step before leaves normalisation fit for that.
+ranges, then round (AdaRound) or correct biases. Normalisation is folded permanently at the end,
+which does not change any rounded number. Alternatively, quantisation-aware training follows from
+these ranges: all earlier steps leave normalisation usable for training.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from mobilenet.quantize.fold import Folded, fold, is_depthwise, is_folded
 from mobilenet.quantize.rules import WEIGHTS, Rule, RuleError, Rules, kind, resolve
 from mobilenet.trees import Path, flatten, nest
 
-POSITIONS = 8192  # that AdaRound samples of a layer's output
+POSITIONS = 8192  # positions of a layer's output that AdaRound samples
 
 log = logging.getLogger("mobilenet")
 
@@ -33,17 +33,17 @@ Batches = Callable[[], Iterable[np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is done to float weights before their ranges are chosen, and after.
+    """Changes of float weights before their ranges are chosen, and after.
 
     Attributes:
-      fold: fold batch normalisation for good; training keeps it apart.
-      equalize: ranges across layers; absorb: the biases that this makes large
+      fold: fold batch normalisation permanently; training needs it separate.
+      equalize: equalise ranges across layers; absorb: absorb the biases that this makes large
         (`mobilenet.quantize.equalize`).
-      correct: "none"; "empirical": of each layer's mean output, measured on the pictures (Nagel et
-        al. 2019, appendix D); "analytic": from batch normalisation's parameters (section 4.2).
-      adaround_steps: of each layer's learned rounding; 0 rounds to nearest.
-      percentile: of the estimator of that name.
-      seed: of the positions that AdaRound samples.
+      correct: "none"; "empirical": correct each layer's mean output, measured on the images (Nagel
+        et al. 2019, appendix D); "analytic": from batch normalisation's parameters (section 4.2).
+      adaround_steps: for each layer's learned rounding; 0 rounds to nearest.
+      percentile: for the estimator of that name.
+      seed: for the positions that AdaRound samples.
       observe_passes, batch_norm_passes: counters of the training that follows.
     """
 
@@ -59,14 +59,14 @@ class Settings:
 
 
 def check(network: MobileNetV2, rules: Rules, settings: Settings, quant: Any) -> dict[str, Rule]:
-    """Site -> its rule, of what can be done to this network.
+    """Site -> its rule, after a check that the network supports rules and settings.
 
     Args:
-      network, rules, settings: as `prepare` takes them.
+      network, rules, settings: as in `prepare`.
       quant: the network's `quant` collection, or its shapes.
 
     Raises:
-      RuleError: rules that do not fit the network's sites, or settings that fit neither.
+      RuleError: the rules do not fit the network's sites, or the settings do not fit the network.
     """
     resolved = resolve(rules, layers.sites(quant))
     following = [
@@ -77,7 +77,7 @@ def check(network: MobileNetV2, rules: Rules, settings: Settings, quant: Any) ->
     if settings.adaround_steps and following:
         raise RuleError(
             f"adaround_steps is {settings.adaround_steps}, but the range at {following[0]} follows "
-            "the weights, which would change the grid that they are rounded to; set "
+            "the weights, so rounding them would change their grid; set "
             "quantize.weights.ranges='fixed'"
         )
     if settings.correct == "analytic":
@@ -85,8 +85,8 @@ def check(network: MobileNetV2, rules: Rules, settings: Settings, quant: Any) ->
         known = network.activation in ("relu", "relu6")
         if gated or not known or network.bottleneck_activation != "identity":
             raise RuleError(
-                "correct_bias is 'analytic', which knows the mean behind ReLU and ReLU6, with "
-                "linear bottlenecks and without squeeze-and-excitation; set it to 'empirical'"
+                "correct_bias is 'analytic', which needs ReLU or ReLU6, linear bottlenecks and no "
+                "squeeze-and-excitation; set it to 'empirical'"
             )
     return resolved
 
@@ -102,36 +102,37 @@ def prepare(
     """Quantises a float network.
 
     Args:
-      network: quantised (`layers.quantize_network`), with the activation that it is to have.
+      network: quantised (`layers.quantize_network`), with its final activation.
       rules: of its sites, complete.
       variables: `params` and `batch_stats` of the float network, on the host.
-      batches: calls give normalised training pictures, float32 [B, H, W, C], the same every time.
-      image_shape: of a picture.
+      batches: each call gives the same normalised training images, float32 [B, H, W, C].
+      image_shape: of an image.
       settings: what to do.
 
     Returns:
-      `params`, `batch_stats` and `quant` of the quantised network, and what was done in numbers.
+      `params`, `batch_stats` and `quant` of the quantised network, and numbers that describe the
+      changes.
 
     Raises:
       RuleError: as `check`.
-      CalibrationError: no pictures; NaN or infinity in weights or activations; weights without what
-        analytic correction reads.
+      CalibrationError: there are no images; weights or activations have NaN or infinity; or the
+        weights lack the parameters that analytic correction reads.
     """
     shapes = calibration.structure(network, image_shape)
     quant = calibration.empty(shapes[layers.QUANT])
     resolved = check(network, rules, settings, quant)
     epsilon = network.bn_epsilon
     current: dict[str, Any] = {k: variables[k] for k in ("params", "batch_stats")}
-    calibration.folded_kernels(current, epsilon)  # refuses damaged ones before anything runs
+    calibration.folded_kernels(current, epsilon)  # refuses damaged weights before anything runs
     if settings.correct == "analytic" and is_folded(current, epsilon):
         raise calibration.CalibrationError(
             "quantize.correct_bias is 'analytic', which reads batch normalisation's scale and "
-            "shift, but these weights come folded; use 'empirical'."
+            "shift, but these weights are already folded; use 'empirical'."
         )
     facts: dict[str, Any] = {}
 
     def see(current: Mapping[str, Any]) -> dict[str, Any]:
-        """As variables of the quantised network in float, whose learned steps do not count."""
+        """Variables of the quantised network in float, with unused learned steps."""
         params = flatten(current["params"])
         for path, shape in shapes["params"].items():
             params.setdefault(path, np.ones(shape.shape, np.float32))
@@ -171,7 +172,7 @@ def prepare(
 def _look(
     network: MobileNetV2, measure: Callable[[jax.Array], Any]
 ) -> Callable[[Any, np.ndarray], dict[Path, Any]]:
-    """Compiled: (variables, images) -> layer -> what `measure` makes of its products."""
+    """Compiled: (variables, images) -> layer -> `measure` of its products."""
 
     @jax.jit
     def look(variables: Any, images: jax.Array) -> Any:
@@ -188,13 +189,13 @@ def _sums(x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _ends(x: jax.Array) -> tuple[jax.Array, ...]:
-    """Least and largest of each channel, [C]."""
+    """Smallest and largest value of each channel, [C]."""
     axes = tuple(range(x.ndim - 1))
     return x.min(axes), x.max(axes)
 
 
 def _by_layer(recorded: Any) -> dict[Path, Any]:
-    """Layer -> what its convolution, or it itself when dense, recorded."""
+    """Layer -> the value recorded by its convolution, or by itself if it is dense."""
     flat = flatten(recorded)
     return {
         path[:-2] if path[-2] == "conv" else path[:-1]: value
@@ -206,7 +207,7 @@ def _by_layer(recorded: Any) -> dict[Path, Any]:
 def _mean_products(
     look: Callable[..., Any], variables: Any, batches: Batches
 ) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
-    """Layer -> (mean, variance) [C] of its products over all pictures and positions."""
+    """Layer -> (mean, variance) [C] of its products over all images and positions."""
     totals: dict[Path, Any] = {}
     for images in batches():
         for path, sums in jax.device_get(look(variables, images)).items():
@@ -222,7 +223,7 @@ def _mean_products(
 def _moments(
     network: MobileNetV2, variables: Any, batches: Batches
 ) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
-    """Layer -> (mean, standard deviation) [C] of what its activation gets."""
+    """Layer -> (mean, standard deviation) [C] of the input of its activation."""
     folded = Folded(variables, network.bn_epsilon)
     moments = {}
     found = _mean_products(_look(network, _sums), variables, batches)
@@ -235,15 +236,15 @@ def _moments(
 def largest_inputs(
     network: MobileNetV2, variables: Any, batches: Batches
 ) -> dict[Path, np.ndarray]:
-    """Layer that ReLU6 follows -> its largest input [C] in these pictures.
+    """Layer that ReLU6 follows -> its largest input [C] on these images.
 
     Args:
       network: quantised, or the float one.
       variables: its variables; without bits.
-      batches: as of `prepare`.
+      batches: as in `prepare`.
     """
     if "relu6" not in (network.activation, network.bottleneck_activation):
-        return {}  # the pictures have nothing to say
+        return {}  # no layer has a limit, so the images are not needed
     look, folded = _look(network, _ends), Folded(variables, network.bn_epsilon)
     reach: dict[Path, np.ndarray] = {}
     for images in batches():
@@ -259,7 +260,7 @@ def largest_inputs(
 def _correct(
     network: MobileNetV2, quantised: dict[str, Any], reference: Any, batches: Batches
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Gives every layer's output the mean that it has in the float network, first layer first.
+    """Gives every layer's output the mean that it has in the float network, in order of layers.
 
     Returns:
       Variables, and the largest shift of a channel's mean before, in deviations of the channel.
@@ -268,7 +269,7 @@ def _correct(
     wanted = _mean_products(look, reference, batches)
     worst = 0.0
     for layer, _ in equalize.layer_order(network.plan):
-        # Layers before this one are corrected by now: measure what they hand it.
+        # The layers before this one are already corrected, so measure with their outputs.
         mean, _ = _mean_products(look, quantised, batches)[layer]
         shift, deviation = mean - wanted[layer][0], np.sqrt(wanted[layer][1])
         varies = deviation > 1e-6 * np.abs(wanted[layer][0])
@@ -295,10 +296,10 @@ def clipped_mean(mean: np.ndarray, std: np.ndarray, ceiling: float) -> np.ndarra
 def _correct_analytically(
     network: MobileNetV2, quantised: dict[str, Any], rules: Mapping[str, Rule]
 ) -> dict[str, Any]:
-    """Takes E[W_q x] - E[W x] off each layer, with E[x] from batch normalisation's parameters.
+    """Subtracts E[W_q x] - E[W x] from each layer, with E[x] from batch normalisation's parameters.
 
-    A normalised channel is taken as normal with mean beta and deviation gamma; the activation clips
-    it at 0 and 6 (Nagel et al. 2019, section 4.2.1 and appendix C).
+    A normalised channel is assumed to be normal with mean beta and deviation gamma; the activation
+    clips it at 0 and 6 (Nagel et al. 2019, section 4.2.1 and appendix C).
     """
     epsilon = network.bn_epsilon
     params = flatten(quantised["params"])
@@ -323,7 +324,7 @@ def _correct_analytically(
         factor = folded.factor(layer)
         folded.move_products(layer, shift / np.where(factor, factor, 1))
 
-    # The stem reads pictures, of which normalisation says nothing: it stays as it is.
+    # The stem reads images, about which normalisation says nothing, so it is not corrected.
     x, before = clipped(("stem",)), np.zeros(())
     for block in network.plan.blocks:
         expanded = x
@@ -356,10 +357,10 @@ def _round(
     rules: Mapping[str, Rule],
     settings: Settings,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Learns the rounding of every layer, first layer first; returns the errors by layer."""
+    """Learns the rounding of every layer, in order of layers; returns the errors by layer."""
     epsilon = network.bn_epsilon
     grids = calibration.weight_grids(quantised, rules, epsilon)
-    folded = Folded(reference, epsilon)  # before anything is rounded, and in float throughout
+    folded = Folded(reference, epsilon)  # the reference stays in float
     order = {
         layer: role
         for layer, role in equalize.layer_order(network.plan)
@@ -379,7 +380,7 @@ def _round(
         products = look(reference, images, layers.PRODUCTS)
         for layer, role in order.items():
             y = np.asarray(products[layer])
-            chosen: Any = slice(None)  # a dense layer has one position a picture
+            chosen: Any = slice(None)  # a dense layer has one position per image
             if role != "linear":
                 chosen = np.stack([generator.integers(0, n, few) for n in y.shape[:3]], axis=1)
             positions[layer].append(chosen)
@@ -390,7 +391,7 @@ def _round(
         kernel, grid = grids[folded.site(layer)]
         inputs = []
         for images, chosen in zip(batches(), positions[layer], strict=True):
-            # What the layers before, rounded by now, hand this one.
+            # The inputs of this layer, from layers that are already rounded.
             x = np.asarray(look(quantised, images, layers.INPUTS)[layer])
             if role != "linear":
                 x = _windows(network, layer, x, chosen)
@@ -413,7 +414,7 @@ def _round(
 
 
 def _windows(network: MobileNetV2, layer: Path, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """What `adaround.Problem` takes as inputs: x [B, H, W, C] under the layer's windows."""
+    """Inputs for `adaround.Problem`: x [B, H, W, C] under the layer's windows."""
     plan = network.plan
     if layer == ("stem",):
         size, strides, dilation = 3, plan.stem_strides, 1
@@ -428,7 +429,7 @@ def _windows(network: MobileNetV2, layer: Path, x: np.ndarray, positions: np.nda
 
 
 def _activation(network: MobileNetV2, layer: Path) -> str:
-    """What follows the layer; the gate of squeeze-and-excitation is left to its own rounding."""
+    """The activation after the layer; the gate of squeeze-and-excitation is a separate site."""
     if layer[-2:] == ("se", "reduce"):
         return "relu"
     if layer[-1] == "project":

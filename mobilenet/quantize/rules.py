@@ -1,29 +1,29 @@
-"""Which tensor is quantised how: defaults for weights and activations, and rules by name.
+"""How each tensor is quantised: defaults for weights and activations, and rules by name.
 
-A site is one place where numbers are rounded, named by its path in the network:
-`stem/conv/weights`, `blocks_3_0/depthwise/output`, `blocks_3_1/sum`, `pooled`. A rule is a regular
-expression that must match a site's whole name, and what it changes there.
+A site is a place where numbers are rounded, named by its path in the network:
+`stem/conv/weights`, `blocks_3_0/depthwise/output`, `blocks_3_1/sum`, `pooled`. A rule consists of a
+regular expression that must match a site's whole name, and the changes for that site.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# The vocabulary stands here, in the one module of the package that configurations import.
+# These words are defined here, because configurations import only this module of the package.
 WEIGHT_BITS = (2, 8)
 ACTIVATION_BITS = (4, 16)
 ESTIMATORS = ("min_max", "moving_average", "percentile", "mse", "kl")
 WEIGHT_ESTIMATORS = ("min_max", "percentile", "mse")
 WEIGHTS, ACTIVATIONS = "weights", "activations"
-# How ranges move in training. Weights: `follow` them (their extremes at every step), `fixed` from
-# the start, `lsq`. Activations: `observe` (a moving average of extremes), `fixed`, `lsq`,
-# `lsq_plus` (affine), `pact`.
+# How ranges move in training. Weights: `follow` (the extremes of the weights at every step),
+# `fixed` from the start, `lsq`. Activations: `observe` (a moving average of extremes), `fixed`,
+# `lsq`, `lsq_plus` (affine), `pact`.
 WEIGHT_RANGES = ("follow", "fixed", "lsq")
 ACTIVATION_RANGES = ("observe", "fixed", "lsq", "lsq_plus", "pact")
 
 
 class RuleError(ValueError):
-    """A rule that cannot be followed; the message says which and what is allowed."""
+    """A rule is not valid; the message says which and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Rule:
     """How one site is quantised.
 
     Attributes:
-      bits: 2 to 8 of weights, 4 to 16 of activations; 0 keeps float.
-      symmetric: zero point 0 (weights: narrow range; activations: unsigned where nothing is below
-        0), or affine.
-      per_channel: a grid for each output channel; weights alone.
-      estimator: that chooses the range at calibration, of `mobilenet.quantize.observers`. Weights
-        whose range follows them have "min_max", which is what it follows.
-      ranges: of WEIGHT_RANGES or ACTIVATION_RANGES.
+      bits: 2 to 8 for weights, 4 to 16 for activations; 0 keeps float.
+      symmetric: zero point 0 (weights: narrow range; activations: unsigned if nothing is below 0),
+        or affine.
+      per_channel: a grid for each output channel; only for weights.
+      estimator: chooses the range at calibration (`mobilenet.quantize.observers`). With ranges
+        "follow" it must be "min_max", because the range follows the extremes.
+      ranges: one of WEIGHT_RANGES or ACTIVATION_RANGES.
     """
 
     bits: int
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Defaults for the two kinds of sites, and rows (pattern, changes) of which the first counts.
+    """Defaults for the two kinds of sites, and rows (pattern, changes); the first match applies.
 
     Changes are pairs of an attribute of `Rule` and its value. Hashable, so modules can hold it.
     """
@@ -68,7 +68,7 @@ class Rules:
 
     @property
     def structure(self) -> "Rules":
-        """Without what is data: rules that differ in bits and estimators make one program."""
+        """The rules without variables: rules that differ in bits and estimators share a program."""
 
         def bare(rule: Rule) -> Rule:
             return dataclasses.replace(rule, bits=0, estimator="min_max")
@@ -77,14 +77,14 @@ class Rules:
             (pattern, tuple(pair for pair in changes if pair[0] not in ("bits", "estimator")))
             for pattern, changes in self.rows
         ]
-        # A row without effect still hides those behind it, if there are any.
+        # A row without effect still hides later rows, if there are any.
         while rows and not rows[-1][1]:
             rows.pop()
         return Rules(bare(self.weights), bare(self.activations), tuple(rows))
 
     @property
     def texts(self) -> tuple[tuple[str, str], ...]:
-        """The rows as `parse` reads them; bits stand for a row without changes."""
+        """The rows in the form that `parse` reads; "bits=0" replaces an empty list of changes."""
         return tuple(
             (pattern, ", ".join(f"{name}={value}" for name, value in changes) or "bits=0")
             for pattern, changes in self.rows
@@ -104,11 +104,11 @@ def parse(
     """Rules from plain values.
 
     Args:
-      weights, activations: values of every attribute of `Rule`; `per_channel` of weights alone.
+      weights, activations: values of every attribute of `Rule`; `per_channel` only for weights.
       rows: (pattern, changes) with changes such as "bits=8, symmetric=False".
 
     Raises:
-      RuleError: a value that is not allowed, in one sentence.
+      RuleError: a value is not allowed; the message is one sentence.
     """
     parsed = []
     for row in rows:
@@ -125,7 +125,7 @@ def parse(
         try:
             re.compile(pattern)
         except re.error as error:
-            raise RuleError(f"the rule {pattern!r} is no regular expression: {error}") from error
+            raise RuleError(f"the rule {pattern!r} is not a regular expression: {error}") from error
         changes = tuple(_change(pattern, part) for part in text.split(","))
         names = [name for name, _ in changes]
         if len(set(names)) < len(names):
@@ -178,7 +178,9 @@ def _check(kind: str, rule: Rule, where: str = "") -> None:
                 f"{where}: {name} is {value!r}; allowed for {kind} are {', '.join(allowed)}"
             )
     if kind == ACTIVATIONS and rule.per_channel:
-        raise RuleError(f"{where}: per_channel is for weights; activations have one grid a tensor")
+        raise RuleError(
+            f"{where}: per_channel is for weights; activations have one grid per tensor"
+        )
     if rule.ranges == "follow" and rule.estimator != "min_max":
         raise RuleError(
             f"{where}: estimator is {rule.estimator!r}, but ranges='follow' takes the extremes of "
@@ -200,12 +202,12 @@ def _check(kind: str, rule: Rule, where: str = "") -> None:
 def with_bits(
     rules: Rules, bits: Mapping[str, int], sites: Sequence[str]
 ) -> tuple[tuple[str, str], ...]:
-    """Rows, as `parse` reads them, that give some sites other bits and change nothing else.
+    """Rows, in the form that `parse` reads, that only change the bits of some sites.
 
     Args:
-      rules: that hold so far.
-      bits: site -> its bits; sites that have them already need no row.
-      sites: all of the network.
+      rules: the current ones.
+      bits: site -> its bits; sites that already have them need no row.
+      sites: all sites of the network.
     """
     made = []
     for site, count in bits.items():
@@ -227,7 +229,7 @@ def resolve(rules: Rules, sites: Sequence[str]) -> dict[str, Rule]:
     """Site -> its rule, checked.
 
     Raises:
-      RuleError: a value that the site's kind does not allow, or a rule that no site follows.
+      RuleError: a value is not allowed for the kind of the site, or a rule applies to no site.
     """
     unused = [pattern for pattern, _ in rules.rows]
     found = {}
@@ -240,7 +242,7 @@ def resolve(rules: Rules, sites: Sequence[str]) -> dict[str, Rule]:
     if unused:
         some = ", ".join(list(sites)[:3])
         raise RuleError(
-            f"the rule {unused[0]!r} is followed by no site: none matches, or an earlier rule "
-            f"takes all that do; sites are {some}, ... ({len(sites)})"
+            f"the rule {unused[0]!r} applies to no site: none matches, or an earlier rule matches "
+            f"all of them first; sites are {some}, ... ({len(sites)})"
         )
     return found

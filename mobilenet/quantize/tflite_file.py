@@ -1,9 +1,9 @@
-"""Quantised TFLite files as integer networks: `integer.Graph` from int8 and uint8 files.
+"""Reads quantised TFLite files (int8 and uint8) as integer networks: `integer.Graph`.
 
-The file's operations become those of `mobilenet.quantize.integer` one by one, with its codes,
-scales, zero points and clipping. Tensors are named by their numbers in the file ("56"), under which
-TFLite's interpreters list them too. The softmax at the end is left out, so the network's output is
-the codes of the logits.
+Each operation of the file becomes one of `mobilenet.quantize.integer`, with the same codes, scales,
+zero points and clipping. Tensors are named by their numbers in the file ("56"), as TFLite's
+interpreters list them. The softmax at the end is left out, so the network's output is the codes of
+the logits.
 """
 
 from pathlib import Path
@@ -21,21 +21,22 @@ def read(path: Path) -> integer.Graph:
     """Reads a quantised TFLite classifier.
 
     Args:
-      path: of a file of the operations that `mobilenet.models.pretrained.tflite_graph` knows.
+      path: of a file with the operations that `mobilenet.models.pretrained.tflite_graph` supports.
 
     Returns:
-      The network from the codes of pictures [B, H, W, 3] to the codes of logits [B, classes]. Its
-      input is the file's; where the file takes float pictures, it is what they are quantised to.
+      The network from the codes of images [B, H, W, 3] to the codes of logits [B, classes]. Its
+      input is the file's; if the file takes float images, it is the tensor that they are quantised
+      to.
 
     Raises:
-      PretrainedError: no TFLite file, truncated, not quantised throughout, or an operation or a
-        form of one that there is no integer operation for.
+      PretrainedError: the file is not a TFLite file, is truncated, is not fully quantised, or has
+        an operation, or a form of one, for which there is no integer operation.
     """
     graph = tflite_graph.load_graph(path)
     try:
         return _Translation(graph, path.name).graph()
     except integer.IntegerError as error:
-        raise PretrainedError(f"{path.name} is no integer network: {error}") from error
+        raise PretrainedError(f"{path.name} is not an integer network: {error}") from error
 
 
 class _Translation:
@@ -44,11 +45,11 @@ class _Translation:
         self._steps = graph.steps
         self._convolutions = {found.target: found for found in graph.convolutions}
         self._file = file
-        # Tensor -> the one that holds its codes: other shapes, and padding, are not made.
+        # Tensor -> the tensor with its codes: reshaped and padded tensors are not computed.
         self._same: dict[int, int] = {}
         self._grids: dict[str, integer.Grid] = {}
-        self._input = graph.picture
-        self._shape = (graph.size, graph.size, graph.tensors[graph.picture].shape[3])
+        self._input = graph.image
+        self._shape = (graph.size, graph.size, graph.tensors[graph.image].shape[3])
 
     def graph(self) -> integer.Graph:
         operations: list[integer.Operation] = []
@@ -59,7 +60,7 @@ class _Translation:
                 break
             if step.kind == "QUANTIZE" and self._tensors[step.inputs[0]].kind == "FLOAT32":
                 if step.inputs[0] != self._input:
-                    raise self._error("computes in float in places, and is not quantised there")
+                    raise self._error("computes some operations in float")
                 output = self._input = step.output
             elif step.kind in ("RESHAPE", "SQUEEZE", "PAD"):
                 output = self._same[step.output] = self._resolve(step.inputs[0])
@@ -85,26 +86,24 @@ class _Translation:
         if step.kind in ("MEAN", "AVERAGE_POOL_2D"):
             source, target = (self._tensors[n].shape for n in (step.inputs[0], step.output))
             if len(source) != 4 or np.prod(target) != source[0] * source[3]:
-                raise self._error(
-                    f"pools {list(source)} to {list(target)}, not over whole pictures"
-                )
+                raise self._error(f"pools {list(source)} to {list(target)}, not over whole images")
             if step.kind == "AVERAGE_POOL_2D" and step.window != source[1:3]:
                 raise self._error(f"pools {list(source)} in windows of {list(step.window)}")
             rule = "offset" if step.keeps_axes else "centred"
             return integer.Mean(rule="pool" if step.kind == "AVERAGE_POOL_2D" else rule, **names)
-        raise self._error(f"has the operation {step.kind} on its own")
+        raise self._error(f"has a separate operation {step.kind}")
 
     def _linear(self, step: tflite_graph.Step, names: dict) -> integer.Operation:
         found = self._convolutions.get(step.output)
         if found is None:
-            raise self._error("has a RELU6 that is no part of a convolution")
+            raise self._error("has a RELU6 that does not belong to a convolution")
         if found.integers is None:
             raise self._error("has weights that are not quantised")
         kernel, scale = found.integers.codes, found.integers.scale.astype(np.float64)
         source = self._tensors[step.inputs[0]]
         if source.kind == "UINT8":
             # TFLite multiplies the scales of an unsigned input and its kernel in float32, others in
-            # float64. It shows: a code in a million would be another one.
+            # float64. Otherwise one code in a million would differ.
             scale = (source.scale * found.integers.scale) / source.scale.astype(np.float64)
         low, high = self._clip(step.output) if found.relu6 else (None, None)
         fields = {
@@ -115,10 +114,10 @@ class _Translation:
             "low": low,
             "high": high,
         }
-        # A pooled tensor is [B, C] here, and [B, 1, 1, C] in most files.
+        # A pooled tensor is [B, C] here, but [B, 1, 1, C] in most files.
         if found.dense or source.shape[1:3] == (1, 1):
             if not found.dense and kernel.shape[:2] != (1, 1):
-                raise self._error(f"has a kernel of shape {list(kernel.shape)} behind its pooling")
+                raise self._error(f"has a kernel of shape {list(kernel.shape)} after its pooling")
             return integer.Dense(kernel=kernel.reshape(kernel.shape[-2:]), **fields)
         _, before, after = found.pads
         return integer.Convolution(
@@ -130,7 +129,7 @@ class _Translation:
         )
 
     def _clip(self, number: int) -> tuple[int, int]:
-        """The codes of 0 and 6, in float32 and half away from zero as TFLite rounds them."""
+        """The codes of 0 and 6, in float32 and rounded half away from zero, as in TFLite."""
         grid = self._grids[str(number)]
         six = grid.zero_point + int(np.floor(np.float32(6) / np.float32(grid.scale) + 0.5))
         return grid.zero_point, min(six, grid.high)
@@ -142,7 +141,7 @@ class _Translation:
             if tensor.kind not in _RANGES or len(tensor.scale) != 1:
                 raise self._error(
                     f"has a tensor {number} of {tensor.kind} with {len(tensor.scale)} scales; an "
-                    "integer network has one for each tensor"
+                    "integer network needs one scale per tensor"
                 )
             low, high = _RANGES[tensor.kind]
             self._grids[str(number)] = integer.Grid(

@@ -1,1 +1,1 @@
-"""Many runs from one experiment file: points, who trains them, and what is done."""
+"""Many runs from one experiment file: which ones, where they are trained, what is done."""

@@ -1,4 +1,4 @@
-"""Which points of a sweep may train together as lanes of one program."""
+"""Which points of a sweep may train together, as lanes of one program."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Standing:
 
 
 def standing(point: Point, workdir: Path) -> Standing:
-    """How far a point has come; the bytes of its checkpoints are not verified.
+    """How far a point has come; the content of its checkpoints is not verified.
 
     Args:
       point: of the sweep.

@@ -1,9 +1,9 @@
-"""What all points of a sweep are computed with, decided when the sweep begins.
+"""The machine settings of a sweep, which are decided when it begins.
 
-    WORKDIR/machine.json    the threads; and of the machine, what else decides how sums are taken
+    WORKDIR/machine.json    the threads, and what else of the machine decides how sums are rounded
 
-The same command with other cores, other `--jobs` or on other nodes takes the threads again, so that
-a point does not depend on who trains it (`mobilenet.runtime`).
+The same command uses these threads again with other cores, with other `--jobs` or on other nodes.
+So a point does not depend on which process trains it (`mobilenet.runtime`).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ log = logging.getLogger("mobilenet")
 
 
 def begin(workdir: Path, threads: int | None = None) -> int:
-    """Decides the threads of the sweep in `workdir`, unless it has begun, and takes them.
+    """Decides the threads of the sweep in `workdir`, unless it has begun, and uses them.
 
     It must be called before JAX starts a backend to have an effect on this process.
 
@@ -46,11 +46,11 @@ def begin(workdir: Path, threads: int | None = None) -> int:
 
 
 def join(workdir: Path, *, computes: bool = True) -> None:
-    """Takes the threads of a sweep that has begun, and warns if this process is no equal of others.
+    """Uses the threads of a sweep that has begun, and warns if this machine rounds differently.
 
     Args:
       workdir: of the sweep.
-      computes: whether this process trains points, and not its workers, whose threads are right.
+      computes: whether this process trains points, rather than its workers.
     """
     runtime.use_wide_vectors()
     begun = begin(workdir)
@@ -61,8 +61,8 @@ def join(workdir: Path, *, computes: bool = True) -> None:
     changed = records.differing(before, here)
     if changed:
         log.warning(
-            "The sweep in %s began with other means (%s): points that are trained now differ by "
-            "rounding from what they would have been there.",
+            "The sweep in %s began on a machine that differs in %s; runs that are trained now "
+            "differ from those by rounding.",
             workdir, changed,
         )  # fmt: skip
     if "processor" not in before:

@@ -1,4 +1,4 @@
-"""Points of a sweep: each a complete configuration, known by a hash of what it computes."""
+"""Points of a sweep: each is a complete configuration, known by a hash of what it computes."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any
 
 from mobilenet import config as config_lib
 from mobilenet import identity, rundir
-from mobilenet.config import Config, ConfigError
-from mobilenet.sweep import space
+from mobilenet.config import Config, ConfigError, ExperimentError
+from mobilenet.sweep import naming, space
 from mobilenet.sweep.space import Range
 
 
@@ -25,40 +25,32 @@ class Point:
         group.
       overrides: dotted keys that the sweep sets.
       config: complete and validated.
+      variant: name that replicates share (`naming.name_points`).
+      label: name of this run: the variant, with the seed where the sweep has several.
+      baseline: the variant that this one is compared with; "" for none.
     """
 
     key: str
     group: str
     overrides: Mapping[str, Any]
     config: Config
+    variant: str
+    label: str
+    baseline: str = ""
 
     def directory(self, workdir: Path) -> Path:
         """The run directory in a sweep's directory."""
         return workdir / "points" / self.key
 
-    @property
-    def label(self) -> str:
-        """The overrides in one line."""
-        return describe(self.overrides)
-
-
-def describe(overrides: Mapping[str, Any]) -> str:
-    """Overrides in one line: the last parts of the keys, and the values."""
-    shown = [
-        f"{key.split('.')[-1]}={f'{value:.4g}' if isinstance(value, float) else value}"
-        for key, value in overrides.items()
-    ]
-    return ", ".join(shown) or "the configuration itself"
-
 
 def make_point(base: Config, overrides: Mapping[str, Any], workdir: Path | None = None) -> Point:
-    """A point from a configuration and what it changes in it.
+    """A point from a configuration and what it changes in it; it is named by all its overrides.
 
     Args:
       base: the experiment's configuration; it is not changed.
       overrides: dotted keys and their values.
-      workdir: of the sweep. A point that has begun there says what it started from, where that is
-        gone.
+      workdir: of the sweep. If what a point started from is gone, its run directory there tells
+        what it was.
 
     Raises:
       ConfigError: a key that does not exist, or values that cannot run.
@@ -80,13 +72,14 @@ def make_point(base: Config, overrides: Mapping[str, Any], workdir: Path | None 
         rundir.inherit(config, begun)
         config_lib.validate(config)
     except ConfigError as error:
-        raise ConfigError(f"The point with {describe(overrides)}: {error}") from error
+        raise ExperimentError(f"The point with {naming.describe(overrides)}: {error}") from error
     if begun is not None:
         known = identity.read(begun) | known
     named = space.naming_seed(overrides)
     key = identity.fingerprint(config, known)
     group = identity.fingerprint(config, known, without=("seed",), instead=named)
-    return Point(key, group, dict(overrides), config)
+    name = naming.describe(overrides)
+    return Point(key, group, dict(overrides), config, variant=name, label=name)
 
 
 def _begun(workdir: Path, overrides: Mapping[str, Any], config: Config) -> Path | None:
@@ -101,7 +94,7 @@ def _begun(workdir: Path, overrides: Mapping[str, Any], config: Config) -> Path 
 
 
 def require_sources(points: Iterable[Point], workdir: Path) -> None:
-    """Refuses points whose weights or teacher are not there, before anything is trained.
+    """Refuses points whose weights or teacher are missing, before anything is trained.
 
     A point with a checkpoint needs no weights to start from.
 
@@ -124,18 +117,31 @@ def require_sources(points: Iterable[Point], workdir: Path) -> None:
 
 
 def points_of(
-    base: Config, overrides: Iterable[Mapping[str, Any]], workdir: Path | None = None
+    base: Config,
+    overrides: Iterable[Mapping[str, Any]],
+    workdir: Path | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Mapping[str, str] | None = None,
 ) -> list[Point]:
-    """All points of a sweep, validated before the first one starts.
+    """All points of a sweep, validated and named before the first one starts.
 
     Args:
       base: the experiment's configuration; it is not changed.
       overrides: of its `sweep()`.
       workdir: of the sweep, as `make_point` has it.
+      variants: of the experiment's `variants()`, which names the points.
+      baselines: of its `baselines()`: variant -> the one that it is compared with.
 
     Raises:
-      ConfigError: no points, one that cannot run, or two that compute the same.
+      ConfigError: no points, one that cannot run, two that compute the same, or a baseline that is
+        no variant.
     """
+    for name in (each for pair in (baselines or {}).items() for each in pair):
+        if name not in (variants or {}):
+            raise ConfigError(
+                f"baselines() names {name!r}, which is no variant; variants() has "
+                f"{', '.join(variants or {}) or 'none'}."
+            )
     points = [make_point(base, changes, workdir) for changes in overrides]
     if not points:
         raise ConfigError("The sweep has no points; its sweep() must return some overrides.")
@@ -147,7 +153,25 @@ def points_of(
                 "one out."
             )
         seen[point.key] = point
-    return points
+    return _named(points, variants or {}, baselines or {})
+
+
+def _named(
+    points: Sequence[Point],
+    variants: Mapping[str, Mapping[str, Any]],
+    baselines: Mapping[str, str],
+) -> list[Point]:
+    names = naming.name_points([point.overrides for point in points], variants)
+    several = len({point.config.seed for point in points}) > 1
+    return [
+        dataclasses.replace(
+            point,
+            variant=name,
+            label=naming.label(name, point.config.seed, several),
+            baseline=baselines.get(name, ""),
+        )
+        for point, name in zip(points, names, strict=True)
+    ]
 
 
 def write_plan(points: Sequence[Point], workdir: Path) -> Path:
@@ -160,6 +184,9 @@ def write_plan(points: Sequence[Point], workdir: Path) -> Path:
             "key": point.key,
             "group": point.group,
             "overrides": point.overrides,
+            "variant": point.variant,
+            "label": point.label,
+            "baseline": point.baseline,
             "config": json.loads(config_lib.to_json(point.config)),
         }
         for point in points
@@ -181,9 +208,10 @@ def read_plan(path: Path) -> list[Point]:
     for entry in rundir.read_json(path, list) or ():
         if not isinstance(entry, dict) or not entry.keys() >= set(PLANNED):
             raise rundir.FileError(path, "does not list the points of a sweep", "delete it")
-        key, group, overrides, config = (entry[name] for name in PLANNED)
-        points.append(Point(key, group, overrides, config_lib.from_json(json.dumps(config))))
+        config = config_lib.from_json(json.dumps(entry["config"]))
+        points.append(Point(config=config, **{name: entry[name] for name in NAMED}))
     return points
 
 
-PLANNED = ("key", "group", "overrides", "config")  # of a point in a plan
+NAMED = ("key", "group", "overrides", "variant", "label", "baseline")  # of a point in a plan
+PLANNED = (*NAMED, "config")

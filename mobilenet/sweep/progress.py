@@ -1,4 +1,4 @@
-"""What a sweep shows while it works: a live table on a terminal, a line an event elsewhere."""
+"""What a sweep shows while it works: a live table on a terminal, a line per event elsewhere."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ class Progress:
         self._points = {point.key: point for point in points}
         self._workdir = workdir
         self._show = show
-        # Nobody has to watch: the sweep goes on when the terminal is closed.
+        # The sweep continues when the terminal is closed.
         self._stream: Any = Lasting(stream or sys.stderr, always=True)
         self._summaries: dict[str, dict[str, Any]] = {}  # of points that have ended
         self._statuses: dict[str, str] = {}
@@ -107,7 +107,7 @@ class Progress:
         print(printable(text), file=self._stream, flush=True)
 
     def headline(self) -> str:
-        """Counts, the time that is left, and the best point so far, in one line."""
+        """Counts, the time that is left, and the best run so far, in one line."""
         counts = {
             status: sum(s == status for s in self._statuses.values()) for status in rundir.STATUSES
         }
@@ -138,7 +138,7 @@ class Progress:
         return max(known, key=known.__getitem__) if known else None
 
     def describe(self, key: str) -> str:
-        """The state of one point in a few words."""
+        """The state of one run in a few words."""
         status = self._statuses[key]
         directory = self._points[key].directory(self._workdir)
         if status == "running":
@@ -151,7 +151,7 @@ class Progress:
         return status
 
     def table(self) -> Group:
-        """The live table: running points first, then failed ones, then the newest done."""
+        """The live table: running points first, then failed ones, then the best."""
         order = {"running": 0, "failed": 1, "diverged": 1}
         keys = sorted(
             (key for key, status in self._statuses.items() if status != "pending"),
@@ -161,7 +161,7 @@ class Progress:
             ),
         )
         table = Table(box=None, padding=(0, 1), show_edge=False)
-        for column in ("status", "point", "progress"):
+        for column in ("status", "run", "progress"):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         for key in keys[:ROWS]:
             label, state = self._points[key].label, self.describe(key)
@@ -183,7 +183,7 @@ def failure(directory: Path) -> str:
 
 
 def _top1(summary: dict[str, Any]) -> float | None:
-    """Validation top-1 of a summary, a fraction; None if it does not tell."""
+    """Validation top-1 of a summary, a fraction; None without one."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return float(summary["validation"]["top1"])
     return None

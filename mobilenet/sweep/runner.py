@@ -1,12 +1,13 @@
 """Runs the points of a sweep that are not done: in this process, in several, or on a cluster.
 
-    WORKDIR/points/KEY/     a run directory each, with point.json beside config.json; log.txt
+    WORKDIR/points/KEY/     a run directory for each point: config.json, point.json, log.txt, ...
     WORKDIR/plans/          the points of each command, for its worker processes
     WORKDIR/machine.json    the threads that all points are computed with
+    WORKDIR/variants.json   the names of the variants
 
-The run directories are the ledger: a point is done when its summary says so, and whoever holds the
-lock of its directory trains it. So a sweep can be killed and started again, and two sweeps can work
-in one directory.
+The run directories say what is done: a point is done when its summary says so, and whoever holds
+the lock of its directory trains it. So a sweep can be killed and started again, and two sweeps can
+work in one directory.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from mobilenet.config import ConfigError
 from mobilenet.data.datasets import DatasetError
 from mobilenet.rundir import InUseError, RunDirectoryError
 from mobilenet.sweep import lanes as lanes_lib
-from mobilenet.sweep import machine
+from mobilenet.sweep import ledger, machine
 from mobilenet.sweep.lanes import Standing
 from mobilenet.sweep.points import Point, require_sources, write_plan
 from mobilenet.sweep.progress import Progress
@@ -34,9 +35,9 @@ from mobilenet.train.lanes import LanesApart, Stopped
 from mobilenet.train.loop import Parts
 from mobilenet.train.signals import Interrupted, Signals, handled
 
-# Statuses of points that a worker may take. Failed ones wait for `retry_failed`.
+# Statuses of points that a worker may train. Failed ones need `retry_failed`.
 OPEN = ("pending", "interrupted", "killed", "damaged")
-# Errors of the command, not of a point: the corrected command trains the point.
+# Errors of the command, not of a point: a corrected command trains the point.
 REFUSALS = (ConfigError, DatasetError)
 REFUSED = 2  # exit code of a worker that met one
 
@@ -63,7 +64,7 @@ class Outcome:
 
     @property
     def unfinished(self) -> list[str]:
-        """Keys of points that have not ended, or whose files do not tell."""
+        """Keys of points that have not ended, or whose files are damaged."""
         return [key for key, status in self.statuses.items() if status not in rundir.FINAL]
 
 
@@ -88,20 +89,20 @@ def run(
     Args:
       points: of the sweep.
       workdir: of the sweep; each point has its run directory in it.
-      jobs: processes that train points; each has its share of the cores, or an accelerator. 1 is
-        this process.
+      jobs: processes that train points; each has a part of the cores, or an accelerator. With 1,
+        this process trains.
       lanes: points of one shape that a process trains together (`mobilenet.build.build_lanes`).
-      retry_failed: try points again that failed in an earlier sweep.
-      max_failures: start no more points after so many have failed; 0 is no limit.
-      progress: show it on stderr.
+      retry_failed: train points again that failed in an earlier sweep.
+      max_failures: start no more points after this many have failed; 0 is no limit.
+      progress: show the progress on stderr.
 
     Returns:
       The outcome; points that another sweep is training are "running" in it.
 
     Raises:
       Interrupted: by a signal (`mobilenet.train.signals`), after points in progress were saved.
-      ConfigError, DatasetError: points cannot train, as `check` finds before anything is written,
-        or could not begin later; the others were trained.
+      ConfigError, DatasetError: points cannot train. `check` finds that before anything is written,
+        or a point could not begin later; the others were trained.
       RunDirectoryError: the directory cannot be written, or a worker process has died.
     """
     shared = build.Shared()
@@ -139,18 +140,18 @@ def check(
     lanes: int = 1,
     retry_failed: bool = False,
 ) -> None:
-    """Refuses points that cannot train, before any is registered; those that have ended may not.
+    """Refuses points that cannot train, before any is registered; ended points are not checked.
 
-    While some are open, all that have begun must have begun with the data as it is now.
+    While some points are open, all that have begun must have begun with the data as it is now.
 
     Args:
       points: of the sweep.
       workdir: of the sweep.
-      shared: of the runs in this process; it has the opened data afterwards.
+      shared: of the runs in this process; it holds the opened data afterwards.
       lanes, retry_failed: as for `run`.
 
     Raises:
-      ConfigError, DatasetError: data that cannot be opened, or that the configuration does not fit.
+      ConfigError, DatasetError: the data cannot be opened, or does not fit the configuration.
     """
     wanted = (*OPEN, "failed") if retry_failed else OPEN
     found = statuses(points, workdir)
@@ -172,13 +173,21 @@ def check(
 def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = False) -> None:
     """Makes the run directories of points that have none, and opens failed ones again if asked.
 
+    The names of the points' variants are written, too (`mobilenet.sweep.ledger`).
+
     Raises:
-      ConfigError: a point that is open starts from what is not there.
+      ConfigError: an open point starts from a run that does not exist.
       RunDirectoryError: the directory cannot be written.
     """
     found = statuses(points, workdir)
     require_sources((point for point in points if found[point.key] in OPEN), workdir)
+    groups = {point.variant: point.group for point in points}
     with _using(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        ledger.write(
+            workdir,
+            {p.group: ledger.Variant(p.variant, groups.get(p.baseline, "")) for p in points},
+        )
         for point in points:
             directory = point.directory(workdir)
             directory.mkdir(parents=True, exist_ok=True)
@@ -190,7 +199,7 @@ def register(points: Sequence[Point], workdir: Path, *, retry_failed: bool = Fal
 
 
 def _open_again(point: Point, directory: Path) -> None:
-    """A failed point continues as an interrupted one; what it has recorded stays."""
+    """Makes a failed point an interrupted one, which continues; its records stay."""
     _record(point, directory, None)
     summary = rundir.read_json(directory / "summary.json", dict)
     if summary is not None:
@@ -220,14 +229,14 @@ def work(
     offset: float = 0.0,
     shared: build.Shared | None = None,
 ) -> None:
-    """Trains points that nobody has taken, one after the other, until none is left.
+    """Trains points that no other worker trains, one after the other, until none is left.
 
     Args:
       points: of the sweep, registered.
       workdir: of the sweep.
       lanes: points of one shape that are trained together.
       max_failures: as for `run`, over all workers.
-      offset: where in the list of shapes to start, as a fraction of it: workers that start at
+      offset: where to start in the list of shapes, as a fraction of it. Workers that start at
         different shapes compile different ones.
       shared: of the runs in this process; None shares among these points alone.
 
@@ -264,9 +273,9 @@ def work(
 
 
 def _take(left: list[Point], workdir: Path, count: int, stack: contextlib.ExitStack) -> list[Point]:
-    """Locks open points that can train together, at most `count`, until the stack is left.
+    """Locks open points that can train together, at most `count`, until the stack is closed.
 
-    Out of `left` go those and all that are not open; points that stand at another step stay.
+    They are removed from `left`, and so are all that are not open. Points at another step stay.
     """
     taken: list[Point] = []
     standings: list[Standing] = []
@@ -289,7 +298,7 @@ def _take(left: list[Point], workdir: Path, count: int, stack: contextlib.ExitSt
 
 
 def _lock_if_open(directory: Path) -> contextlib.ExitStack | None:
-    """Holds an open point's run directory; None if it is not open or in other hands."""
+    """Locks an open point's run directory; None if it is not open or another worker has it."""
     if rundir.status(directory) not in OPEN:
         return None
     with contextlib.ExitStack() as lock:
@@ -297,7 +306,7 @@ def _lock_if_open(directory: Path) -> contextlib.ExitStack | None:
             lock.enter_context(rundir.locked(directory))
         except InUseError:
             return None  # another worker was faster
-        # Asked before the lock was held: it may have been finished in between.
+        # It may have been finished since the status was read.
         if rundir.status(directory, held=True) in OPEN:
             return lock.pop_all()
     return None
@@ -310,9 +319,9 @@ def train(
     *,
     watch: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Trains points together; what goes wrong in training is recorded with them and not raised.
+    """Trains points together. Errors of training are recorded with the points, not raised.
 
-    Points that turn out to stand at different steps, or of which one cannot begin, train apart.
+    If the points turn out to be at different steps, or if one cannot begin, each trains alone.
 
     Args:
       points: of one shape, registered and locked by the caller.
@@ -322,7 +331,7 @@ def train(
 
     Raises:
       Interrupted, KeyboardInterrupt: by a signal.
-      ConfigError, DatasetError: a point cannot begin. That is no result of it: it stays open.
+      ConfigError, DatasetError: a point cannot begin. It stays open: that is no result.
     """
     refused: list[Exception] = []
     for group in _attempt(points, workdir, shared, watch):
@@ -340,7 +349,7 @@ def _attempt(
     shared: build.Shared,
     watch: Callable[[int, Mapping[str, Any]], None] | None,
 ) -> Sequence[Sequence[int]]:
-    """Trains points as `train` does; if they must be apart, which ones: groups of their places."""
+    """Trains points as `train` does; returns groups of indices if they must train separately."""
     directories = [point.directory(workdir) for point in points]
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(open(path / "log.txt", "a")) for path in directories]
@@ -369,10 +378,10 @@ def _attempt(
         except LanesApart as apart:
             groups = apart.groups
         except Stopped:
-            pass  # every lane diverged or was pruned, as their summaries say
+            pass  # every lane diverged or was pruned; their summaries say so
         except Exception as error:
             record(error)
-        if signals.received is not None:  # too late for these points, and for no other
+        if signals.received is not None:  # these points have ended; no other one may begin
             raise _interrupted(signals.received)
         return groups
 
@@ -415,7 +424,7 @@ class _Tee:
 
 
 def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: int) -> None:
-    """Starts workers, hands signals on to them, and waits."""
+    """Starts workers, passes signals on to them, and waits."""
     received: list[int] = []
 
     def forward(number: int, frame: Any) -> None:
@@ -441,7 +450,7 @@ def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: in
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
-                        # Ctrl-C reaches the terminal's whole group: this process hands it on.
+                        # Ctrl-C reaches the whole group of the terminal: this process passes it on.
                         start_new_session=True,
                     )
                 )
@@ -452,7 +461,7 @@ def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: in
 
 
 def _raise_broken(codes: Sequence[int], logs: Sequence[tuple[Path, int]]) -> None:
-    """Raises what ended workers early: exit codes, and each one's log and where in it it began."""
+    """Raises the errors of workers: exit codes, and of each its log and the place where it began."""
     broken = [index for index, code in enumerate(codes) if code]
     if not broken:
         return
@@ -485,7 +494,7 @@ def accelerators() -> list[str]:
 def accelerator_share(index: int, jobs: int, names: Sequence[str]) -> dict[str, str]:
     """Environment of worker `index` of `jobs`: its accelerator and its part of the memory.
 
-    It must be set for the child: JAX reads it when it is imported. Empty without accelerators.
+    JAX reads it when it is imported, so the child must start with it. Empty without accelerators.
     """
     if not names:
         return {}
@@ -501,8 +510,8 @@ def accelerator_share(index: int, jobs: int, names: Sequence[str]) -> dict[str, 
 def cores(index: int, jobs: int) -> set[int]:
     """The cores of worker `index` of `jobs`: an equal part of those this process may use.
 
-    With more workers than cores some share one. Cores do the work and do not change it: the threads
-    are of the sweep (`mobilenet.sweep.machine`).
+    With more workers than cores, some share one. The number of cores does not change results: the
+    threads belong to the sweep (`mobilenet.sweep.machine`).
     """
     available = sorted(os.sched_getaffinity(0))
     if jobs >= len(available):

@@ -1,22 +1,23 @@
-"""The sizes at which the papers' ablations are run: every one starts from the same configuration.
+"""Sizes at which an experiment runs, from seconds on a laptop to days on a GPU: SCALES.
 
-    smoke       two steps on the embedded digits, seconds: whether everything works
-    cifar       a slice of CIFAR-10 and a narrow, short network: minutes a run on one CPU core
-    full        CIFAR-10 in 200 epochs, as experiments/baselines/cifar10.py: for a GPU
-    imagenet    ImageNet in 150 epochs, as experiments/baselines/imagenet_cosine.py
-
-One base a scale makes the baseline arms of all ablations the same configuration, so that a sweep
-trains them once. The recipe is fixed before anything is measured and the same for every arm.
+An experiment file gets the scale as its argument: `file.py:cifar`; without one it is "full". All
+ablations of one scale start from one configuration, so that a sweep trains their common baseline
+once. The recipe is fixed before anything is measured, and it is the same for every variant.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
-from mobilenet.sweep import space
 
-SCALES = ("smoke", "cifar", "full", "imagenet")
+# Scale -> what runs at it. This is the one list of them.
+SCALES = {
+    "smoke": "two steps on the embedded digits: whether everything works",
+    "cifar": "a slice of CIFAR-10 and a small network, minutes a run on two CPU cores",
+    "full": "the whole experiment, on CIFAR-10 with 200 epochs: for a GPU",
+    "imagenet": "ImageNet, 150 epochs: for several GPUs",
+}
 
 # Rows of Table 2 at "cifar": two bottlenecks in most stages, so that there are five shortcuts of
 # either kind (Fig. 6b), and one in the two stages that work on the largest maps.
@@ -25,25 +26,33 @@ CIFAR_REPEATS = (1, 1, 2, 2, 2, 2, 1)
 EPOCHS_AFTER_DENSE = {"full": 50.0, "cifar": 3.0, "smoke": 0.5}
 
 
-def name_of(arg: str, allowed: Sequence[str] = SCALES) -> str:
+def name_of(arg: str, allowed: Iterable[str] = SCALES) -> str:
     """The scale that an experiment file's argument names: "" is "full".
+
+    Args:
+      arg: of an experiment file.
+      allowed: the scales that the experiment has.
 
     Raises:
       ConfigError: another argument than those allowed.
     """
     if arg not in ("", *allowed):
-        raise ConfigError(
-            f"The configuration argument is {arg!r}; allowed are none (full) and "
-            f"{', '.join(allowed)}."
-        )
+        raise ConfigError(f"The scale {arg!r} is not one of this experiment:\n{explain(allowed)}")
     return arg or "full"
 
 
-def base(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
+def explain(names: Iterable[str] = SCALES) -> str:
+    """Scales with their meaning, a line for each, indented: for messages and help."""
+    names = list(names)
+    width = max(map(len, names))
+    return "\n".join(f"  {name:<{width}}  {SCALES[name]}" for name in SCALES if name in names)
+
+
+def base(arg: str = "", allowed: Iterable[str] = SCALES) -> Config:
     """The configuration that all ablations of one scale share.
 
     Args:
-      arg: of an experiment file: "" or "full", "cifar", "imagenet", "smoke".
+      arg: of an experiment file: "", which is "full", or one of SCALES.
       allowed: the scales that the experiment has.
 
     Raises:
@@ -64,9 +73,9 @@ def base(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
 
 
 def quantized(arg: str = "") -> Config:
-    """`base` for runs that go on from a float network with rounding: short, at a tenth of its rate.
+    """`base` for runs that continue from a float network with rounding: short, a tenth of its rate.
 
-    `pretrained` is runs/parent; the smoke form, which has no parent, starts from scratch.
+    `pretrained` is runs/parent. The smoke form has no parent and starts from scratch.
     """
     config = base(arg)
     scale = name_of(arg)
@@ -79,8 +88,8 @@ def quantized(arg: str = "") -> Config:
     return config
 
 
-def dense(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
-    """`base` for the network that is compressed: a wide one, and pictures enough to need it."""
+def dense(arg: str = "", allowed: Iterable[str] = SCALES) -> Config:
+    """`base` for the network that is compressed: a wide one, and more images at "cifar"."""
     config, scale = base(arg, allowed), name_of(arg, allowed)
     if scale == "cifar":
         config.model.width_multiplier = 0.5
@@ -88,8 +97,8 @@ def dense(arg: str = "", allowed: Sequence[str] = SCALES) -> Config:
     return config
 
 
-def compressing(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any]:
-    """What a run that goes on from `dense` overrides to compress it: at a quarter of its rate."""
+def compressing(arg: str = "", allowed: Iterable[str] = SCALES) -> dict[str, Any]:
+    """Overrides of a run that continues from `dense` to compress it: at a quarter of its rate."""
     return {
         "optimizer.learning_rate": dense(arg, allowed).optimizer.learning_rate / 4,
         "schedule.warmup_epochs": 0.0,
@@ -97,26 +106,10 @@ def compressing(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any
     }
 
 
-def as_long(arg: str = "", allowed: Sequence[str] = SCALES) -> dict[str, Any]:
-    """What a run from scratch overrides to last as long as `dense` and `compressing` together."""
+def as_long(arg: str = "", allowed: Iterable[str] = SCALES) -> dict[str, Any]:
+    """Overrides of a run from scratch that lasts as long as `dense` and `compressing` together."""
     config, after = dense(arg, allowed), compressing(arg, allowed)
     return {"train.num_epochs": config.train.num_epochs + after["train.num_epochs"]}
-
-
-def replicates(arms: Iterable[Mapping[str, Any]], arg: str = "") -> list[dict[str, Any]]:
-    """Points of arms: those that train with every seed of the scale, those that do not with one."""
-    found = [dict(arm) for arm in arms]
-    once = [arm for arm in found if arm.get("train.num_epochs") == 0.0]
-    several = [arm for arm in found if arm not in once]
-    return [
-        *space.product(once, space.seeds(1)),
-        *space.product(several, space.seeds(seeds_at(arg))),
-    ]
-
-
-def seeds_at(arg: str = "") -> int:
-    """Seeds an arm: 3, as few as give an interval that means something; "smoke" has 2."""
-    return 2 if name_of(arg) == "smoke" else 3
 
 
 def _cifar10(config: Config) -> None:
@@ -137,7 +130,7 @@ def _cifar10(config: Config) -> None:
 
 
 def _slice(config: Config) -> None:
-    """What one CPU core trains in a few minutes: the network and the data of `full`, thinned."""
+    """The network and the data of `full`, small enough for minutes on a CPU."""
     config.model.blocks = tuple(
         (t, c, n, s) for (t, c, _, s), n in zip(config.model.blocks, CIFAR_REPEATS, strict=True)
     )

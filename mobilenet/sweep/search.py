@@ -1,4 +1,4 @@
-"""Random and TPE search over the ranges of a sweep, with hopeless trials pruned, on Optuna.
+"""Random and TPE search over the ranges of a sweep, on Optuna; hopeless trials end early.
 
     WORKDIR/search.journal    every trial; Optuna's journal file, which needs no server
     WORKDIR/points/KEY/       the run directories, as in any sweep
@@ -33,7 +33,7 @@ from optuna.trial import TrialState
 from mobilenet import build, rundir
 from mobilenet.config import Config, ConfigError
 from mobilenet.rundir import InUseError
-from mobilenet.sweep import machine, runner
+from mobilenet.sweep import machine, naming, runner
 from mobilenet.sweep import points as points_lib
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.space import Overrides, Range
@@ -110,7 +110,7 @@ def run(
       seed: of the draws; trial n draws the same after any interruption.
       prune: stop runs whose validation top-1 is below the median of earlier trials at that step
         (Optuna's MedianPruner), from the sixth trial on.
-      say: told of each trial.
+      say: called with a line for each trial.
 
     Returns:
       All ended trials, best first; failed ones last.
@@ -133,7 +133,7 @@ def run(
             with _next(study, ranges, workdir, method=method, seed=seed, trials=trials) as trial:
                 values = _values(trial.params, ranges)
                 try:
-                    planned = points_lib.points_of(base, _drawn(overrides, values))
+                    planned = _planned(base, overrides, values)
                     _train(study, trial, planned, workdir, shared, prune=prune)
                 except ConfigError as error:
                     # The ends of the ranges can run, these values do not go together.
@@ -142,6 +142,20 @@ def run(
             ended = study.trials[trial.number]
             say(_describe(ended, values, _ended(study, ranges), trials))
     return _ended(study, ranges)
+
+
+def _planned(
+    base: Config, overrides: Sequence[Overrides], values: Mapping[str, Any]
+) -> list[Point]:
+    """The points of a trial, named by the values that it has drawn."""
+    drawn = naming.describe(values)
+    return [
+        dataclasses.replace(
+            point,
+            variant=drawn if point.variant == naming.DEFAULT else f"{point.variant}, {drawn}",
+        )
+        for point in points_lib.points_of(base, _drawn(overrides, values))
+    ]
 
 
 def _drawn(overrides: Sequence[Overrides], values: Mapping[str, Any]) -> list[Overrides]:
@@ -229,7 +243,7 @@ def _open(
 
 
 def read_journal(path: Path) -> JournalStorage:
-    """The trials that were asked for; a last line that a kill left unfinished is cut off.
+    """The journal of trials; a last line that a kill left unfinished is cut off.
 
     Raises:
       FileError: the file is damaged.
@@ -268,10 +282,10 @@ def _next(
     seed: int,
     trials: int,
 ) -> Iterator[optuna.Trial]:
-    """A new trial, held until it has ended; one that a killed command left is drawn again.
+    """A new trial, locked until it has ended; one that a killed command left is drawn again.
 
     Raises:
-      _Enough: of them have ended or are in other hands.
+      _Enough: enough trials have ended or are run by other commands.
     """
     with contextlib.ExitStack() as stack:
         with _alone(workdir):
@@ -280,8 +294,8 @@ def _next(
                     contextlib.suppress(InUseError),
                     rundir.locked(_hold(workdir, left.number)),
                 ):
-                    # Nobody trains it any more. The same values again find the same run
-                    # directories, which continue.
+                    # No command trains it any more. The same values have the same run directories,
+                    # which continue.
                     study.tell(left.number, state=TrialState.FAIL)
                     study.enqueue_trial(left.params, user_attrs={"repeats": left.number})
             every = study.get_trials(deepcopy=False)
@@ -325,7 +339,7 @@ def _train(
     scores: list[float] = []
 
     def watch(step: int, validation: Mapping[str, Any]) -> None:
-        # One seed is followed: the others' curves are the same experiment again.
+        # The first seed decides: the others repeat the same experiment.
         if scores or not prune:
             return
         trial.report(validation["top1"], step)
@@ -382,12 +396,12 @@ def _describe(
     score = ended.value if ended.state == TrialState.COMPLETE else _last_report(ended)
     shown = "" if score is None else f" at validation top-1 {100 * score:.2f} %"
     best = trials[0]
-    told = (
-        f"; best {100 * (best.score or 0.0):.2f} % ({points_lib.describe(best.values)})"
+    shown_best = (
+        f"; best {100 * (best.score or 0.0):.2f} % ({naming.describe(best.values)})"
         if best.status == "complete"
         else ""
     )
     return (
-        f"{len(trials)}/{wanted} trials: {points_lib.describe(values)}: "
-        f"{ended.state.name.lower()}{shown}{told}"
+        f"{len(trials)}/{wanted} trials: {naming.describe(values)}: "
+        f"{ended.state.name.lower()}{shown}{shown_best}"
     )

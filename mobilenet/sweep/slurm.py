@@ -36,7 +36,7 @@ SETTINGS = {
     "qos": ("slurm_qos", str),
     "constraint": ("slurm_constraint", str),
 }
-# How often the cluster may end a job at its time limit before it is given up.
+# How often the cluster may end a job at its time limit before it is no longer queued again.
 MAX_TIMEOUTS = 100
 GRACE_SECONDS = 20.0  # below Slurm's KillWait of 30
 POLL_SECONDS = 5.0  # between two looks at the queue
@@ -47,8 +47,8 @@ class Job:
 
     def __call__(self, plan: str, workdir: str, keys: Sequence[str], lanes: int) -> dict[str, str]:
         """Trains points; returns their statuses."""
-        # submitit's own handler, which queues the job again. The train loop takes the signal in
-        # between, to save first.
+        # submitit's own handler, which queues the job again. Before it, the train loop handles the
+        # signal and saves.
         requeue: Any = signal.getsignal(signal.SIGUSR2)
         machine.join(Path(workdir))
         runtime.prepare_compiler()
@@ -105,18 +105,18 @@ def run(
     wait: bool = True,
     progress: bool = True,
 ) -> runner.Outcome:
-    """Submits every point that is not done and in no job's hands, and waits for all jobs.
+    """Submits every point that is not done and that no job has, and waits for all jobs.
 
     Args:
       points: of the sweep.
       workdir: of the sweep, on a file system that the nodes share.
       settings: of `parse`.
       lanes: points of one shape that one job trains together.
-      threads: of a sweep that begins here; None is the cores that `settings` give a job, or those
-        of this machine.
+      threads: of a sweep that begins here; None is the number of cores that `settings` give a job,
+        or that of this machine.
       retry_failed: submit points again that failed before.
       wait: until no job of these points is queued or running. Ending this process ends no job.
-      progress: show it on stderr.
+      progress: show the progress on stderr.
 
     Raises:
       ConfigError: submitit or Slurm is not there, or points cannot train (`runner.check`).
@@ -126,7 +126,8 @@ def run(
         import submitit
     except ImportError as error:
         raise ConfigError(
-            "--launcher=slurm needs submitit; `pip install .[sweep]` in the checkout brings it."
+            "--launcher=slurm needs submitit; `pip install -e '.[sweep]'` in the checkout brings "
+            "it."
         ) from error
     queued = _queue()
     runner.check(points, workdir, build.Shared(), lanes=lanes, retry_failed=retry_failed)
@@ -165,7 +166,7 @@ def run(
 
 
 def _job_of(point: Point, workdir: Path) -> str | None:
-    """The job that was last given the point."""
+    """The job that the point was last given to."""
     with contextlib.suppress(ValueError):
         found = rundir.read_json(point.directory(workdir) / "slurm.json", dict)
         return found.get("job") if found else None

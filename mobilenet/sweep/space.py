@@ -1,4 +1,4 @@
-"""What an experiment's `sweep()` is written with: lists of overrides, and ranges to search.
+"""Parts of an experiment's `sweep()`: lists of overrides, and ranges to search.
 
     def sweep(arg=""):
         return space.product(
@@ -12,22 +12,22 @@ An override is a dictionary of dotted keys; lists of them add up with `+`.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Overrides = dict[str, Any]
 
-SEED = "{seed}"  # in a text: the seed of the run that it is for
+SEED = "{seed}"  # in a text: the seed of the run
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Values that a search draws from, in place of a value (`--search`).
+    """Values that a search (`--search`) draws from, in place of one value.
 
     Attributes:
       low, high: both ends are included.
       log: uniform in the logarithm.
-      integer: whole numbers alone.
+      integer: only whole numbers.
       choices: these values instead of an interval.
     """
 
@@ -92,8 +92,16 @@ def seeds(count: int, start: int = 0) -> list[Overrides]:
     return grid({"seed": range(start, start + count)})
 
 
+def replicates(variants: Iterable[Mapping[str, Any]], count: int) -> list[Overrides]:
+    """Each variant with `count` seeds; those that train for 0 epochs have one, the first ones."""
+    found = [dict(variant) for variant in variants]
+    once = [variant for variant in found if variant.get("train.num_epochs") == 0.0]
+    several = [variant for variant in found if variant not in once]
+    return [*product(once, seeds(1)), *product(several, seeds(count))]
+
+
 def product(*parts: Sequence[Overrides]) -> list[Overrides]:
-    """Each override of every part merged with each of the others; the last part varies fastest.
+    """Every combination of one override of each part, merged; the last part varies fastest.
 
     A text may say "{seed}" for its run's seed (`filled`): `{"pretrained": "runs/dense_{seed}"}`.
 
@@ -119,5 +127,5 @@ def filled(overrides: Mapping[str, Any], seed: int) -> Overrides:
 
 
 def naming_seed(overrides: Mapping[str, Any]) -> Overrides:
-    """Those of the overrides whose texts say "{seed}": replicates have them in common."""
+    """The overrides whose texts say "{seed}"; replicates share them."""
     return {k: v for k, v in overrides.items() if isinstance(v, str) and SEED in v}

@@ -13,7 +13,7 @@ from mobilenet import runtime, terminal
 
 
 def main(argv: list[str]) -> int:
-    """Runs the worker; 0 even when points failed, which their directories tell.
+    """Runs the worker; 0 even when points failed: their directories say so.
 
     Returns:
       2 if points could not begin, for their configuration or data, 1 if the worker could not. The

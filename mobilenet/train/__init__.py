@@ -1,1 +1,1 @@
-"""The one train loop and its parts. They receive model, data and losses; they import neither."""
+"""The only train loop and its parts. They receive model, data and losses and import neither."""

@@ -1,10 +1,9 @@
 """One checkpoint on disk: how Orbax writes and reads it, and what counts as damage.
 
-A checkpoint is a directory of items, each a nested dictionary of NumPy arrays, with `meta`, a JSON
-object that has the step, the metrics and the digests of all items. It is damaged when bytes are
-missing or do not match their digest. Everything else that can go wrong (a disk that answers with
-an error, no permission, too many open files, no memory, a backend that does not start) says
-nothing about it: such an error is raised as what it is.
+A checkpoint is a directory of items. Each item is a nested dictionary of NumPy arrays; `meta` is a
+JSON object with the step, the metrics and the digests of all items. A checkpoint is damaged if
+bytes are missing or do not match their digest. Other errors (of the disk, of permissions, too many
+open files, no memory, a backend that does not start) do not mean damage, and are raised unchanged.
 """
 
 import contextlib
@@ -26,15 +25,15 @@ import orbax.checkpoint as ocp
 from mobilenet import rundir, runtime
 
 ITEMS = ("params", "batch_stats", "ema", "opt_state", "quant")
-SCHEMA = 1  # of the items above; raised when they change meaning
+SCHEMA = 1  # of the items above; increased when their meaning changes
 META = "meta"
-SPARE_FILES = 64  # that a read or a write may have open at once
+SPARE_FILES = 64  # files that one read or write may have open at once
 UNFINISHED = ".orbax-checkpoint-tmp"  # in names of directories that Orbax has not finished
-UNWANTED = ".deleted"  # at the end of names of directories that are being deleted
+UNWANTED = ".deleted"  # at the end of the names of directories that are being deleted
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or does not fit; says which and what to do."""
+    """A checkpoint is missing, damaged or does not fit; the message says which and what to do."""
 
 
 class DamageError(CheckpointError):
@@ -59,11 +58,11 @@ def _digest_of_meta(meta: Mapping[str, Any]) -> str:
 
 
 def write(directory: Path, step: int, items: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Writes the checkpoint `directory`/`step`, which appears whole or not at all.
+    """Writes the checkpoint `directory`/`step`, which appears complete or not at all.
 
     Args:
-      directory: of the checkpoints; exists.
-      step: of the state; has no checkpoint yet.
+      directory: of the checkpoints; it exists.
+      step: of the state; it has no checkpoint yet.
       items: of ITEMS, nested dictionaries of NumPy arrays; empty ones are left out.
       metrics: of the validation at this step.
 
@@ -80,20 +79,20 @@ def write(directory: Path, step: int, items: Mapping[str, Any], metrics: Mapping
     try:
         with _explained(directory, step), plain_path(directory) as plain:
             _require_spare_files()
-            # Not Orbax's asynchronous one: after a failure its threads wait for each other for
+            # Not Orbax's asynchronous writer: after a failure its threads wait for each other for
             # minutes, and the program does not end.
             with contextlib.closing(_make_writer()) as writer:
                 writer.save(plain / str(step), args=ocp.args.Composite(**saved))
             _sync(directory / str(step))
     except CheckpointError:
-        # What is left of it would take the space that the next attempt needs.
+        # An unfinished checkpoint would take the space that the next attempt needs.
         for path in directory.glob(f"{step}{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
 
 def _make_writer() -> ocp.Checkpointer:
-    """Writes in this thread; in a run of several processes the others do not take part."""
+    """Writes in this thread; in a run of several processes only the first process takes part."""
     options = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:
         options = ocp.options.MultiprocessingOptions(
@@ -109,7 +108,7 @@ def _make_writer() -> ocp.Checkpointer:
 
 
 def _require_spare_files() -> None:
-    """OSError if the process can open few files more; Orbax's threads would not get over it."""
+    """Raises OSError if the process can open only a few more files; Orbax would not recover."""
     opened: list[int] = []
     try:
         for _ in range(SPARE_FILES):
@@ -120,7 +119,7 @@ def _require_spare_files() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record tells more than the exception that comes back from Orbax's threads."""
+    """Whether a record says more than the exception that Orbax's threads return."""
     error = record.exc_info[1] if record.exc_info else None
     return "orbax" not in record.pathname and "Event loop is closed" not in str(error)
 
@@ -130,7 +129,7 @@ for _name in ("absl", "asyncio", "concurrent.futures"):
 
 
 def _sync(path: Path) -> None:
-    """Waits until a directory is on the disk: older checkpoints may be deleted then."""
+    """Waits until a directory is on the disk, because older checkpoints may then be deleted."""
     for folder, _, files in os.walk(path):
         for name in files:
             with open(os.path.join(folder, name), "rb") as file:
@@ -140,7 +139,7 @@ def _sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a checkpoint; a kill in between leaves no part of it under its name."""
+    """Deletes a checkpoint; if the process is killed, no part of it stays under its name."""
     unwanted = path.with_name(path.name + UNWANTED)
     with rundir.writing(path):
         shutil.rmtree(unwanted, ignore_errors=True)
@@ -149,7 +148,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Deletes what a kill left of checkpoints that were being written or deleted."""
+    """Deletes the remains of checkpoints whose writing or deletion was killed."""
     for path in directory.iterdir():
         if UNFINISHED in path.name or path.name.endswith(UNWANTED):
             shutil.rmtree(path, ignore_errors=True)
@@ -157,10 +156,10 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextlib.contextmanager
 def plain_path(directory: Path) -> Iterator[Path]:
-    """A path to a directory that Orbax can use, whatever characters and length its own has.
+    """A path to a directory that Orbax can use, whatever characters and length its own path has.
 
-    Orbax searches paths with patterns, where `[0.1]` or a backslash means something, and takes
-    `gs:` for a place in the cloud; files in a checkpoint have long names besides.
+    Orbax searches paths with patterns, in which `[0.1]` or a backslash has a meaning, and considers
+    `gs:` a location in the cloud. In addition, files in a checkpoint have long names.
     """
     text = str(directory)
     if re.fullmatch(r"[\w/.+=,@ -]*", text, re.ASCII) and len(text) < 2000:
@@ -183,9 +182,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The `meta` of a checkpoint: schema, step, metrics, digests.
 
     Raises:
-      DamageError: it is missing, or is none.
-      CheckpointError: it cannot be read, is of an incompatible version, or of another step than
-        the directory's name says.
+      DamageError: it is missing or invalid.
+      CheckpointError: it cannot be read, has an incompatible version, or belongs to another step
+        than the name of the directory says.
     """
     try:
         meta = rundir.read_object(path / META / "metadata", "schema", "step", "digests")
@@ -202,14 +201,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     wrong = [key for key, kind in kinds.items() if not isinstance(meta[key], kind)]
     if not wrong and not all(isinstance(v, int | float) for v in meta["metrics"].values()):
         wrong = ["metrics"]
-    wanted = None if wrong else meta["digests"].get(META)  # older checkpoints have none
+    wanted = None if wrong else meta["digests"].get(META)  # absent in older checkpoints
     if wrong or (wanted is not None and wanted != _digest_of_meta(meta)):
         what = f"{wrong[0]} is {meta[wrong[0]]!r}" if wrong else "it does not match its digest"
-        raise DamageError(f"The checkpoint {path} is damaged: of its meta, {what}.")
+        raise DamageError(f"The checkpoint {path} is damaged: in its meta, {what}.")
     if str(meta["step"]) != path.name:
         raise CheckpointError(
-            f"The checkpoint {path} is one of step {meta['step']} under another name; rename it "
-            f"to {meta['step']}, or move it away."
+            f"The checkpoint {path} is a checkpoint of step {meta['step']} under another name; "
+            f"rename it to {meta['step']}, or move it away."
         )
     return meta
 
@@ -222,7 +221,7 @@ def read_items(path: Path, digests: Mapping[str, str]) -> dict[str, Any]:
       CheckpointError: they cannot be read.
       BackendError: JAX does not start.
     """
-    runtime.require_backend()  # one that does not start is no damage
+    runtime.require_backend()  # a backend that does not start is not damage
     items: dict[str, Any] = {}
     for name in ITEMS:
         items[name] = {}
@@ -237,7 +236,7 @@ def read_items(path: Path, digests: Mapping[str, str]) -> dict[str, Any]:
         except Exception as error:
             _raise_unless_damage(path, error)
             raise DamageError(f"The checkpoint {path} is damaged: {_reason(error)}.") from error
-        # Checkpoints from before quantisation have no digest of that.
+        # Checkpoints from before quantisation have no digest of `quant`.
         if digest(items[name]) != digests.get(name, digest({})):
             raise DamageError(
                 f"The checkpoint {path} is damaged: the bytes of its {name} do not match their "
@@ -246,12 +245,12 @@ def read_items(path: Path, digests: Mapping[str, str]) -> dict[str, Any]:
     return items
 
 
-# Errors of the system that mean that something is missing; all others say nothing about the bytes.
+# System errors that mean that a file is missing; all others say nothing about the bytes.
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _raise_unless_damage(path: Path, error: Exception) -> None:
-    """Raises what kept a checkpoint from being read, unless its bytes did."""
+    """Raises the error that prevented reading a checkpoint, unless its bytes are damaged."""
     if any(isinstance(each, MemoryError) for each in _chain(error)):
         raise error
     number = _system_error(error)
@@ -280,7 +279,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error beneath those of Orbax and TensorStore, if there is one."""
+    """The number of the system error inside the errors of Orbax and TensorStore, or None."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno:
             return each.errno
@@ -292,7 +291,7 @@ def _system_error(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error of Orbax in one line; TensorStore appends pages of specifications."""
+    """An error of Orbax in one line, without the pages of specifications that TensorStore adds."""
     text = str(error).split(" [tensorstore_spec")[0].split(" [source locations")[0].strip()
     text = " ".join(text.split()).rstrip(".")
     return f"{text[:300]}..." if len(text) > 300 else text or type(error).__name__
@@ -300,7 +299,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _explained(directory: Path, step: int) -> Iterator[None]:
-    """Turns a failure to write into one sentence; Orbax wraps the system's error several times."""
+    """Turns a failed write into one sentence; Orbax wraps the system error several times."""
     try:
         yield
     except CheckpointError:

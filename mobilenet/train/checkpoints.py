@@ -1,8 +1,8 @@
-"""Checkpoints: written while training goes on, newest and best kept, verified on restore.
+"""Checkpoints: written during training, the newest and best kept, verified when restored.
 
 A checkpoint is a directory of items (`params`, `batch_stats`, `ema`, `opt_state`, `quant`, `meta`;
-empty ones are left out), each a nested dictionary of NumPy arrays, so that a notebook reads what it
-needs without devices, and a run on two devices continues on one.
+empty ones are left out). Each is a nested dictionary of NumPy arrays, so a notebook can read the
+items that it needs without devices, and a run on two devices can continue on one.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ from mobilenet.train.checkpoint_files import ITEMS, DamageError
 from mobilenet.train.checkpoint_files import CheckpointError as CheckpointError
 from mobilenet.train.state import TrainState, evaluated, to_host
 
-DAMAGED = ".damaged"  # at the end of the name of a checkpoint that was set aside
+DAMAGED = ".damaged"  # at the end of the name of a damaged checkpoint after its renaming
 
 log = logging.getLogger("mobilenet")
 
@@ -39,7 +39,7 @@ class Restored:
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The variables to evaluate: the averaged ones when the run kept an average."""
+        """The variables to evaluate: the averaged ones if the run has averages."""
         items = self.items
         return evaluated(items["params"], items["batch_stats"], items["ema"], items["quant"])
 
@@ -47,14 +47,14 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    In a run of several processes only the first writes; all of them read. Use as a context manager:
-    leaving it waits for the write in progress.
+    In a run of several processes only the first one writes; all of them read. Use it as a context
+    manager, which waits at its end for the write in progress.
 
     Args:
       directory: created if absent.
       keep_newest: number of newest checkpoints to keep, at least 1.
-      keep_best: number of best ones to keep besides, by `score`.
-      read_only: never write or clean up; what notebooks and `evaluate` use beside a running job.
+      keep_best: number of best checkpoints to keep in addition, by `score`.
+      read_only: never write or clean up; for notebooks and `evaluate` while a job is running.
 
     Raises:
       RunDirectoryError: the directory cannot be made.
@@ -74,7 +74,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._pending: concurrent.futures.Future[None] | None = None
         self._writer: concurrent.futures.ThreadPoolExecutor | None = None
-        if read_only:  # needs no backend to tell the steps
+        if read_only:  # listing the steps needs no backend
             return
         runtime.require_backend()
         if jax.process_index() != 0:
@@ -99,27 +99,27 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """Steps of finished checkpoints, rising."""
+        """Steps of finished checkpoints, in increasing order."""
         return _finished_steps(self.directory)
 
     def best_step(self) -> int | None:
-        """The finished checkpoint with the best validation; the later one of equals.
+        """The finished checkpoint with the best validation; the later one if several are equal.
 
         Raises:
-          CheckpointError: one of them cannot be read, so that it might be the best.
+          CheckpointError: a checkpoint cannot be read, and might be the best.
         """
         scores: dict[int, float | None] = {}
         for step in self.steps():
             try:
                 scores[step] = self._read_score(step)
             except DamageError as error:
-                if step in self.steps():  # else a running job has just deleted it
-                    log.warning("%s It does not count among the best.", error)
+                if step in self.steps():  # otherwise a running job has just deleted it
+                    log.warning("%s It is not considered for the best.", error)
         best = _by_score(scores)
         return best[-1] if best else None
 
     def _read_score(self, step: int) -> float | None:
-        """How good a checkpoint's validation was; None if it was not validated."""
+        """The score of a checkpoint's validation; None if it was not validated."""
         metrics = checkpoint_files.read_meta(self.directory / str(step))["metrics"]
         return _score(metrics) if metrics.keys() & {"score", "top1"} else None
 
@@ -128,11 +128,11 @@ class Checkpoints:
 
         Args:
           state: on devices or the host.
-          metrics: of the validation at this step; `score` says how good it is, or else `top1`. None
-            if it was not validated.
+          metrics: of the validation at this step; the checkpoint is ranked by `score`, or else by
+            `top1`. None if it was not validated.
 
         Raises:
-          CheckpointError: the write before it failed.
+          CheckpointError: the previous write failed.
         """
         if self._writer is None:
             return
@@ -144,21 +144,21 @@ class Checkpoints:
         self._pending = self._writer.submit(self._write, step, items, dict(metrics or {}))
 
     def _write(self, step: int, items: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Writes a checkpoint, then deletes those that are no longer wanted."""
+        """Writes a checkpoint, then deletes those that are no longer kept."""
         checkpoint_files.write(self.directory, step, items, metrics)
         scores: dict[int, float | None] = {}
         for each in self.steps():
-            with contextlib.suppress(CheckpointError):  # whoever reads it is told why
+            with contextlib.suppress(CheckpointError):  # reading it will raise the same error
                 scores[each] = self._read_score(each)
         kept = set(list(scores)[-self._keep_newest :])
         if self._keep_best:
             kept.update(_by_score(scores)[-self._keep_best :])
-        # What cannot be read is nobody's to delete.
+        # Checkpoints that cannot be read are never deleted.
         for other in scores.keys() - kept:
             checkpoint_files.remove(self.directory / str(other))
 
     def wait(self) -> None:
-        """Waits until every checkpoint is on disk; raises CheckpointError if one failed."""
+        """Waits until all checkpoints are on disk; raises CheckpointError if a write failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -180,11 +180,11 @@ class Checkpoints:
         return Restored(step, checkpoint_files.read_items(path, meta["digests"]), meta)
 
     def read_newest(self) -> Restored | None:
-        """The newest checkpoint that is whole; damaged ones are skipped with a warning.
+        """The newest undamaged checkpoint; damaged ones are skipped with a warning.
 
         Raises:
-          CheckpointError: there are checkpoints, and every one is damaged; or one cannot be read
-            for another reason.
+          CheckpointError: all existing checkpoints are damaged, or one cannot be read for another
+            reason.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -207,9 +207,9 @@ class Checkpoints:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Clears the way for new checkpoints after `step`, whose steps a run repeats.
+        """Removes checkpoints after `step`, because the run will repeat these steps.
 
-        Those that `read_newest` found damaged are set aside under another name, not deleted.
+        Those that `read_newest` found damaged are renamed, not deleted.
         """
         if self._writer is None:
             return
@@ -221,7 +221,7 @@ class Checkpoints:
                 with rundir.writing(aside):
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
-                log.warning("%s is set aside as %s.", path, aside.name)
+                log.warning("%s is renamed to %s.", path, aside.name)
             else:
                 checkpoint_files.remove(path)
 
@@ -243,32 +243,32 @@ def _is_step(name: str) -> bool:
 
 
 def require_begun(workdir: Path, checkpoints: Checkpoints) -> None:
-    """Refuses to start a run again whose checkpoints have gone.
+    """Refuses to restart a run whose checkpoints are missing.
 
     Raises:
-      CheckpointError: the summary says that steps were saved, and there is no checkpoint.
+      CheckpointError: the summary says that steps were saved, but there is no checkpoint.
     """
     summary = records.read_summary(workdir)
     step = summary.get("step")
     saved = summary.get("status") in ("running", "interrupted", "done") and step
     if saved and not checkpoints.steps():
         raise CheckpointError(
-            f"{workdir} was trained to step {step}, as its summary.json says, but "
+            f"{workdir} was trained to step {step} according to its summary.json, but "
             f"{checkpoints.directory} holds no checkpoint. Put it back, or delete summary.json to "
             "start again at step 0."
         )
 
 
 def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
-    """A checkpoint of a run as NumPy arrays; also beside a job that is still training.
+    """A checkpoint of a run as NumPy arrays; works while a job is still training.
 
     Args:
       workdir: the run directory.
-      which: "newest", "best" (of the validated ones), "result" (what the run's test result is
-        of: the newest, or of a run with `train.patience` the best), or a step.
+      which: "newest", "best" (of the validated ones), "result" (the checkpoint of the run's test
+        result: the best for a run with `train.patience`, otherwise the newest), or a step.
 
     Raises:
-      CheckpointError: there is none, or it is damaged.
+      CheckpointError: it does not exist, or is damaged.
     """
     if which == "result":
         summary = rundir.read_json(workdir / "summary.json", dict) or {}
@@ -293,7 +293,7 @@ def read_checkpoint(workdir: Path, which: str = "newest") -> Restored:
 
 
 def read_digests(workdir: Path) -> dict[str, str] | None:
-    """Digests of the items of a run's result, from its record alone: item -> hash of its bytes.
+    """Digests of the items of a run's result, read from `meta` alone: item -> hash of its bytes.
 
     JAX's backend is not started: the parent of a sweep's workers must not take their memory.
 
@@ -301,10 +301,10 @@ def read_digests(workdir: Path) -> dict[str, str] | None:
       workdir: the run directory.
 
     Returns:
-      The digests, or None if there is no whole checkpoint.
+      The digests, or None if there is no undamaged checkpoint.
 
     Raises:
-      CheckpointError, RunDirectoryError: something is there and cannot be read.
+      CheckpointError, RunDirectoryError: a file exists but cannot be read.
     """
     summary = rundir.read_json(workdir / "summary.json", dict) or {}
     steps = _finished_steps(workdir / "checkpoints")
@@ -316,7 +316,7 @@ def read_digests(workdir: Path) -> dict[str, str] | None:
 
 
 def _by_score(scores: Mapping[int, float | None]) -> list[int]:
-    """Steps of the validated checkpoints, the best one last, the later one of equals after it."""
+    """Steps of the validated checkpoints, the best one last; of equal ones the later one last."""
     return [step for _, step in sorted((s, step) for step, s in scores.items() if s is not None)]
 
 
@@ -332,7 +332,8 @@ def restore_state(restored: Restored, like: TrainState) -> TrainState:
       like: a state (arrays or `jax.ShapeDtypeStruct`) that the configuration builds.
 
     Raises:
-      CheckpointError: a tensor is missing, unexpected or of another shape; names the first ones.
+      CheckpointError: a tensor is missing, unexpected or of another shape; the message names the
+        first ones.
     """
     target = flax.serialization.to_state_dict({name: getattr(like, name) for name in ITEMS})
     found, wanted = _shapes(restored.items), _shapes(target)

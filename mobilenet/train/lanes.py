@@ -1,6 +1,6 @@
-"""Runs that are trained together as lanes of one program: their directories, and where they stand.
+"""Runs that are trained together as lanes of one program: their directories and their steps.
 
-A run of its own is one lane, whose arrays have no lane axis.
+A run that trains alone is one lane, whose arrays have no lane axis.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from mobilenet.train.state import TrainState
 
 
 def score(validation: Mapping[str, Any], best_by: str) -> float:
-    """How good a validation is, the higher the better, by "top1" or "loss"."""
+    """The score of a validation, higher is better, by "top1" or "loss"."""
     return float(validation["top1"] if best_by == "top1" else -validation["loss"])
 
 
 class LanesApart(RuntimeError):
-    """Runs that cannot train together, because they do not stand at one step.
+    """Runs cannot be trained together, because they are at different steps.
 
     Attributes:
-      groups: indices of the runs that can, group by group; a run whose checkpoints cannot be read
-        has a group of its own, where its error is raised.
+      groups: indices of the runs that can train together, for each group. A run whose checkpoints
+        cannot be read has its own group; training it raises its error.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], message: str) -> None:
@@ -45,7 +45,7 @@ class LanesApart(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A run that has said all it can before its last step, at `step`."""
+    """A run that ended before its last step, at `step`, for good."""
 
     status = "stopped"
 
@@ -61,18 +61,18 @@ class Diverged(Stopped):
 
 
 class Pruned(Stopped):
-    """A search gave the run up at `step`."""
+    """A search ended the run at `step`."""
 
     status = "pruned"
 
 
 class Lane:
-    """One of the runs that are trained together: its directory, and what is written there.
+    """One of the runs that are trained together, with its directory and the files in it.
 
     Attributes:
-      index: along the lane axis; None when the arrays have none.
-      saved: the step of its newest whole checkpoint when it began; 0 without one.
-      stopped: why the run ended before its last step, if it did.
+      index: along the lane axis; None if the arrays have no lane axis.
+      saved: the step of its newest undamaged checkpoint at the start; 0 without one.
+      stopped: the reason if the run ended before its last step.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Lane:
     ) -> None:
         self.index = index
         self.workdir = workdir = workdirs[index or 0]
-        # Two at least: a kill leaves lanes one save apart, and they go on from the common one.
+        # At least two: a kill leaves lanes one save apart, and they resume from a common one.
         keep_newest = keep_newest if index is None else max(2, keep_newest)
         self.checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep_newest=keep_newest, keep_best=keep_best)
@@ -108,9 +108,9 @@ class Lane:
         self._main = jax.process_index() == 0
         self._writer: records.MetricsWriter | None = None
 
-    def begin(self, start: int, stack: contextlib.ExitStack, *, tensorboard: bool) -> None:
+    def begin(self, start: int, stack: contextlib.ExitStack, *, writers: Sequence[str]) -> None:
         """Opens the files of a run that continues at `start`."""
-        # Damaged ones only: whole ones that are ahead of the other lanes stay.
+        # Only damaged ones are removed: checkpoints that are ahead of other lanes stay.
         self.checkpoints.discard_after(self.saved)
         self.validations = records.read_validations(self.workdir, start)
         self._seconds_before = _seconds_before(self.workdir, start)
@@ -118,20 +118,18 @@ class Lane:
         if parts:
             self.summary["computed"] = parts
         if self._main:
-            self._writer = records.MetricsWriter(
-                self.workdir, resume_step=start, tensorboard=tensorboard
-            )
+            self._writer = records.MetricsWriter(self.workdir, resume_step=start, names=writers)
             stack.callback(self._writer.close)
         self.conclude("running", start)
 
     def of(self, tree: Any) -> Any:
-        """This lane's part of arrays of all lanes."""
+        """This lane's part of the arrays of all lanes."""
         if self.index is None:
             return tree
         return jax.tree.map(lambda leaf: leaf[self.index], tree)
 
     def save(self, state: TrainState, step: int, scores: Mapping[str, float] | None) -> None:
-        """Starts writing a checkpoint, unless the run has one of this step or a later one."""
+        """Starts writing a checkpoint, unless the run has one of this or a later step."""
         if step > self.saved:
             self.checkpoints.save(self.of(state), scores)
 
@@ -146,10 +144,12 @@ class Lane:
         self.summary.update(status=status, step=step, wall_seconds=round(seconds, 3), **more)
         if self._main:
             rundir.write_json(self.workdir / "summary.json", self.summary)
+        if self._writer is not None and status != "running":
+            self._writer.conclude(status, self.summary)
         return self.summary
 
     def is_stale(self, patience: int, best_by: str) -> bool:
-        """Whether the last `patience` validations were no better than one before them."""
+        """Whether none of the last `patience` validations was better than all before them."""
         scores = [score(self.validations[step], best_by) for step in sorted(self.validations)]
         if not patience or len(scores) <= patience:
             return False
@@ -162,20 +162,20 @@ class Lane:
         best = self.checkpoints.best_step()
         if best is None:
             raise CheckpointError(
-                f"{self.workdir} keeps no validated checkpoint, which train.patience makes the "
-                "result; train again in a new run directory."
+                f"{self.workdir} has no validated checkpoint, but with train.patience the best one "
+                "is the result; train again in a new run directory."
             )
         return best, self.checkpoints.read(best).eval_variables
 
     def stop(self, reason: Stopped) -> None:
-        """Ends this run alone."""
+        """Ends only this run."""
         self.stopped = reason
         self.checkpoints.wait()
         self.conclude(reason.status, reason.step, error=str(reason))
 
 
 def names(workdirs: Sequence[Path]) -> str:
-    """Run directories in a few words."""
+    """A short text with the run directories."""
     more = f" and {len(workdirs) - 1} more" if len(workdirs) > 1 else ""
     return f"{workdirs[0]}{more}"
 
@@ -183,7 +183,7 @@ def names(workdirs: Sequence[Path]) -> str:
 def restore(
     lanes: Sequence[Lane], init: Callable[[], TrainState], structure: Callable[[], Any]
 ) -> tuple[TrainState, int]:
-    """The state that every lane continues from, and its step; a first state without checkpoints.
+    """The state from which all lanes continue, and its step; without checkpoints the initial one.
 
     Args:
       lanes: of one program.
@@ -191,8 +191,9 @@ def restore(
       structure: () -> shapes and dtypes of the state of one run.
 
     Raises:
-      LanesApart: they stand at different steps.
-      CheckpointError: a run of its own has lost its checkpoints, or none is whole or fits.
+      LanesApart: the lanes are at different steps.
+      CheckpointError: a run that trains alone has lost its checkpoints, or no checkpoint is
+        undamaged, or the checkpoint does not fit.
     """
     restored = _read_together(lanes)
     if restored is None:
@@ -205,7 +206,7 @@ def restore(
 
 
 def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
-    """A whole checkpoint of one step of each lane, the newest; None if that is the beginning."""
+    """The newest undamaged checkpoints of one common step; None if that is step 0."""
     groups: dict[Any, list[int]] = {}
     newest: list[Restored | None] = []
     for index, lane in enumerate(lanes):
@@ -225,7 +226,7 @@ def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
         return whole or None
     if len(newest) == len(lanes) and _were_together(lanes):
         if len(whole) < len(lanes):
-            # A kill before some had saved for the first time, which is all that the others have.
+            # Killed when some lanes had not saved yet, and the others had saved only once.
             begun = [lane for lane in lanes if lane.checkpoints.steps()]
             if all(len(lane.checkpoints.steps()) == 1 for lane in begun):
                 return None
@@ -233,22 +234,22 @@ def _read_together(lanes: Sequence[Lane]) -> list[Restored] | None:
             return common
     raise LanesApart(
         list(groups.values()),
-        f"{names([lane.workdir for lane in lanes])} stand at different steps, so that they cannot "
-        "be lanes of one program; train each, or those of one step, by itself.",
+        f"{names([lane.workdir for lane in lanes])} are at different steps, so they cannot be "
+        "lanes of one program; train each of them, or those at the same step, separately.",
     )
 
 
 def _were_together(lanes: Sequence[Lane]) -> bool:
-    """Whether runs were lanes of one program, which a kill leaves at most one save apart.
+    """Whether the runs were lanes of one program; a kill leaves these at most one save apart.
 
-    They compute the same steps again, in the same program, and those ahead keep what they have.
+    They repeat the same steps in the same program, and lanes that are ahead keep their checkpoints.
     """
     before = {trained_together(lane.workdir) for lane in lanes}
     return len(before) == 1 and before != {()}
 
 
 def _go_back(lanes: Sequence[Lane], newest: Sequence[Restored]) -> list[Restored] | None:
-    """Whole checkpoints of the last step that all lanes have saved, or None."""
+    """Undamaged checkpoints of the last step that all lanes have saved, or None."""
     common = min(restored.step for restored in newest)
     try:
         return [
@@ -260,7 +261,7 @@ def _go_back(lanes: Sequence[Lane], newest: Sequence[Restored]) -> list[Restored
 
 
 def trained_together(workdir: Path) -> tuple[str, ...]:
-    """Names of the run directories that were lanes of one program with this one; () of none."""
+    """Names of the run directories that were lanes of one program with this one, or ()."""
     with contextlib.suppress(rundir.FileError):
         names = (rundir.read_json(workdir / "summary.json", dict) or {}).get("trained_together")
         return tuple(map(str, names)) if isinstance(names, list) else ()
@@ -268,7 +269,7 @@ def trained_together(workdir: Path) -> tuple[str, ...]:
 
 
 def ask(watch: Callable[[int, Mapping[str, Any]], None], lane: Lane, step: int) -> None:
-    """Tells `watch` of a lane's validation, and stops the lane if that prunes it."""
+    """Passes a lane's validation to `watch`, and stops the lane if `watch` prunes it."""
     try:
         watch(step, lane.summary["validation"])
     except Pruned as pruned:
@@ -284,7 +285,7 @@ def finished(workdir: Path, step: int) -> dict[str, Any] | None:
 
 
 def _seconds_before(workdir: Path, start: int) -> float:
-    """Wall seconds that earlier, interrupted parts of this run have recorded."""
+    """Wall seconds that earlier, interrupted parts of this run recorded."""
     seconds = records.read_summary(workdir).get("wall_seconds", 0.0) if start else 0.0
     return float(seconds) if isinstance(seconds, int | float) else 0.0
 
@@ -292,7 +293,7 @@ def _seconds_before(workdir: Path, start: int) -> float:
 def diverged(
     fetched: list[tuple[int, Any]], checkpoints: Checkpoints, workdir: Path
 ) -> Diverged | None:
-    """Why a run has diverged, by what its steps returned; None if it has not."""
+    """The reason why a run diverged, from the metrics of its steps; None if it did not."""
     for step, values in fetched:
         for name, (total, _) in values.items():
             if not math.isfinite(float(total)):

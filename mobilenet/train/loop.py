@@ -1,8 +1,9 @@
-"""The one train loop: it is handed its parts and knows none of them.
+"""The only train loop: it receives all its parts and does not depend on what they are.
 
-Pruning, distillation, quantisation-aware training and fine-tuning are other parts, never another
-loop. Several runs of one shape can share it as lanes: their states, batches and scalars then have a
-leading lane axis, while each keeps its own directory. Read `train_lanes` from top to bottom.
+Pruning, distillation, quantisation-aware training and fine-tuning use other parts, not another
+loop. Several runs of the same shape can share it as lanes: their states, batches and scalars then
+have a leading lane axis, while each run keeps its own directory. Read `train_lanes` from top to
+bottom.
 """
 
 import contextlib
@@ -18,10 +19,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mobilenet.train import compiling, metrics, steps
 from mobilenet.train import lanes as lanes_lib
-from mobilenet.train import metrics, records, steps
 from mobilenet.train.lanes import Lane, Stopped, score
 from mobilenet.train.metrics import Evaluation
+from mobilenet.train.progress import Progress
 from mobilenet.train.signals import Interrupted, Signals
 from mobilenet.train.state import TrainState, to_host
 
@@ -29,7 +31,7 @@ log = logging.getLogger("mobilenet")
 
 
 class Batches(Protocol):
-    """An iterator of host batches that can be closed and knows what it could not read."""
+    """An iterator of host batches that can be closed and lists the examples it could not read."""
 
     @property
     def unreadable(self) -> Mapping[int, str]: ...
@@ -41,31 +43,33 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run consists of; `mobilenet.build` makes them from a configuration.
+    """Everything that a run needs; `mobilenet.build` makes it from a configuration.
 
     Attributes:
-      init: () -> state at step 0; with lanes every leaf has a leading lane axis. Only called when
-        there is no checkpoint.
+      init: () -> state at step 0; with lanes every leaf has a leading lane axis. It is only called
+        if there is no checkpoint.
       structure: () -> shapes and dtypes of the state of one run.
       train_step, eval_step: mapped over devices (`mobilenet.train.steps`).
       train_batches: (start_step, num_steps) -> this process's share of each global batch, arrays
         [b, ...], or [lanes, b, ...].
       eval_batches: split -> this process's share, every example once, padded and masked.
-      hyper: step -> the scalars of `steps.make_train_step`, [lanes] each with lanes.
-      batch_size: pictures of a global batch, of one lane.
+      hyper: step -> the scalars of `steps.make_train_step`; with lanes each is [lanes].
+      batch_size: images per global batch of one lane.
       total_steps, steps_per_epoch: of the run.
-      eval_every_steps: validate after multiples of it, and at the end; 0 is only at the end.
+      eval_every_steps: validate at multiples of it, and at the end; 0 is only at the end.
       checkpoint_every_steps, keep_newest, keep_best: of checkpoints.
-      log_every_steps, tensorboard: of metrics.
+      log_every_steps: of metrics.
+      writers: of metrics, besides metrics.jsonl (`writers.OPEN`).
       num_classes: of the data.
-      splits: that have examples, of "train", "validation", "test".
-      facts: for the summary of each lane: parameters, MACs, sizes of splits.
-      lanes: how many runs are trained together; None for one whose arrays have no lane axis.
-      best_by: what makes a validation the best: "top1" or "loss".
-      patience: validations without a better one after which the run ends, with the best
-        checkpoint as its result; 0 is never. Not with lanes.
-      findings: evaluated variables of one run at its end -> what the summary says of them.
-      watch: told (step, validation metrics) after each validation; may raise Pruned.
+      splits: those of "train", "validation", "test" that have examples.
+      facts: entries for the summary of each lane: parameters, MACs, sizes of splits.
+      lanes: number of runs that are trained together; None for one run without a lane axis.
+      best_by: metric that decides on the best validation: "top1" or "loss".
+      patience: the run ends after this many validations without a better one, with the best
+        checkpoint as its result; 0 never ends it. Not with lanes.
+      findings: evaluated variables of one run at its end -> further entries of the summary.
+      program: a key of the compiled train step: equal keys, equal programs; "" is unknown.
+      watch: called with (step, validation metrics) after each validation; may raise Pruned.
     """
 
     init: Callable[[], TrainState]
@@ -83,7 +87,7 @@ class Parts:
     keep_newest: int
     keep_best: int
     log_every_steps: int
-    tensorboard: bool
+    writers: Sequence[str]
     num_classes: int
     splits: tuple[str, ...]
     facts: Sequence[Mapping[str, Any]]
@@ -91,6 +95,7 @@ class Parts:
     best_by: str = "top1"
     patience: int = 0
     findings: Callable[[Any], Mapping[str, Any]] | None = None
+    program: str = ""
     watch: Callable[[int, Mapping[str, Any]], None] | None = None
 
 
@@ -117,14 +122,17 @@ def evaluate(
       splits: those that have examples.
 
     Returns:
-      One row an example, the same for any batch size and number of devices and processes.
+      One row per example, with its logits; the same for any batch size and number of devices and
+      processes.
     """
-    rows, unreadable = _evaluation_rows(eval_step, eval_batches, variables, split, splits)
+    rows, unreadable = _evaluation_rows(
+        eval_step, eval_batches, variables, split, splits, logits=True
+    )
     return metrics.gather(rows, num_classes, unreadable)
 
 
 def require_examples(split: str, splits: Sequence[str]) -> None:
-    """EmptySplitError unless the split is one of those that have examples."""
+    """Raises EmptySplitError unless the split is one of those that have examples."""
     if split not in splits:
         raise EmptySplitError(
             f"The split {split!r} has no examples; this data has {', '.join(splits)}."
@@ -137,10 +145,18 @@ def _evaluation_rows(
     variables: Any,
     split: str,
     splits: Sequence[str],
+    *,
+    logits: bool = False,
 ) -> tuple[list[Any], dict[int, str]]:
     require_examples(split, splits)
+
+    def measured(batch: Mapping[str, np.ndarray]) -> Any:
+        rows = eval_step(variables, steps.shard(batch))
+        # Validations in training leave the logits on the device: nothing reads them.
+        return jax.device_get({k: v for k, v in rows.items() if logits or k != "logits"})
+
     with contextlib.closing(eval_batches(split)) as batches:
-        rows = [jax.device_get(eval_step(variables, steps.shard(batch))) for batch in batches]
+        rows = [measured(batch) for batch in batches]
         unreadable = dict(batches.unreadable)
     if not any(np.any(row["mask"] > 0) for row in rows):
         first = f"; the first is {next(iter(unreadable.values()))}" if unreadable else "."
@@ -151,22 +167,23 @@ def _evaluation_rows(
 def train(
     parts: Parts, workdir: Path, *, began: float | None = None, stream: TextIO | None = None
 ) -> dict[str, Any]:
-    """Trains one run to the end, from the newest whole checkpoint in `workdir` if there is one.
+    """Trains one run to the end, from the newest undamaged checkpoint in `workdir` if there is one.
 
     Args:
       parts: of the run.
       workdir: the run directory; the caller has written `config.json` and holds its lock.
       began: `time.time()` at the program's start, for the wall time; None is now.
-      stream: where progress is told; None is stderr.
+      stream: where progress is printed; None is stderr.
 
     Returns:
       The summary, as written to `summary.json`; its `status` is "done".
 
     Raises:
-      Diverged: a loss or gradient was not finite; names the step and the last good checkpoint.
+      Diverged: a loss or gradient was not finite; the message names the step and the last good
+        checkpoint.
       Pruned: by `parts.watch`.
       Interrupted: by a signal, after saving. The same command continues.
-      CheckpointError, RunDirectoryError: something could not be read or written.
+      CheckpointError, RunDirectoryError: a file could not be read or written.
     """
     (summary,) = train_lanes(parts, [workdir], began=began, stream=stream)
     return summary
@@ -180,24 +197,24 @@ def train_lanes(
     stream: TextIO | None = None,
     signals: Signals | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains runs of one shape together; each leaves its own directory, as `train` does.
+    """Trains runs of the same shape together; each has its own directory, as with `train`.
 
-    A lane that diverges or is pruned ends alone, and the others go on. Lanes continue from a step
-    that all of them have saved; what one has saved after it is kept.
+    If a lane diverges or is pruned, only this lane ends. Lanes continue from a step that all of
+    them have saved; checkpoints that a lane has saved after it are kept.
 
     Args:
       parts: of the runs, with `lanes` = len(workdirs), or None for one run without a lane axis.
       workdirs: the run directories, locked by the caller.
       began, stream: as for `train`.
-      signals: entered by the caller, who looks afterwards whether one came too late to end the
-        training; None is the loop's own.
+      signals: entered by the caller, who checks afterwards whether a signal came too late to end
+        the training; None uses the loop's own.
 
     Returns:
       The summaries, in order; `status` is "done", "diverged" or "pruned".
 
     Raises:
-      Diverged, Pruned: every lane ended so; the first one's.
-      LanesApart: the runs stand at different steps; nothing was written.
+      Diverged, Pruned: every lane ended in this way; the error of the first lane is raised.
+      LanesApart: the runs are at different steps; nothing was written.
       Others as `train`.
     """
     began = began or time.time()
@@ -222,9 +239,11 @@ def train_lanes(
                 log.info("%s is complete: %d steps are done.", lane.workdir, start)
             return [summary for summary in finished if summary]
         for lane in lanes:
-            lane.begin(start, stack, tensorboard=parts.tensorboard)
+            lane.begin(start, stack, writers=parts.writers)
         unreadable: dict[int, str] = {}
-        progress = records.Progress(parts.total_steps, start, stream=stream)
+        progress = Progress(
+            parts.total_steps, start, steps_per_epoch=parts.steps_per_epoch, stream=stream
+        )
         stack.callback(progress.close)
         if start:
             names = lanes_lib.names(workdirs)
@@ -238,9 +257,10 @@ def train_lanes(
         pending: list[tuple[int, Any]] = []
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
+        program = _Program(parts, state)
 
         def alive() -> list[Lane]:
-            """Lanes that still train; raises when the last one has stopped."""
+            """Lanes that still train; raises if the last one has stopped."""
             left = [lane for lane in lanes if lane.stopped is None]
             if not left:
                 raise next(lane.stopped for lane in lanes if lane.stopped is not None)
@@ -258,7 +278,7 @@ def train_lanes(
             return found
 
         def flush(step: int) -> None:
-            """Fetches what the steps since the last flush returned, checks it and records it."""
+            """Fetches the metrics of the steps since the last flush, checks and records them."""
             nonlocal window_began, waited
             if not pending:
                 return
@@ -289,7 +309,7 @@ def train_lanes(
                 progress.numbers(shown)
             window_began, waited = time.monotonic(), 0.0
 
-        end = start  # a run may be out of patience when it resumes
+        end = start  # a run may already be out of patience when it resumes
         try:
             for step in range(start + 1, parts.total_steps + 1):
                 if lanes[0].is_stale(parts.patience, parts.best_by):
@@ -303,14 +323,18 @@ def train_lanes(
                 batch = next(batch_stream)
                 waited += time.monotonic() - asked
                 sharded = steps.shard(batch, lanes=parts.lanes is not None)
+                if compiled_at is None:
+                    program.announce(progress)
                 state, values = parts.train_step(state, sharded, parts.hyper(step - 1))
                 pending.append((step, values))
                 if compiled_at is None:
                     jax.block_until_ready(values)
                     compiled_at = time.time()
+                    program.done()
+                    progress.compiled(step)
                     for lane in lanes:
                         lane.summary["first_step_seconds"] = round(compiled_at - began, 3)
-                    # The first step's compilation is not the pipeline's speed.
+                    # The first step's compilation does not count for the pipeline's speed.
                     window_began, waited = time.monotonic(), 0.0
                 progress.advance(step)
                 if len(batches.unreadable) > len(unreadable):
@@ -341,7 +365,7 @@ def train_lanes(
                         }
                 if save:
                     host = to_host(state) if parts.lanes else state
-                    # All have the one before when the first begins: at most one step apart.
+                    # No lane writes before all lanes have their last checkpoint: one step apart.
                     for lane in alive():
                         lane.checkpoints.wait()
                     for lane in alive():
@@ -362,10 +386,10 @@ def train_lanes(
                         f"Interrupted by {signal.Signals(number).name}; step {step} of "
                         f"{parts.total_steps} is saved. The same command continues from there.",
                     )
-            if not parts.total_steps:  # what the run starts from is its result
+            if not parts.total_steps:  # the initial state is the result
                 host = to_host(state) if parts.lanes else state
                 for lane in alive():
-                    if not lane.checkpoints.steps():  # else killed behind it
+                    if not lane.checkpoints.steps():  # otherwise it was killed after saving
                         lane.checkpoints.save(lane.of(host))
             for lane in alive():
                 lane.checkpoints.wait()
@@ -390,7 +414,7 @@ def train_lanes(
             for lane, validation in measure("validation", result, variables):
                 lane.summary["validation"] = validation
         if "test" in parts.splits:
-            # Measured once, on the final weights: nothing selects on it.
+            # Measured once, on the final weights: nothing is selected by it.
             for lane, test in measure("test", result, variables):
                 lane.summary["test"] = test
         final = to_host(variables) if parts.findings else None
@@ -404,18 +428,38 @@ def train_lanes(
         return [lane.summary for lane in lanes]
 
 
+class _Program:
+    """The compiled train step of a run: says how long it compiles, and keeps how long it took."""
+
+    def __init__(self, parts: Parts, state: TrainState) -> None:
+        self._key = f"{parts.program} {parts.lanes} {jax.device_count()} {jax.__version__}"
+        self._arrays = len(jax.tree.leaves(state.params))
+        self._shown = bool(parts.program) and jax.process_index() == 0
+        self._began = 0.0
+
+    def announce(self, progress: Progress) -> None:
+        text = compiling.announcement(self._key, self._arrays) if self._shown else None
+        if text is not None:
+            progress.line(text)
+        self._began = time.monotonic()
+
+    def done(self) -> None:
+        if self._shown:
+            compiling.remember(self._key, self._arrays, time.monotonic() - self._began)
+
+
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
     which = "" if lane is None else f" of lane {lane}"
+    top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
     return (
-        f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %, top-5 "
-        f"{100 * evaluation.top5:.2f} %, loss {evaluation.mean_loss:.4f}, "
-        f"{len(evaluation.label)} images{skipped}"
+        f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %{top5}, "
+        f"loss {evaluation.mean_loss:.4f}, {len(evaluation.label)} images{skipped}"
     )
 
 
 def _agree_to_stop(signals: Signals, at_boundary: bool) -> bool:
-    """Whether to stop here; several processes must stop at one step, so they ask each other."""
+    """Whether to stop here; several processes must stop at the same step, so they agree on it."""
     if jax.process_count() == 1:
         return signals.received is not None
     if not at_boundary:

@@ -1,4 +1,4 @@
-"""Losses: functions of logits and soft targets, one value an example."""
+"""Losses: functions of logits and soft targets, with one value per example."""
 
 import jax
 import jax.numpy as jnp

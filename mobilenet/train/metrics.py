@@ -1,6 +1,7 @@
-"""Metrics: (sum, count) accumulators while training, exact tables from an evaluation."""
+"""Metrics: (sum, count) accumulators during training, exact tables from an evaluation."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 
 def mean(accumulators: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Means of metrics given as (sum, count) over several steps, summed in float64."""
+    """Means of metrics that are given as (sum, count) for several steps, summed in float64."""
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for step in accumulators:
@@ -19,9 +20,20 @@ def mean(accumulators: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, flo
     return {name: sums[name] / counts[name] for name in sums}
 
 
+# Bins of the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2).
+CALIBRATION_BINS = 15
+# Top-5 of so many classes is 100 % whatever the network answers, so it is not shown.
+TRIVIAL_TOP5 = 5
+
+
+def shows_top5(num_classes: int) -> bool:
+    """Whether top-5 accuracy says anything with so many classes."""
+    return num_classes > TRIVIAL_TOP5
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One row an evaluated example, sorted by index: independent of batch size and device count.
+    """One row per evaluated example, sorted by index: independent of batch size and device count.
 
     Attributes:
       index: position in the split, int64 [N].
@@ -30,6 +42,7 @@ class Evaluation:
       top: the classes with the largest logits, best first, int32 [N, min(5, K)].
       num_classes: K.
       skipped: examples that could not be read, by index.
+      logits: float32 [N, K]; None where they were not kept, as in training.
     """
 
     index: np.ndarray
@@ -38,6 +51,7 @@ class Evaluation:
     top: np.ndarray
     num_classes: int
     skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    logits: np.ndarray | None = None
 
     @property
     def top1(self) -> float:
@@ -50,8 +64,39 @@ class Evaluation:
         return float(np.mean(np.any(self.top == self.label[:, None], axis=1)))
 
     @property
+    def shows_top5(self) -> bool:
+        """Whether top-5 says anything: it is always 1 for five classes or fewer."""
+        return shows_top5(self.num_classes)
+
+    @functools.cached_property
+    def confidence(self) -> np.ndarray | None:
+        """Softmax probability of the first class, float64 [N]; None without logits."""
+        if self.logits is None:
+            return None
+        chunks = (self.logits[i : i + 4096] for i in range(0, len(self.label), 4096))
+        rows = (chunk.astype(np.float64) for chunk in chunks)
+        return np.concatenate([1 / np.exp(r - r.max(1, keepdims=True)).sum(1) for r in rows])
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error in [0, 1], over equal-width bins; None without logits.
+
+        ECE = sum over bins of (images of the bin / all images) * |accuracy - mean confidence|, with
+        bin m of M holding confidences in ((m - 1) / M, m / M] (Guo et al. 2017, equation 3). Sums
+        are exactly rounded, so the order of examples cannot show.
+        """
+        confidence = self.confidence
+        if confidence is None:
+            return None
+        upper = np.arange(1, CALIBRATION_BINS + 1) / CALIBRATION_BINS
+        bins = np.searchsorted(upper, confidence, side="left")
+        gap = (self.top[:, 0] == self.label) - confidence
+        gaps = [abs(math.fsum(gap[bins == m].tolist())) for m in range(CALIBRATION_BINS)]
+        return math.fsum(gaps) / len(gap)
+
+    @property
     def mean_loss(self) -> float:
-        """Mean cross entropy; exactly rounded, so the order of examples cannot show."""
+        """Mean cross entropy, rounded exactly, so that the order of examples has no effect."""
         return math.fsum(self.loss.tolist()) / len(self.loss)
 
     def confusion_matrix(self) -> np.ndarray:
@@ -61,9 +106,12 @@ class Evaluation:
         return matrix
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """Precision, recall, F1 (float64 [K]) and support (int64 [K]) of each class.
+        """Precision, recall, F1 (float64 [K]), support and predicted (int64 [K]) of each class.
 
-        A ratio without examples (a class never predicted, or absent) is 0, as scikit-learn has it.
+        `support` counts the images of the class, `predicted` those that were taken for it. A ratio
+        without examples (a class never predicted, or absent) is 0, as scikit-learn has it. With
+        logits also `confidence`, the mean confidence over the images of the class: it is above the
+        recall where the network is too sure.
         """
         matrix = self.confusion_matrix()
         hits = np.diag(matrix).astype(np.float64)
@@ -74,15 +122,20 @@ class Evaluation:
                 numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0
             )
 
-        return {
+        classes = {
             "precision": ratio(hits, predicted),
             "recall": ratio(hits, support),
             "f1": ratio(2 * hits, predicted + support),
             "support": support,
+            "predicted": predicted,
         }
+        if self.confidence is not None:
+            sums = np.bincount(self.label, self.confidence, minlength=self.num_classes)
+            classes["confidence"] = ratio(sums, support)
+        return classes
 
     def summary(self) -> dict[str, Any]:
-        """Top-1, top-5, mean loss, and how many examples they are over."""
+        """Top-1, top-5, mean loss, and the number of examples."""
         return {
             "top1": self.top1,
             "top5": self.top5,
@@ -95,17 +148,18 @@ class Evaluation:
 def gather(
     batches: Iterable[Mapping[str, np.ndarray]], num_classes: int, skipped: Mapping[int, str]
 ) -> Evaluation:
-    """Builds an Evaluation from the outputs of evaluation steps, dropping padding.
+    """Builds an Evaluation from the outputs of evaluation steps, without the padding.
 
     Args:
-      batches: dicts with `index`, `label`, `mask`, `loss` [B] and `top` [B, k].
+      batches: dicts with `index`, `label`, `mask`, `loss` [B], `top` [B, k], perhaps `logits`
+        [B, K].
 
     Raises:
-      ValueError: no example at all, or one that came twice.
+      ValueError: there is no example, or an example occurs twice.
     """
     parts = [{k: np.asarray(v)[np.asarray(b["mask"]) > 0] for k, v in b.items()} for b in batches]
     if not parts or sum(len(part["index"]) for part in parts) == 0:
-        raise ValueError("The evaluation saw no example; the split is empty or wholly unreadable.")
+        raise ValueError("The evaluation had no example; the split is empty or fully unreadable.")
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(joined["index"], kind="stable")
     index = joined["index"][order].astype(np.int64)
@@ -118,4 +172,5 @@ def gather(
         top=joined["top"][order],
         num_classes=num_classes,
         skipped=skipped,
+        logits=joined["logits"][order] if "logits" in joined else None,
     )

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules.
 
-The numbers that a sweep varies, the learning rate and the weight decay, are arguments of `update`
-rather than constants of the compiled step, so that runs which differ in them share a compilation.
+The learning rate and the weight decay, which sweeps vary, are arguments of `update` instead of
+constants of the compiled step, so runs that only differ in them share one compilation.
 """
 
 import math
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[int], float]
-CLASSIFIER = "classifier"  # the module whose learning rate is not scaled by `backbone_rate`
-QUANTIZER = ("step", "offset", "clip")  # parameters of quantisers, which have a rate of their own
+CLASSIFIER = "classifier"  # the module whose learning rate `backbone_rate` does not scale
+QUANTIZER = ("step", "offset", "clip")  # parameters of quantisers, which have their own rate
 
 
 def decay_mask(params: Any, *, depthwise: bool) -> Any:
-    """Which parameters weight decay applies to: kernels, never biases or BN's scale and bias.
+    """The parameters that weight decay applies to: kernels, but no biases or BN scale and bias.
 
     Args:
       params: the `params` collection.
@@ -61,7 +61,7 @@ def _scale_by_learning_rate(frozen: Sequence[str]) -> optax.GradientTransformati
         def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
             module = str(getattr(path[0], "key", path[0])) if path else ""
             if module in frozen:
-                return jnp.zeros_like(update)  # weight decay and momentum do not move it either
+                return jnp.zeros_like(update)  # nor do weight decay and momentum change it
             own = rate if module == CLASSIFIER else backbone
             if str(getattr(path[-1], "key", path[-1])) in QUANTIZER:
                 own = own * extra.get("step_rate", 1.0)
@@ -83,24 +83,24 @@ def make_optimizer(
     decay_depthwise: bool = True,
     frozen: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimiser whose `update` takes its numbers as keyword arguments.
+    """An optimiser whose `update` takes its rates as keyword arguments.
 
-    They are `learning_rate`, `weight_decay`, `backbone_rate`: the learning rate of everything but
-    the classifier, as a fraction of the classifier's, and `step_rate`: that of quantisers' steps,
-    as a fraction of their module's (both 1 when left out).
+    The arguments are `learning_rate`, `weight_decay`, `backbone_rate` (the learning rate of all
+    modules except the classifier, as a fraction of the classifier's) and `step_rate` (the rate of
+    quantisers' steps, as a fraction of their module's). The last two are 1 by default.
 
     Args:
-      name: "sgd": weight decay joins the gradient, momentum accumulates gradients, the rate scales
-        the result (PyTorch's order). "rmsprop": as TensorFlow had it, which the paper used: weight
-        decay joins the gradient, the mean square starts at one, epsilon is inside the root, and
-        momentum accumulates steps that the rate has already scaled. "adamw": decoupled weight decay
-        (Loshchilov & Hutter, arXiv 1711.05101), scaled by the rate.
+      name: "sgd": weight decay is added to the gradient, momentum accumulates gradients, the rate
+        scales the result (PyTorch's order). "rmsprop": as in TensorFlow, which the paper used:
+        weight decay is added to the gradient, the mean square starts at one, epsilon is inside the
+        root, and momentum accumulates steps that the rate has already scaled. "adamw": decoupled
+        weight decay (Loshchilov & Hutter, arXiv 1711.05101), scaled by the rate.
       momentum: of sgd and rmsprop; adamw's b1.
       decay: rmsprop's averaging of squares; adamw's b2.
       epsilon: of rmsprop and adamw.
       clip_norm: largest global gradient norm; 0 is off.
       decay_depthwise: see `decay_mask`.
-      frozen: top-level modules whose parameters stay as they are.
+      frozen: top-level modules whose parameters do not change.
     """
     parts: list[optax.GradientTransformation] = []
     if clip_norm:
@@ -139,12 +139,12 @@ def make_schedule(
 
     Args:
       name: "constant", "cosine" (to `final_fraction` of the peak at `total_steps`), "exponential"
-        (times `decay_rate` every `decay_steps`, in jumps when `staircase`), or "piecewise" (times
+        (times `decay_rate` every `decay_steps`, in jumps if `staircase`), or "piecewise" (times
         `decay_rate` at each of `boundaries`, in steps).
       peak: rate after the warm-up.
       total_steps: length of the run.
-      warmup_steps: linear rise, reaching `peak` after this many updates. Cosine spans the steps
-        behind it; exponential and piecewise count from step 0.
+      warmup_steps: linear rise, which reaches `peak` after this many updates. Cosine spans the
+        steps after it; exponential and piecewise count from step 0.
     """
     cosine_steps = max(1, total_steps - warmup_steps)
     if name not in ("constant", "cosine", "exponential", "piecewise"):

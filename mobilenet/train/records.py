@@ -1,8 +1,7 @@
-"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary, progress.
+"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary.
 
 config.json     the configuration, complete
-metrics.jsonl   one JSON object a line: training means, validations
-events/         the same numbers for TensorBoard
+metrics.jsonl   one JSON object per line: training means, validations
 summary.json    final metrics, counts, versions, device, threads, commit, wall time, status
 """
 
@@ -13,26 +12,22 @@ import logging
 import os
 import platform
 import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-from tqdm import tqdm
 
 from mobilenet import rundir, runtime
 from mobilenet.rundir import writing
-from mobilenet.streams import Lasting
-from mobilenet.terminal import printable
+from mobilenet.train import writers
 
 log = logging.getLogger("mobilenet")
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mobilenet")
 
 
-# What decides in which order sums are taken, besides the configuration; its name in a sentence.
+# Conditions, besides the configuration, that decide the order of sums -> their names in messages.
 NUMERICS = {
     "threads": "threads",
     "vector_bits": "bits of a vector",
@@ -44,10 +39,11 @@ NUMERICS = {
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as every result row states them.
+    """Versions, device and commit, as in every result row.
 
-    `threads` are those that XLA computes with on the CPU (None on other devices), `vector_bits` the
-    width it compiles for, `cores` those that this process may use; `processor` names the machine.
+    `threads` is the number that XLA uses on the CPU (None on other devices), `vector_bits` the
+    width for which it compiles, `cores` the number that this process may use, and `processor` the
+    name of the processor.
     """
     device = jax.devices()[0]
     return {
@@ -63,7 +59,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what results depend on."""
+    """Versions of the packages on which results depend."""
     found = {name: importlib.metadata.version(name) for name in VERSIONS}
     return found | {"python": platform.python_version()}
 
@@ -73,13 +69,13 @@ def numerics(environment: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: environment.get(name) for name in NUMERICS}
     versions = environment.get("versions") or {}
     found |= {name: versions.get(name) for name in ("jax", "jaxlib")}
-    # The cores of the machine change nothing when the threads are known.
+    # The machine's number of cores changes nothing if the threads are known.
     found["processor"] = str(environment.get("processor") or "").rpartition(", ")[0] or None
     return found
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between values of NUMERICS, both known: "2 threads before and 1 now", or ""."""
+    """Known values of NUMERICS that differ: "2 threads before and 1 now"; "" if none differ."""
     return "; ".join(
         f"{name} {before[key]} before and {now[key]} now"
         for key, name in NUMERICS.items()
@@ -88,19 +84,21 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How the parts of a run were computed, if not all alike, and says so when this one differs.
+    """How the parts of a run were computed, if not all under the same conditions.
+
+    Logs a warning if the conditions of this part differ from those of the last.
 
     Args:
       workdir: of a run that continues, with the summary of its last part.
       step: at which it continues.
-      now: of `environment()`.
+      now: from `environment()`.
 
     Returns:
-      One entry a part, this one last: `from_step`, and the values of NUMERICS. Empty if all parts
-      were computed alike.
+      One entry per part, with this part last: `from_step`, and the values of NUMERICS. Empty if all
+      parts were computed under the same conditions.
     """
     before: dict[str, Any] = {}
-    with contextlib.suppress(rundir.FileError):  # named where the summary is read first
+    with contextlib.suppress(rundir.FileError):  # the first reader of the summary reports it
         before = rundir.read_json(workdir / "summary.json", dict) or {}
     parts = before.get("computed")
     if not isinstance(parts, list):
@@ -111,8 +109,8 @@ def computed(workdir: Path, step: int, now: Mapping[str, Any]) -> list[dict[str,
     changed = differing(kept[-1], numerics(now))
     if changed:
         log.warning(
-            "%s was computed with other means until step %d (%s): its remaining steps differ from "
-            "those of an undisturbed run by rounding, and summary.json lists both.",
+            "%s was computed under other conditions until step %d (%s): its remaining steps differ "
+            "from those of an uninterrupted run by rounding, and summary.json lists both.",
             workdir, step, changed,
         )  # fmt: skip
         kept.append({"from_step": step, **numerics(now)})
@@ -129,7 +127,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout the package is in, with "-dirty" on uncommitted changes."""
+    """The commit of the checkout that holds the package, with "-dirty" for uncommitted changes."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -146,9 +144,9 @@ def commit() -> str:
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
-    """The summary of a run, {} if there is none; a damaged one is named and counts as none.
+    """The summary of a run, or {} if there is none; for a damaged one a warning is logged.
 
-    It is written anew by whoever continues the run.
+    A run that continues writes it again.
     """
     try:
         return rundir.read_json(workdir / "summary.json", dict) or {}
@@ -158,9 +156,9 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a metrics file, and how many lines are none.
+    """Rows of a metrics file, and the number of lines that are not rows.
 
-    A last line without its end is what a kill left of it, and does not count.
+    An incomplete last line is the result of a kill and does not count.
     """
     *lines, last = (rundir.read_bytes(path) or b"").split(b"\n")
     found = [_read_row(line) for line in lines]
@@ -178,7 +176,7 @@ def _read_row(line: bytes) -> dict[str, Any] | None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes rows after `step`, and lines that are no rows, from a metrics file.
+    """Removes rows after `step`, and lines that are not rows, from a metrics file.
 
     Raises:
       RunDirectoryError: the file cannot be read or written.
@@ -188,7 +186,7 @@ def drop_after(path: Path, step: int) -> None:
     rows, damaged = _read_rows(path)
     if damaged:
         aside = path.with_name(f"{path.name}.damaged")
-        log.warning("%d lines of %s are no metrics; %s keeps them.", damaged, path, aside.name)
+        log.warning("%d lines of %s are not metrics; %s keeps them.", damaged, path, aside.name)
         rundir.write_bytes_atomically(aside, path.read_bytes())
     rundir.write_atomically(path, "".join(_line(row) for row in rows if row["step"] <= step))
 
@@ -208,142 +206,52 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class MetricsWriter:
-    """Appends metric rows to `metrics.jsonl` and, if asked, to TensorBoard events.
+    """Appends metric rows to `metrics.jsonl` and hands them to other writers.
 
     Args:
       workdir: the run directory.
-      resume_step: rows behind this step are removed first: the run repeats them.
-      tensorboard: write `events/` too.
+      resume_step: rows after this step are removed first: the run repeats them.
+      names: of the other writers (`writers.OPEN`).
+
+    Raises:
+      RunDirectoryError: a file cannot be written, or a service refuses the run.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool) -> None:
+    def __init__(self, workdir: Path, *, resume_step: int, names: Sequence[str] = ()) -> None:
         self._path = workdir / "metrics.jsonl"
         drop_after(self._path, resume_step)
+        self._writers: list[writers.Writer] = []
         with writing(self._path):
             self._file: TextIO = open(self._path, "a")  # noqa: SIM115
-        self._events = _Events(workdir / "events", resume_step) if tensorboard else None
+        try:
+            for name in names:
+                opened = writers.open_writer(name, workdir, resume_step, self._rows)
+                self._writers.append(opened)
+        except BaseException:
+            self.close()
+            raise
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return _read_rows(self._path)[0]
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Writes one row; it needs `step` and `split`, other numbers become TensorBoard scalars."""
+        """Writes one row: `step`, `epoch`, `split`, and metrics, which are numbers."""
         with writing(self._path):
             self._file.write(_line(row))
             self._file.flush()
-            if row["split"] != "train":  # a checkpoint follows, whose run looks for this row
+            if row["split"] != "train":  # a checkpoint follows, and its run reads this row
                 os.fsync(self._file.fileno())
-        if self._events is not None:
-            self._events.write(row)
+        for writer in self._writers:
+            writer.write(row)
+
+    def conclude(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Tells the writers how the run ended, and its test result."""
+        for writer in self._writers:
+            writer.conclude(status, summary)
 
     def close(self) -> None:
-        """Closes both files; every row is on its way to the disk already."""
+        """Closes all files; every row is on its way to the disk already."""
         # After a failed write the buffers still hold it, and closing would fail a second time.
-        with contextlib.suppress(OSError):
-            self._file.close()
-        if self._events is not None:
+        for each in (self._file, *self._writers):
             with contextlib.suppress(OSError):
-                self._events.close()
-
-
-class _Events:
-    """TensorBoard's event file, written row by row in the calling thread.
-
-    tensorboardX's SummaryWriter writes in a thread of its own, where a full disk goes unseen; its
-    EventsWriter below that does not.
-    """
-
-    def __init__(self, directory: Path, resume_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-
-        self._proto: Any = event_pb2  # generated code, opaque to type checkers
-        self._directory = directory
-        with writing(directory):
-            directory.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(directory / "events"))
-        # Hides the events that a killed run wrote behind its last checkpoint.
-        start = self._proto.SessionLog(status=self._proto.SessionLog.START)
-        self._put(resume_step + 1, session_log=start)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        from tensorboardX import summary
-
-        for name, value in row.items():
-            if name not in ("step", "split", "epoch"):
-                scalar = summary.scalar(f"{row['split']}/{name}", value)
-                self._put(row["step"], summary=scalar)
-        with writing(self._directory):
-            self._writer.flush()
-
-    def _put(self, step: int, **content: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), step=step, **content)
-        with writing(self._directory):
-            self._writer.write_event(event)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Progress:
-    """A progress bar on a terminal, plain lines elsewhere; silent unless this is the main process.
-
-    Args:
-      total, start: steps of the run, and those already done.
-    """
-
-    def __init__(self, total: int, start: int, *, stream: TextIO | None = None) -> None:
-        # Nobody has to watch: the training goes on when the terminal is closed.
-        self._stream: Any = Lasting(stream or sys.stderr, always=True)
-        self._quiet = jax.process_index() != 0
-        self._total = total
-        self._done = self._start = start
-        self._began = time.monotonic()
-        self._bar = None
-        if self._stream.isatty() and not self._quiet:
-            # Without tqdm's drawn bar, so that the numbers fit a terminal of 80 columns.
-            self._bar = tqdm(
-                total=total,
-                initial=start,
-                dynamic_ncols=True,
-                file=self._stream,
-                bar_format="{percentage:3.0f}% {n}/{total} [{elapsed}<{remaining}]{postfix}",
-            )
-
-    def advance(self, step: int) -> None:
-        """Moves the bar to `step` updates done."""
-        if self._bar is not None:
-            self._bar.update(step - self._done)
-        self._done = step
-
-    def numbers(self, row: Mapping[str, Any]) -> None:
-        """Shows a training row: on the bar, or as a line with the time left."""
-        shown = (
-            f"loss {row['loss']:.4f}, top-1 {100 * row['accuracy']:.1f} %, "
-            f"{row['images_per_second']:.0f} images/s, "
-            f"data wait {100 * row['data_wait']:.0f} %"
-        )
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown)
-            return
-        spent = time.monotonic() - self._began
-        left = spent / max(1, self._done - self._start) * (self._total - self._done)
-        self.line(f"step {self._done}/{self._total}, {shown}, {_duration(left)} left")
-
-    def line(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._quiet:
-            return
-        text = printable(text)
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar's line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+                each.close()

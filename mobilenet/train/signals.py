@@ -1,17 +1,17 @@
-"""Signals that end a training after it was saved."""
+"""Signals that end a training after its state is saved."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# SIGHUP comes when the terminal is closed. SIGUSR2 is what Slurm is asked to send before it
-# preempts a job or its time is over.
+# SIGHUP is sent when the terminal is closed. Slurm is asked to send SIGUSR2 before it preempts a
+# job or the job's time ends.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Interrupted(RuntimeError):
-    """One of SIGNALS arrived; `signum` says which. The state was saved."""
+    """One of SIGNALS, `signum`, arrived. The state was saved."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -20,10 +20,10 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Has a handler called for SIGNALS while it is entered.
+    """Installs a handler for SIGNALS within the context.
 
-    Left alone are a SIGHUP that is ignored, which is what `nohup` asks for, and threads other than
-    the main one, to which handlers belong: a loop in a notebook's worker thread goes without.
+    An ignored SIGHUP stays ignored, because `nohup` asks for that. Threads other than the main one
+    cannot have handlers: a loop in a notebook's worker thread runs without them.
     """
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
@@ -39,7 +39,7 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 class Signals:
-    """Notes the first of SIGNALS while it is entered; a second SIGINT raises KeyboardInterrupt."""
+    """Records the first of SIGNALS within the context; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.received: int | None = None

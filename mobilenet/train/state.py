@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The state that a training run passes from step to step."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,16 @@ import numpy as np
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that the next step depends on besides its batch.
+    """Everything that the next step depends on, besides its batch.
 
     Attributes:
       step: number of updates made, int32 scalar.
       params: float32 parameters.
       batch_stats: running BN statistics, float32.
-      quant: bits and ranges of a quantised network, float32; {} of others.
-      opt_state: of the optimiser; masks of compression live there too.
-      ema: {"params", "batch_stats"} averaged over steps, or {} when off. The statistics are
-        averaged with the weights: they belong to the weights that produced them.
+      quant: bits and ranges of a quantised network, float32; {} for other networks.
+      opt_state: of the optimiser; also holds the masks of compression.
+      ema: {"params", "batch_stats"} averaged over steps, or {} if off. The statistics are averaged
+        with the weights, because they belong to the weights that produced them.
     """
 
     step: jax.Array
@@ -35,14 +35,14 @@ class TrainState:
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The variables that are evaluated and exported: the averaged ones when there are any."""
+        """The variables that are evaluated and exported: the averaged ones, if there are any."""
         return evaluated(self.params, self.batch_stats, self.ema, self.quant)
 
 
 def evaluated(params: Any, batch_stats: Any, ema: Any, quant: Any) -> dict[str, Any]:
-    """The variables to evaluate, of the parts of a state: the averaged ones when there are any."""
+    """The variables to evaluate, from the parts of a state: the averaged ones, if there are any."""
     variables = dict(ema) if ema else {"params": params, "batch_stats": batch_stats}
-    # Ranges are averages already, and belong to the activations of now.
+    # Ranges are averages already, and belong to the current activations.
     return {**variables, "quant": quant} if quant else variables
 
 

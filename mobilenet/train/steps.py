@@ -1,8 +1,8 @@
 """The training and evaluation steps: pure functions, and the only explicit collectives.
 
-The state travels unstacked (`in_axes=None`, `out_axes=None`), only batches are split over devices.
-Results do not depend on how a global batch is divided: augmentation and dropout draw from keys made
-of (seed, epoch, example index), gradients and metrics are summed over all devices.
+The state is not stacked (`in_axes=None`, `out_axes=None`); only batches are split over devices.
+Results do not depend on how a global batch is divided: augmentation and dropout use keys derived
+from (seed, epoch, example index), and gradients and metrics are summed over all devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from mobilenet.train import losses
 from mobilenet.train.state import TrainState
 
 AXIS = "batch"
-# Streams of randomness folded into the run's seed.
+# Streams of randomness, folded into the run's seed.
 AUGMENT_STREAM, DROPOUT_STREAM = 1, 2
 
 Batch = Mapping[str, jax.Array]
@@ -50,22 +50,22 @@ def make_train_step(
       optimizer: from `mobilenet.train.optim.make_optimizer`.
       augment: (keys [B], uint8 images, labels, num_classes) -> (float images, soft targets [B, K]).
       example_keys: (key, epoch [B], index [B]) -> keys [B].
-      loss: (logits, targets) -> one value an example.
-      accumulation_steps: parts that a device computes one after the other; BN statistics are those
-        of a part.
+      loss: (logits, targets) -> one value per example.
+      accumulation_steps: number of parts that a device computes one after the other; BN statistics
+        are those of one part.
       average_batch_stats: average the running statistics over devices after the step, for BN that
         is local or grouped.
       ema: keep an average of weights and statistics.
-      settle: (state of the optimiser, averaged parameters) -> what they must be: an optimiser that
-        constrains the parameters constrains their average too.
+      settle: (state of the optimiser, averaged parameters) -> the parameters to use: an optimiser
+        that constrains the parameters also constrains their average.
       observe: state of the optimiser -> further metrics, scalars.
-      guide: changes the loss by what else is known of the pictures, a teacher's answers say. The
-        model's output is then (logits, endpoints), and the step has a fourth argument for it.
+      guide: changes the loss with further knowledge about the images, such as a teacher's outputs.
+        The model's output is then (logits, endpoints), and the step has a fourth argument for it.
 
-    The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]; `hyper`
-    the scalars `seed` (uint32), `label_smoothing`, `ema_decay`, and what the optimiser takes:
-    `learning_rate`, `weight_decay`, `backbone_rate`, `step_rate`, and more of others.
-    It returns the new state and metrics as (sum, count) over all devices.
+    The step's batch holds `image` uint8 [B, H, W, C], `label`, `index`, `epoch` int32 [B]. `hyper`
+    holds the scalars `seed` (uint32), `label_smoothing`, `ema_decay`, and those of the optimiser:
+    `learning_rate`, `weight_decay`, `backbone_rate`, `step_rate`, and further ones.
+    The step returns the new state and metrics as (sum, count) over all devices.
     """
 
     def part_loss(
@@ -129,7 +129,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.ema
         if ema:
-            # Early averages forget the initial values faster, as TensorFlow's num_updates does.
+            # Early averages forget the initial values faster, like TensorFlow's num_updates.
             done = state.step.astype(jnp.float32)
             decay = jnp.minimum(hyper["ema_decay"], (1.0 + done) / (10.0 + done))
             average = jax.tree.map(
@@ -159,7 +159,7 @@ def make_train_step(
 
 
 def _mean(tree: Any) -> Any:
-    """Mean over devices; on one device the reductions would be copies that XLA keeps."""
+    """Mean over devices; on one device the reductions would be copies that XLA does not remove."""
     return tree if lax.axis_size(AXIS) == 1 else lax.pmean(tree, AXIS)
 
 
@@ -172,7 +172,8 @@ def make_eval_step(
       forward: (variables, uint8 images) -> logits.
 
     It takes variables and a batch with `image`, `label`, `index`, `mask`, and returns one row an
-    example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)].
+    example of the whole global batch: `index`, `label`, `mask`, `loss`, `top` [B, min(5, K)],
+    `logits` [B, K].
     """
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -184,6 +185,8 @@ def make_eval_step(
             "mask": batch["mask"],
             "loss": losses.cross_entropy(logits, targets),
             "top": lax.top_k(logits, min(5, num_classes))[1].astype(jnp.int32),
+            # Always, so that training, `evaluate` and `predict` share one compiled program.
+            "logits": logits,
         }
         return lax.all_gather(rows, AXIS, tiled=True)
 
@@ -191,7 +194,7 @@ def make_eval_step(
 
 
 def _norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves, as one reduction: one a leaf doubles the compile time."""
+    """Euclidean norm over all leaves, as one reduction: one per leaf doubles the compile time."""
     flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
     return jnp.sqrt(jnp.sum(jnp.square(flat)))
 
@@ -203,8 +206,8 @@ def map_train_step(
 
     Args:
       step: from `make_train_step`.
-      lanes: train several runs at once: state, batch and scalars have a leading lane axis, behind
-        the batch's axis of devices.
+      lanes: train several runs at once: state, batch and scalars have a leading lane axis. In the
+        batch it comes after the axis of devices.
       guided: the step has a fourth argument, which is the same for all devices and lanes.
     """
     more = (None,) if guided else ()
@@ -215,17 +218,17 @@ def map_train_step(
 
 
 def map_eval_step(step: Callable[..., Any], *, lanes: bool = False) -> Callable[..., Any]:
-    """Maps an evaluation step over all devices; with lanes each one sees the same batch."""
+    """Maps an evaluation step over all devices; with lanes, each lane gets the same batch."""
     if lanes:
         step = jax.vmap(step, in_axes=(0, None))
     return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None)
 
 
 def place(tree: Any) -> Any:
-    """Puts a state on this process's devices as a mapped step returns it.
+    """Puts a state on this process's devices in the form that a mapped step returns.
 
-    A state that arrives any other way (from the host, from one device) would make the first step's
-    program differ from the second's, and compile twice.
+    A state in any other form (from the host, from one device) would make the first step's program
+    differ from the second's, so that it would be compiled twice.
     """
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

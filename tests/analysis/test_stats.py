@@ -196,3 +196,37 @@ def test_pareto_agrees_with_the_definition():
 def test_levels_are_in_a_fixed_order():
     values = ["b", None, 6, (1, 2), 0.5, "a", math.nan, 6.0, (1, None)]
     assert stats.levels(values) == [0.5, 6, "a", "b", (1, 2), (1, None), None]
+
+
+def test_intervals_of_accuracies_end_at_what_is_possible():
+    # 99, 100, 100: t(2) = 4.303, so that the interval would end at 101.1.
+    found = stats.mean_interval([99.0, 100.0, 100.0], within=stats.PERCENT)
+    assert found.high == 100.0 and found.low == pytest.approx(98.232, abs=1e-3)
+    assert stats.mean_interval([99.0, 100.0, 100.0]).high > 101
+    # 2 and 60 points: t(1) = 12.7.
+    paired = stats.paired_difference({0: 2.0, 1: 60.0}, {0: 0.0, 1: 0.0}, within=stats.POINTS)
+    assert (paired.low, paired.high) == (-100.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("test_top1", (0.0, 1.0)), ("top5", (0.0, 1.0)), ("loss", (0.0, math.inf)),
+     ("wall_seconds", (-math.inf, math.inf))],
+)  # fmt: skip
+def test_metrics_have_ranges(metric: str, expected: tuple[float, float]):
+    assert stats.range_of(metric) == expected
+
+
+def test_summaries_of_accuracies_stay_inside_0_and_1():
+    frame = pd.DataFrame(
+        {"status": "done", "seed": [0, 1], "test_top1": [0.99, 1.0], "g": "a", "other": [0.99, 1.0]}
+    )
+    assert stats.summarize(frame, "g", "test_top1")["high"].item() == 1.0
+    assert stats.summarize(frame, "g", "other")["high"].item() > 1.0
+
+
+def test_differences_of_two_accuracies():
+    # Newcombe 1998, table II, contrast (a): 56/70 - 48/80 = 0.2, 95 % from 0.0524 to 0.3339.
+    found = stats.unpaired_difference((56, 70), (48, 80))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert stats.unpaired_difference((10, 10), (0, 10))[2] == 1.0

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mobilenet import config as config_lib
-from mobilenet.benchmark import subjects, suite
+from mobilenet.benchmark import implementations, suite
 from mobilenet.benchmark.suite import BenchmarkError, Case
 from mobilenet.cli.main import main
 from mobilenet.config import Config
@@ -29,7 +29,7 @@ def tiny() -> Config:
 
 
 def case(work: str, **more: object) -> Case:
-    fields = {"subjects": ("ours", "flax"), "batch_size": 4, "num_classes": 5, **more}
+    fields = {"implementations": ("ours", "flax"), "batch_size": 4, "num_classes": 5, **more}
     return Case("case", work, tiny(), **fields)  # type: ignore[arg-type]
 
 
@@ -40,7 +40,7 @@ def test_rows_hold_what_was_measured(work: str, tmp_path: Path):
     path = tmp_path / "benchmark.csv"
     cases = [case(work, block="blocks_1_1")]
     rows = suite.run(cases, path, rounds=2, environment=ENVIRONMENT, say=said.append)
-    assert [row["subject"] for row in rows] == ["ours", "flax"]
+    assert [row["implementation"] for row in rows] == ["ours", "flax"]
     for row in rows:
         assert 0 < float(row["seconds_low"]) <= float(row["seconds"]) <= float(row["seconds_high"])
         assert float(row["images_per_second"]) == pytest.approx(4 / float(row["seconds"]), rel=1e-3)
@@ -61,10 +61,10 @@ def test_variants_of_the_configuration_take_its_step():
     """Masks that are full change no loss, eight bits change it little, and both are in the step."""
     losses, programs = {}, {}
     for name in ("ours", "pruned", "qat"):
-        subject = subjects.prepare(tiny(), subjects.Spec(name, "train", 4, 5))
-        losses[name] = subject.check(subject.step())
-        subject.wait(subject.step())
-        programs[name] = subject.analyse()["accessed_bytes"]
+        implementation = implementations.prepare(tiny(), implementations.Spec(name, "train", 4, 5))
+        losses[name] = implementation.check(implementation.step())
+        implementation.wait(implementation.step())
+        programs[name] = implementation.analyse()["accessed_bytes"]
     assert losses["pruned"] == pytest.approx(losses["ours"], rel=1e-6)
     assert 0 < abs(losses["qat"] / losses["ours"] - 1) < suite.ROUNDED
     assert programs["pruned"] > programs["ours"] and programs["qat"] > 1.2 * programs["ours"]
@@ -72,7 +72,7 @@ def test_variants_of_the_configuration_take_its_step():
 
 def test_steps_that_compute_something_else_are_refused():
     def worker(check: float) -> types.SimpleNamespace:
-        return types.SimpleNamespace(subject="other", started={"check": check})
+        return types.SimpleNamespace(implementation="other", started={"check": check})
 
     suite._agree(case("train"), worker(1.0), worker(1.001))  # type: ignore[arg-type]
     for check in (1.01, float("nan")):
@@ -87,13 +87,13 @@ def test_a_subject_that_cannot_run_says_why():
 
 @pytest.mark.slow
 def test_photographs_to_crops(tmp_path: Path):
-    empty = case("input", subjects=("ours", "pillow"))
+    empty = case("input", implementations=("ours", "pillow"))
     with pytest.raises(BenchmarkError, match="holds no JPEG files"):
         suite.measure(empty, 1, ENVIRONMENT)
     rng = np.random.default_rng(0)
     for index in range(3):
-        picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8))
-        picture.save(tmp_path / f"{index}.jpg")
+        image = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8))
+        image.save(tmp_path / f"{index}.jpg")
     empty.config.data.data_dir = str(tmp_path)
     rows = suite.measure(empty, 1, ENVIRONMENT)
     assert [float(row["check"]) for row in rows] == [4 * 16 * 16 * 3] * 2
@@ -107,7 +107,7 @@ def test_the_verb_measures_any_configuration(
         "benchmark",
         "--config=tests/runs/tiny.py",
         f"--workdir={tmp_path}",
-        "--subjects=ours",
+        "--implementations=ours",
         "--rounds=1",
         "--batch_size=2",
     ]
@@ -120,7 +120,7 @@ def test_the_verb_measures_any_configuration(
     assert "images/s" in capsys.readouterr().out
     for wrong, message in (
         ("--only=tran", "allowed are train, evaluate"),
-        ("--subjects=jax", "allowed are ours, flax"),
+        ("--implementations=jax", "allowed are ours, flax"),
         ("--rounds=0", "must be 1 or more"),
     ):
         assert main([*arguments, wrong]) == 2

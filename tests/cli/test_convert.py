@@ -28,9 +28,9 @@ def test_in_and_out_again(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == (
         f"{run}: MobileNetV2 0.35, 5 outputs, 96 pixels, padding SYMMETRIC, BN epsilon 1e-05, "
         "pictures imagenet\n"
-        "The file does not say how images are shown to the network; assumed is "
+        "The file does not say how images are prepared; assumed is "
         "model.padding=SYMMETRIC, model.bn_epsilon=1e-05, data.normalization=imagenet, "
-        "data.crop_fraction=0.875, and --config.KEY=VALUE sets another.\n"
+        "data.crop_fraction=0.875. Change it with --config.KEY=VALUE.\n"
     )
     assert rundir.read_config(run).data.image_size == 96
     assert json.loads((run / "data.json").read_text())["class_names"] == list("abcde")

@@ -101,5 +101,5 @@ def test_archives_without_flatbuffers_say_what_to_install(
     for to in ("stablehlo", "litert"):
         assert main(["export", f"--workdir={run}", f"--to={to}", f"--out={tmp_path}"]) == 2
         error = capsys.readouterr().err
-        assert "need FlatBuffers, which is not installed; `pip install mobilenet[export]`" in error
+        assert "FlatBuffers, which is not installed; `pip install -e '.[export]'`" in error
     assert not list(tmp_path.iterdir())

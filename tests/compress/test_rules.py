@@ -50,9 +50,9 @@ def test_rules_name_roles_and_paths_and_the_first_counts():
 @pytest.mark.parametrize(
     ("rows", "pattern", "message"),
     [
-        ((("blocks_9_.*", "prune"),), "weights", "the rule 'blocks_9_.*' is followed by no module"),
-        ((("expand", "spare"), (".*/expand", "prune")), "weights", "an earlier rule takes all"),
-        ((("se", "prune"),), "weights", "the rule 'se' is followed by no module"),
+        ((("blocks_9_.*", "prune"),), "weights", "the rule 'blocks_9_.*' applies to no module"),
+        ((("expand", "spare"), (".*/expand", "prune")), "weights", "an earlier rule matches all"),
+        ((("se", "prune"),), "weights", "the rule 'se' applies to no module"),
         (((".*", "spare"),), "weights", "spare every module"),
         ((), "1x4", "the pattern 1x4 does not divide classifier, which has 1280 input and 10"),
         ((("stem", "prune"),), "2:4", "the pattern 2:4 does not divide stem"),

@@ -56,7 +56,9 @@ def test_no_block_is_emptied_and_what_is_reachable_is_said():
     scores = {name: np.ones(width) for name, width in shrink.widths(plan).items()}
     least = macs(shrink.resize(plan, dict.fromkeys(scores, 8)))
     assert shrink.cut(plan, scores, macs, least) == dict.fromkeys(scores, 8)
-    with pytest.raises(shrink.ShrinkError, match=f"still has {least:,}; give at least that"):
+    with pytest.raises(
+        shrink.ShrinkError, match=f"still has {least:,}; raise the budget to at least that"
+    ):
         shrink.cut(plan, scores, macs, least - 1)
 
 

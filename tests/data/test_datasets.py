@@ -46,7 +46,7 @@ def test_digits_prepared_by_several_processes_at_once(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         targets = pool.map(_prepare_digits, [str(tmp_path)] * 2, chunksize=1)
     assert set(targets) == {str(tmp_path / "digits" / "1.0.0")}
-    # Nothing half-made stays behind.
+    # Nothing half-made is left over.
     assert [p.name for p in (tmp_path / "digits").iterdir()] == ["1.0.0"]
     assert len(open_dataset("digits", data_dir=tmp_path).splits["test"]) == 360
 
@@ -129,19 +129,19 @@ def test_parts_of_splits(digits_dir):
     [
         ({"validation_fraction": 1.0}, r"validation_fraction=1.0 was given; use .* \[0, 1\)"),
         ({"train_examples": -1}, r"train_examples=-1 was given; use 0 \(all\) or more"),
-        ({"train_examples": 5000}, "train_examples=5000 was given but the train part .* has 1294"),
-        ({"test_split": "train"}, "train_split='train', test_split='train' name one split twice"),
+        ({"train_examples": 5000}, "train_examples=5000 was given, but the train part .* has 1294"),
+        ({"test_split": "train"}, "train_split='train', test_split='train' name the same split"),
         (
             {"validation_split": "val"},
             "dataset 'digits' has no split 'val'; it has .* with data.validation_split",
         ),
         (
             {"train_split": "train[:x]"},
-            r"split 'train\[:x\]' of dataset 'digits' is not understood",
+            r"split 'train\[:x\]' of dataset 'digits' cannot be parsed",
         ),
         (
             {"train_split": "train[:0]"},
-            r"split 'train\[:0\]' of dataset 'digits' is not understood",
+            r"split 'train\[:0\]' of dataset 'digits' cannot be parsed",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_dataset_that_is_not_there(tmp_path):
 
 
 def test_prepare_explains_unknown_names(tmp_path):
-    with pytest.raises(DatasetError, match="TFDS knows no dataset 'no_such_data'"):
+    with pytest.raises(DatasetError, match="TFDS has no dataset 'no_such_data'"):
         datasets.prepare("no_such_data", tmp_path)
     with pytest.raises(DatasetError, match="'folder' needs no preparation"):
         datasets.prepare("folder", tmp_path)
@@ -291,7 +291,7 @@ def test_other_kinds_of_data_are_refused(tmp_path):
     rows = [{"text": "a", "label": 0}]
     _write_tfds(tmp_path / "some_text", features, {"train": rows, "test": rows})
     with pytest.raises(
-        DatasetError, match="not an image classification data set, its features are label: Class"
+        DatasetError, match="not an image classification data set: its features are label: Class"
     ):
         open_dataset("some_text", data_dir=tmp_path)
 
@@ -349,5 +349,5 @@ def test_prepare_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
             raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds, "builder", lambda *a, **k: NeedsTensorFlow())
-    with pytest.raises(DatasetError, match=r"extra with `pip install 'mobilenet\[prepare\]'`"):
+    with pytest.raises(DatasetError, match=r"`pip install -e '\.\[prepare\]'` in the checkout"):
         datasets.prepare("x", tmp_path)

@@ -16,7 +16,7 @@ def test_folder_with_train_and_test(picture_folder):
     root = picture_folder("data/train", {"b": 4, "a": 3}).parent
     picture_folder("data/test", {"b": 2}, suffix="PNG")
     (root / "train" / "a" / ".hidden.png").write_bytes(b"")
-    (root / "train" / "a" / "notes.txt").write_text("no picture")
+    (root / "train" / "a" / "notes.txt").write_text("no image")
     (root / "train" / ".cache").mkdir()
     dataset = open_dataset("folder", data_dir=root, validation_fraction=0.0)
     assert dataset.class_names == ("a", "b") and dataset.image_shape is None
@@ -69,9 +69,9 @@ def test_real_flowers(flowers_dir):
 
 
 def test_bad_folders(picture_folder, tmp_path):
-    with pytest.raises(DatasetError, match="'folder' was given without data_dir"):
+    with pytest.raises(DatasetError, match="'folder' needs a folder of images"):
         open_dataset("folder")
-    with pytest.raises(DatasetError, match="is no folder; name one that exists"):
+    with pytest.raises(DatasetError, match="is not a folder; name one that exists"):
         open_dataset("folder", data_dir=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no class folders"):
@@ -82,7 +82,7 @@ def test_bad_folders(picture_folder, tmp_path):
         open_dataset("folder", data_dir=root)
     picture_folder("data/test", {"a": 1, "zebra": 1})
     with pytest.raises(
-        DatasetError, match="class 'zebra' in its test part that the train part lac"
+        DatasetError, match="class 'zebra' in its test part, but the train part does not"
     ):
         open_dataset("folder", data_dir=root)
     (root / "train" / "nothing").mkdir()
@@ -92,7 +92,7 @@ def test_bad_folders(picture_folder, tmp_path):
     flat = picture_folder("flat", {"a": 3})
     with pytest.raises(DatasetError, match="test_fraction=0.1 leaves no test image"):
         open_dataset("folder", data_dir=flat, test_fraction=0.1)
-    with pytest.raises(DatasetError, match="as a single folder of classes it has train and test"):
+    with pytest.raises(DatasetError, match="A single folder of classes has only train and test"):
         open_dataset("folder", data_dir=flat, test_split="validation")
 
 
@@ -150,7 +150,7 @@ def test_names_of_parts_that_are_given(picture_folder):
     with pytest.raises(DatasetError, match=message):
         open_dataset("folder", data_dir=root, train_split="one", test_split="tow")
     with pytest.raises(
-        DatasetError, match="train_split='one', test_split='ONE' name one folder tw"
+        DatasetError, match="train_split='one', test_split='ONE' name the same folder"
     ):
         open_dataset("folder", data_dir=root, train_split="one", test_split="ONE")
 
@@ -160,7 +160,7 @@ def test_two_folders_that_may_be_the_test_part(picture_folder):
     picture_folder("data/test_set", {"a": 1, "b": 2})
     picture_folder("data/testing", {"a": 1, "b": 1})
     message = (
-        "has test_set and testing, which may both be its test part; name one with data.test_split"
+        "has test_set and testing, and both may be its test part; name one with data.test_split"
     )
     with pytest.raises(DatasetError, match=message):
         open_dataset("folder", data_dir=root)
@@ -170,7 +170,9 @@ def test_two_folders_that_may_be_the_test_part(picture_folder):
 def test_train_and_validation_without_test(picture_folder):
     root = picture_folder("data/train", {"a": 5, "b": 5}).parent
     picture_folder("data/valid", {"a": 1, "b": 2})
-    with pytest.raises(DatasetError, match="has no split 'test'.*data.test_split='valid' tests on"):
+    with pytest.raises(
+        DatasetError, match="has no split 'test'.*data.test_split='valid' uses that part"
+    ):
         open_dataset("folder", data_dir=root)
     sizes = {role: len(names) for role, names in parts_of(root, test_split="valid").items()}
     assert sizes == {"train": 9, "validation": 1, "test": 3}
@@ -192,9 +194,7 @@ def test_a_test_part_alone_can_be_evaluated_and_not_trained(picture_folder, name
     assert dataset.class_names == ("a", "b")
     sizes = {role: len(part) for role, part in dataset.splits.items()}
     assert sizes == {"train": 0, "validation": 0, "test": 3}
-    with pytest.raises(
-        DatasetError, match="no examples to train on; name its train part with data"
-    ):
+    with pytest.raises(DatasetError, match="no training examples; name its train part with data"):
         datasets.require_trainable(dataset, str(root))
 
 
@@ -279,10 +279,10 @@ def test_files_that_are_left_out_are_counted(picture_folder, caplog):
         ".heic": 1,
         "without an ending": 1,
         "hidden": 1,
-        "no files, or links to nothing": 2,
+        "not files, or links to nothing": 2,
         "outside of the class folders": 1,
     }
-    assert "files left out: 8 (1 .heic, 2 .txt, 1 hidden, 2 no files" in caplog.text
+    assert "files left out: 8 (1 .heic, 2 .txt, 1 hidden, 2 not files" in caplog.text
 
 
 def test_a_class_folder_of_other_files(picture_folder):
@@ -300,7 +300,7 @@ def test_folders_next_to_the_parts_are_told(picture_folder, caplog):
     picture_folder("data/test", {"a": 1, "b": 2})
     picture_folder("data/unlabelled", {"x": 2})
     open_dataset("folder", data_dir=root)
-    assert "unlabelled: no part of the data set" in caplog.text
+    assert "unlabelled: not a part of the data set" in caplog.text
 
 
 def test_file_names_that_are_not_utf_8(picture_folder):
@@ -337,7 +337,9 @@ def test_class_names_in_other_unicode_forms(picture_folder):
     assert sorted(labels_of(dataset.splits["test"]).tolist()) == [0, 0, 1]
     assert all(dataset.splits["test"].read(i)[0] for i in range(3))
     picture_folder("data/train/" + decomposed, {"more": 1})
-    with pytest.raises(DatasetError, match="two class folders called .*different Unicode forms"):
+    with pytest.raises(
+        DatasetError, match="two class folders with the name .*different Unicode forms"
+    ):
         open_dataset("folder", data_dir=root)
 
 
@@ -345,7 +347,7 @@ def test_parts_and_classes_that_are_links_to_each_other(picture_folder):
     root = picture_folder("data/train", {"a": 3, "b": 3}).parent
     (root / "test").symlink_to("train")
     with pytest.raises(
-        DatasetError, match="train_split='train', test_split='test' name one folder"
+        DatasetError, match="train_split='train', test_split='test' name the same folder"
     ):
         open_dataset("folder", data_dir=root)
     (root / "test").unlink()
@@ -387,12 +389,12 @@ def test_directories_of_runs_are_no_classes(picture_folder, caplog):
     dataset = open_dataset("folder", data_dir=root)
     assert dataset.class_names == ("a", "b")
     assert sum(len(part) for part in dataset.splits.values()) == 10
-    assert "passed over the run directories" in caplog.text
-    # A file of that name alone makes no run: classes are not passed over because of it.
+    assert "skipped the run directories" in caplog.text
+    # A file of that name alone makes no run: classes are not skipped because of it.
     (root / "b" / "config.json").write_text('{"camera": "left"}')
     assert open_dataset("folder", data_dir=root).class_names == ("a", "b")
     with pytest.raises(
-        DatasetError, match="is the directory of a run or a sweep; give the run a --w"
+        DatasetError, match="is the directory of a run or a sweep. Name the folder of the "
     ):
         open_dataset("folder", data_dir=make_run(picture_folder("both", {"a": 5, "b": 5})))
 
@@ -413,7 +415,7 @@ def test_a_folder_of_images_of_any_kind(picture_folder, tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("")
     with pytest.raises(DatasetError, match=r"calibration_dir=.*texts holds no images \(1 .txt\)"):
         open_images(str(tmp_path / "texts"), "quantize.calibration_dir")
-    with pytest.raises(DatasetError, match="quantize.calibration_dir=nowhere is no folder"):
+    with pytest.raises(DatasetError, match="quantize.calibration_dir=nowhere is not a folder"):
         open_images("nowhere", "quantize.calibration_dir")
 
 

@@ -133,7 +133,7 @@ def _bomb() -> bytes:
     ("make", "message"),
     [
         (lambda encode: b"", "empty"),
-        (lambda encode: b"<html>not found</html>", r"no known picture format begins with b'<html>"),
+        (lambda encode: b"<html>not found</html>", r"no known image format begins with b'<html>"),
         (lambda encode: encode(np.zeros((64, 64, 3), np.uint8), "JPEG")[:-200], "[Tt]runcated"),
         (lambda encode: encode(NOISE)[:2000], "[Tt]runcated"),
         (lambda encode: _bomb(), "pixels"),
@@ -180,7 +180,7 @@ def test_bad_arguments(encode):
         images.decode_image(encode(LADDER), 4)
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 1\] or \[H, W, 3\]"):
         images.decode_image(np.zeros((2, 2, 3), np.float32), 3)
-    with pytest.raises(ValueError, match="a 5 x 5 crop was asked of a 3 x 4 picture"):
+    with pytest.raises(ValueError, match="a 5 x 5 crop of a 3 x 4 image was requested"):
         images.center_crop(LADDER[:, :, None], 5)
     with pytest.raises(ValueError, match=r"crop_fraction=1.5 was given; use a value in \(0, 1\]"):
         images.evaluation_view(LADDER[:, :, None], 2, 1.5)
@@ -313,7 +313,7 @@ def test_plain_jpegs_have_pillows_pixels(encode, kind):
         for scale in (2, 4, 8):
             reduced = decoding.decode(data, channels, lambda width, height, by=scale: by)
             assert (reduced.full_width, reduced.full_height, reduced.factor) == (307, 201, scale)
-            np.testing.assert_array_equal(reduced.picture, _pillow(data, channels, scale))
+            np.testing.assert_array_equal(reduced.pixels, _pillow(data, channels, scale))
     with Image.open(io.BytesIO(data)) as opened:
         assert decoding._decode_plain_jpeg(data, opened, 3) is not None
 

@@ -194,9 +194,12 @@ def test_metadata_that_is_no_json_object(copy, name, content):
     [
         ({"splits": 3}, "splits are not a list"),
         ({"splits": [3]}, "splits are not a list"),
-        ({"splits": [{"name": "a", "shardLengths": ["x"]}]}, "shardLengths of 'a' are no numbers"),
-        ({"splits": [{"name": "a", "shardLengths": [None]}]}, "shardLengths of 'a' are no numbers"),
-        ({"splits": [{"name": "a", "shardLengths": [-1]}]}, "less than 0 records"),
+        ({"splits": [{"name": "a", "shardLengths": ["x"]}]}, "shardLengths of 'a' are not numbers"),
+        (
+            {"splits": [{"name": "a", "shardLengths": [None]}]},
+            "shardLengths of 'a' are not numbers",
+        ),
+        ({"splits": [{"name": "a", "shardLengths": [-1]}]}, "fewer than 0 records"),
         ({"name": ""}, "it gives no name"),
         ({"version": None}, "it gives no version"),
     ],
@@ -211,7 +214,7 @@ def test_nothing_is_overwritten(stranger, tmp_path):
     for make in (Path.mkdir, Path.touch, lambda path: path.symlink_to(tmp_path / "nowhere")):
         target = tmp_path / f"target{len(list(tmp_path.iterdir()))}"
         make(target)
-        with pytest.raises(DatasetError, match="exists and is never overwritten"):
+        with pytest.raises(DatasetError, match="exists and is not overwritten"):
             convert_tfrecord(stranger, target)
     (tmp_path / "file").touch()
     info = json.loads((stranger / "dataset_info.json").read_text())

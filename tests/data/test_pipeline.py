@@ -24,7 +24,7 @@ from mobilenet.data.pipeline import eval_batches, train_batches
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """uint8 pictures; `broken` indices are unreadable. At module level, for worker processes."""
+    """uint8 images; `broken` indices are unreadable. At module level, for worker processes."""
 
     pixels: np.ndarray
     broken: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ class ArraySource:
 
 
 def _pixels(count: int, size: int = 6) -> np.ndarray:
-    """Picture i has the value i everywhere, so that a batch shows which pictures it holds."""
+    """Image i has the value i everywhere, so that a batch shows which images it holds."""
     return np.repeat(np.arange(count, dtype=np.uint8), size * size * 3).reshape(
         count, size, size, 3
     )
@@ -212,7 +212,7 @@ def test_unreadable_examples_are_replaced_in_training():
         assert sorted(batch["index"].tolist()) == [0, 0, 1, 4, 4, 4]
         assert (batch["label"] == batch["index"] % 7).all()
         assert (batch["image"][:, 0, 0, 0] == batch["index"]).all()
-    reasons = {i: f"picture {i}: no known picture format begins with b'broken'." for i in (2, 3, 5)}
+    reasons = {i: f"picture {i}: no known image format begins with b'broken'." for i in (2, 3, 5)}
     assert dict(sorted(streamed.unreadable.items())) == reasons == in_memory.unreadable
 
 
@@ -236,8 +236,8 @@ def test_unreadable_examples_are_masked_in_evaluation():
 def test_unreadable_examples_are_errors_by_default():
     source = ArraySource(_pixels(5), broken=(3,))
     message = (
-        r"example 3 cannot be read, picture 3: no known .* Repair or remove it, or go on without "
-        r'it with on_error="skip"'
+        r"example 3 cannot be read, picture 3: no known .* Repair or remove it, or skip it "
+        r'with on_error="skip"'
     )
     with pytest.raises(memory.UnreadableExample, match=message):
         load_in_memory(source, image_size=6)
@@ -349,7 +349,7 @@ def test_a_file_that_vanished(tmp_path, encode):
         ({"start_step": -1}, "start_step=-1 was given; use 0 or more"),
         ({"seed": -1}, "seed=-1 was given; use 0 or more"),
         ({"on_error": "ignore"}, "on_error='ignore' was given; use 'raise' or 'skip'"),
-        ({"image_size": 0}, "image_size=0 was given for streamed pictures"),
+        ({"image_size": 0}, "image_size=0 was given for streamed images"),
         ({"num_workers": -1}, "num_workers=-1 and num_threads=4 were given"),
     ],
 )

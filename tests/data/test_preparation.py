@@ -103,7 +103,5 @@ def test_files_to_fetch_by_hand_and_folders_that_cannot_be_written(tmp_path):
     ):
         datasets.prepare("downloaded_by_test", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        DatasetError, match="could not be written to .*name a folder that can be wr"
-    ):
+    with pytest.raises(DatasetError, match="could not be written to .*name a writable"):
         datasets.prepare("downloaded_by_test", tmp_path / "file")

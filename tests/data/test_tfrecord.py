@@ -82,7 +82,7 @@ def test_convert_small(small, tmp_path, digits_dir):
     assert report["num_bytes"] == sum(
         map(len, _records(original, "train", 9) + _records(original, "test", 3))
     )
-    # A renamed copy is opened as plain TFDS data, so that nothing is prepared behind our back.
+    # A renamed copy is opened as plain TFDS data, so that nothing is prepared unseen.
     (tmp_path / "new" / "digits").rename(tmp_path / "new" / "converted")
     read = open_dataset("converted", data_dir=tmp_path / "new", validation_fraction=0.0).splits
     whole = open_dataset("digits", data_dir=digits_dir, validation_fraction=0.0).splits
@@ -124,15 +124,17 @@ def test_damaged_files(small, tmp_path, damage, message):
 
 
 def test_refusals(small, tmp_path, digits_dir):
-    with pytest.raises(DatasetError, match="exists and is never overwritten"):
+    with pytest.raises(DatasetError, match="exists and is not overwritten"):
         convert_tfrecord(small, tmp_path)
-    with pytest.raises(DatasetError, match="is stored as array_record; only tfrecord is converted"):
+    with pytest.raises(
+        DatasetError, match="is stored as array_record; only tfrecord can be converted"
+    ):
         convert_tfrecord(digits_dir / "digits" / "1.0.0", tmp_path / "x")
     with pytest.raises(DatasetError, match="holds no dataset_info.json and features.json"):
         convert_tfrecord(tmp_path, tmp_path / "x")
     test_shard = small / "digits-test.tfrecord-00000-of-00001"
     test_shard.write_bytes(_frame(b"one record"))
-    with pytest.raises(DatasetError, match="holds 1 records where dataset_info.json says 3"):
+    with pytest.raises(DatasetError, match="holds 1 records, but dataset_info.json says 3"):
         convert_tfrecord(small, tmp_path / "x")
     test_shard.unlink()
     with pytest.raises(DatasetError, match="lacks the shard digits-test.tfrecord-00000-of-00001"):

@@ -62,7 +62,7 @@ def test_normalize_literals():
         (lambda: transforms.normalization("zero", 3), "'zero' was given; use imagenet, symmetric"),
         (
             lambda: transforms.normalize(jnp.zeros((2, 2, 1)), (0.1, 0.2, 0.3), (1.0,)),
-            "mean has 3 values for pictures of 1 channels; give 1 or 1",
+            "mean has 3 values for images of 1 channels; give 1 or 1",
         ),
         (
             lambda: transforms.normalize(jnp.zeros((2, 2, 1)), (0.1,), (0.0,)),

@@ -124,7 +124,7 @@ def test_a_strangers_file_says_what_was_assumed(tmp_path: Path):
         (lambda m: m["preprocessing"].update(std=[0, 1, 1]), "its std is .* must be above 0"),
         (lambda m: m["preprocessing"].update(mean=["x"]), "damaged: ValueError"),
         (lambda m: m["config"]["model"].update(name="resnet18"), "is a resnet18; convert reads"),
-        (lambda m: m["config"]["model"].update(blocks=[[1, 8, 10**9, 1]]), "no table of"),
+        (lambda m: m["config"]["model"].update(blocks=[[1, 8, 10**9, 1]]), "not a block table"),
         (lambda m: m["config"]["model"].update(blocks=[[1, 8, 1, 1]]), "is not a MobileNetV2"),
         (lambda m: m["config"].update(data=3), "damaged: TypeError"),
     ],

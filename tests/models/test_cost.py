@@ -161,7 +161,7 @@ def test_public_cifar_forms(settings: dict[str, Any], num_classes: int, params: 
 @pytest.mark.parametrize(
     ("output_stride", "side", "macs"),
     [
-        # Weights behind the last stride (5_0's depthwise on: 1,198,464) run on 14 x 14 pixels
+        # Weights after the last stride (5_0's depthwise on: 1,198,464) run on 14 x 14 pixels
         # instead of 7 x 7, or on 28 x 28; and with 8 those before it, from 3_0's depthwise on
         # (523,584), on 28 x 28 instead of 14 x 14.
         (None, 224, 279_423_872),

@@ -105,7 +105,7 @@ def tensorflow_side(side: int, rate: int) -> int:
     """Side of the map that TensorFlow computes for a 3x3 atrous convolution of a map.
 
     `tf.nn.atrous_conv2d` pads the map by the window's reach and on to a multiple of the rate, cuts
-    it into rate x rate pictures, and convolves each without padding.
+    it into rate x rate images, and convolves each without padding.
     """
     return (-(-(side + 2 * rate) // rate) - 2) * rate if rate > 1 else side
 
@@ -180,7 +180,7 @@ def test_void_pixels_do_not_count():
 
 
 def prediction_layers(model: det.SSDLite, side: int) -> tuple[int, int]:
-    """Parameters and MACs of everything behind the backbone."""
+    """Parameters and MACs of everything after the backbone."""
     whole, before = totals(model, side), totals(model.backbone, side)
     return whole.params - before.params, whole.macs - before.macs
 
@@ -296,15 +296,15 @@ def test_multibox_loss_counts_the_hardest_negatives():
     assert det.multibox_loss(logits, code, none) == 0
 
 
-# Training on pictures made here.
+# Training on images made here.
 
 
-def squares(random: np.random.Generator, pictures: int, side: int, classes: int) -> Any:
-    """One coloured square a picture on noise: images, masks, boxes [B, 4], labels [B] from 1."""
-    images = random.normal(0, 0.3, (pictures, side, side, 3)).astype(np.float32)
-    masks = np.zeros((pictures, side, side), np.int32)
-    boxes = np.zeros((pictures, 4), np.float32)
-    labels = random.integers(1, classes + 1, pictures)
+def squares(random: np.random.Generator, count: int, side: int, classes: int) -> Any:
+    """One coloured square per image on noise: images, masks, boxes [B, 4], labels [B] from 1."""
+    images = random.normal(0, 0.3, (count, side, side, 3)).astype(np.float32)
+    masks = np.zeros((count, side, side), np.int32)
+    boxes = np.zeros((count, 4), np.float32)
+    labels = random.integers(1, classes + 1, count)
     for i, label in enumerate(labels):
         size = random.integers(side // 4, side // 2)
         top, left = random.integers(0, side - size, 2)
@@ -379,9 +379,9 @@ def test_ssdlite_learns_to_find_squares():
         logits, code = output
         return det.multibox_loss(logits, code, match(boxes, labels))
 
-    def batch(pictures: int) -> tuple[Any, Any, Any]:
-        images, _, boxes, labels = squares(random, pictures, 32, 3)
-        # A second row of padding, as batches of pictures with several objects have.
+    def batch(count: int) -> tuple[Any, Any, Any]:
+        images, _, boxes, labels = squares(random, count, 32, 3)
+        # A second row of padding, as batches of images with several objects have.
         return images, np.stack([boxes, boxes * 0], 1), np.stack([labels, labels * 0], 1)
 
     variables, losses = train(model, loss, [batch(16) for _ in range(60)], 1e-2)
@@ -390,9 +390,9 @@ def test_ssdlite_learns_to_find_squares():
     logits, code = quick_jit(model.apply)(variables, images)
     scores = np.asarray(jax.nn.softmax(logits))[..., 1:]
     best = scores.max(-1).argmax(-1)
-    picture = np.arange(len(images))
-    found = det.decode(code[picture, best], anchors[best])
+    image = np.arange(len(images))
+    found = det.decode(code[image, best], anchors[best])
     overlap = jax.vmap(lambda a, b: det.overlaps(a[None], b[None])[0, 0])(found, boxes[:, 0])
-    label = scores[picture, best].argmax(-1) + 1
+    label = scores[image, best].argmax(-1) + 1
     assert np.mean(label == labels[:, 0]) > 0.9
     assert np.mean(overlap > 0.5) > 0.8

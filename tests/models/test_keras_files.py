@@ -129,7 +129,7 @@ def test_images_are_normalised_as_the_model_does(
 def test_layers_that_compute_something_else():
     unknown = {"class_name": "TrueDivide", "config": {"name": "true_divide"}}
     (note,) = keras_topology.read(topology(unknown), "m").notes
-    assert "Not read are the layers true_divide (TrueDivide)" in note
+    assert "These layers were not read: true_divide (TrueDivide)." in note
     with pytest.raises(PretrainedError, match="layer pool is a GlobalMaxPooling2D; .* the mean"):
         keras_topology.read(topology(pooling="GlobalMaxPooling2D"), "m")
 
@@ -186,7 +186,7 @@ def test_nothing_is_read_from_other_files(tmp_path: Path):
         file["a"] = np.zeros(3)
     with h5py.File(path, "w") as file:
         file["layers"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
-    with pytest.raises(PretrainedError, match="has the link 'layers'; nothing is read by links"):
+    with pytest.raises(PretrainedError, match="has the link 'layers'; links are not followed"):
         pretrained.read("keras", path)
 
 

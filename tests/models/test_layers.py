@@ -1,4 +1,4 @@
-"""Where a convolution is left to the normalisation behind it, and that nothing else changes."""
+"""Where the normalisation after a convolution computes it, and that nothing else changes."""
 
 from functools import partial
 from typing import Any

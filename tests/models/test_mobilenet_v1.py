@@ -165,6 +165,6 @@ def test_dropout_follows_the_keys_of_examples():
         result = model.apply(variables, one, train, dropout_keys=keys, mutable=mutable)
         return result[0] if train else result
 
-    assert not np.allclose(apply(True)[0], apply(True)[1])  # one picture, two masks
+    assert not np.allclose(apply(True)[0], apply(True)[1])  # one image, two masks
     np.testing.assert_array_equal(apply(True), apply(True))
     np.testing.assert_allclose(apply(False)[0], apply(False)[1], rtol=1e-6)

@@ -140,7 +140,7 @@ def test_output_stride_turns_strides_into_dilation():
 
     plain = [1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
     assert numbers(None) == numbers(32) == [(strides, 1) for strides in plain]
-    # Block 13 (blocks_5_0) keeps stride 1 and rate 1, those behind it have rate 2.
+    # Block 13 (blocks_5_0) keeps stride 1 and rate 1, those after it have rate 2.
     assert numbers(16) == [(s, 1) for s in plain[:13]] + [(1, 1)] + [(1, 2)] * 3
     # Block 6 (blocks_3_0) first, then rate 2, and from block 14 on rate 4.
     assert numbers(8) == [(s, 1) for s in plain[:6]] + [(1, 1)] + [(1, 2)] * 7 + [(1, 4)] * 3
@@ -292,7 +292,7 @@ def test_squeeze_excite_gates_channels(gate: str):
         ),
         variables["params"],
     )
-    # A gate forced shut zeroes what it scales, so nothing of the picture is left.
+    # A gate forced shut zeroes what it scales, so nothing of the image is left.
     closed = model.apply({**variables, "params": shut}, IMAGES)
     np.testing.assert_allclose(closed, jnp.broadcast_to(closed[:1], closed.shape), atol=1e-5)
     assert model.apply(variables, IMAGES).shape == (4, 5)
@@ -358,7 +358,7 @@ def test_dropout_follows_the_keys_of_examples():
         return model.apply(variables, images, True, dropout_keys=keys, mutable=["batch_stats"])[0]
 
     whole = apply(np.repeat(IMAGES[:1], 4, 0), keys)
-    assert not np.allclose(whole[0], whole[1])  # one picture, two masks
+    assert not np.allclose(whole[0], whole[1])  # one image, two masks
     again = apply(np.repeat(IMAGES[:1], 4, 0), keys)
     np.testing.assert_array_equal(whole, again)
     with_stream = model.apply(

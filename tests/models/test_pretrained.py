@@ -1,6 +1,6 @@
 """Readers of other projects' weights: names, shapes, settings, and what they say of broken files.
 
-That the names are really those of the other projects is shown by the slow tests beside this file,
+That the names are really those of the other projects is shown by the slow tests next to this file,
 against the projects themselves, and here by the real files where they are at hand.
 """
 
@@ -230,10 +230,10 @@ def test_keras_files_are_read_to_the_last_bit(layout: str, tmp_path: Path):
         path = write_legacy(tmp_path / "m.h5", weights, known)
     found = pretrained.read("tfjs" if layout == "tfjs" else "keras", path)
     assert_same(found, weights)
-    told = layout in ("legacy_model", "tfjs")
+    described = layout in ("legacy_model", "tfjs")
     assert found.settings["model.padding"] == "SAME"
-    assert found.settings["model.bn_epsilon"] == (2e-3 if told else 1e-3)
-    assert found.settings["data.image_size"] == (160 if told else 224)
+    assert found.settings["model.bn_epsilon"] == (2e-3 if described else 1e-3)
+    assert found.settings["data.image_size"] == (160 if described else 224)
     assert found.settings["data.normalization"] == "symmetric"
     assert found.mean == found.std == (0.5, 0.5, 0.5) and not found.notes
 
@@ -362,7 +362,7 @@ def test_truncated_and_foreign_files_say_so(tmp_path: Path):
         ("safetensors", safe, "m.safetensors is truncated, damaged or not a .safetensors file"),
         ("timm", safe, "m.safetensors is truncated, damaged or not a .safetensors file"),
         ("tfjs", tfjs, r"a\.bin, b\.bin of model\.json is truncated: [\d,]+ bytes end within"),
-        ("tfjs", safe, "truncated, damaged or no TF.js model"),
+        ("tfjs", safe, "truncated, damaged or not a TF.js model"),
         ("tflite", safe, "not a TFLite file: it has no TFL3 at byte 4"),
         ("onnx", safe, "'onnx' is not known; allowed are keras, tfjs"),
         ("keras", tmp_path, "is a directory; give the file in it"),
@@ -371,7 +371,7 @@ def test_truncated_and_foreign_files_say_so(tmp_path: Path):
         with pytest.raises(PretrainedError, match=message):
             pretrained.read(file_format, path)
     (tmp_path / "b.bin").unlink()
-    with pytest.raises(PretrainedError, match="names the shard b.bin, which is not beside it"):
+    with pytest.raises(PretrainedError, match="names the shard b.bin, which is not next to it"):
         pretrained.read("tfjs", tfjs)
 
 
@@ -438,7 +438,7 @@ def test_real_int8_weights_are_dequantised(int8: Path, name: str):
 def test_damaged_tflite_files_are_refused(int8: Path, tmp_path: Path):
     data = (int8 / "mobilenet_v2_1.0_224_quant.tflite").read_bytes()
     path = tmp_path / "m.tflite"
-    # What stands behind the last operation (names, labels) is not read, and may be missing.
+    # What follows the last operation (names, labels) is not read, and may be missing.
     for part in (9, 100, len(data) // 2, len(data) - 100_000):
         path.write_bytes(data[:part])
         with pytest.raises(PretrainedError, match="m.tflite is truncated"):
@@ -459,9 +459,12 @@ def test_graphs_that_are_wired_otherwise_are_refused(int8: Path):
     last = max(graph.sums)
     others = {total: terms for total, terms in graph.sums.items() if total != last}
     for wrong, message in (
-        (changed(2, relu6=True), "in the place of blocks_0_0/project, has relu6 True"),
-        (changed(4, strides=1), "in the place of blocks_1_0/depthwise, has strides 1 instead of 2"),
-        (changed(5, source=1), "in the place of blocks_1_0/project, has input 1"),
+        (changed(2, relu6=True), "at the position of blocks_0_0/project, has relu6 True"),
+        (
+            changed(4, strides=1),
+            "at the position of blocks_1_0/depthwise, has strides 1 instead of 2",
+        ),
+        (changed(5, source=1), "at the position of blocks_1_0/project, has input 1"),
         (changed(4, pads=(112, 1, 1)), r"pads \(0, 1\), \(1, 1\), .* at stride 2"),
         (changed(1, pads=(112, 0, 1)), r"convolution 1 pads \(0, 1\) at stride 1"),
         (graph._replace(sums=others), "blocks_5_2 has no shortcut"),
@@ -480,15 +483,15 @@ def test_dequantised_networks_classify_as_the_int8_files(int8: Path):
     folder = SHARED / "images" / "imagenet_samples"
     with open(folder / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    pictures = np.stack(
+    views = np.stack(
         [images.load_eval_view((folder / row["path"]).read_bytes(), size=224) for row in rows]
     )
-    labels = np.array([int(row["class_index"]) + 1 for row in rows])  # behind the background
+    labels = np.array([int(row["class_index"]) + 1 for row in rows])  # after the background
 
     def score(name: str) -> tuple[float, float]:
         weights = pretrained.read("tflite", int8 / name)
         mean, std = np.array(weights.mean, np.float32), np.array(weights.std, np.float32)
-        shown = (pictures.astype(np.float32) / 255 - mean) / std
+        shown = (views.astype(np.float32) / 255 - mean) / std
         logits = np.concatenate(
             [parity.logits(weights, shown[start : start + 50]) for start in range(0, 200, 50)]
         )
@@ -506,11 +509,14 @@ def test_dequantised_networks_classify_as_the_int8_files(int8: Path):
     ("changes", "message"),
     [
         ({"settings": {"model.num_classes": 10**9}}, "says 1000000000 classes, .* has 7"),
-        ({"settings": {"model.blocks": [[1, 8, 10**9, 1]]}}, "model.blocks is no table of"),
-        ({"settings": {"model.blocks": 3}}, "model.blocks is no table of"),
+        (
+            {"settings": {"model.blocks": [[1, 8, 10**9, 1]]}},
+            "model.blocks is not a block table for",
+        ),
+        ({"settings": {"model.blocks": 3}}, "model.blocks is not a block table for"),
         ({"settings": {"data.image_size": 10**6}}, "images are 1000000 pixels large"),
-        ({"settings": {"data.data_dir": "/"}}, "it sets 'data.data_dir', which does not come"),
-        ({"settings": {"pretrained": "x"}}, "it sets 'pretrained', which does not come"),
+        ({"settings": {"data.data_dir": "/"}}, "it sets 'data.data_dir', which is not a setting"),
+        ({"settings": {"pretrained": "x"}}, "it sets 'pretrained', which is not a setting"),
         ({"class_names": ["a"]}, "has 1 names for 7 classes"),
         ({"mean": [float("nan")] * 3}, "its mean is .* for images of 3 channels"),
         ({"std": [1, 1]}, "its std is .* for images of 3 channels"),
@@ -522,9 +528,9 @@ def test_what_a_file_says_of_itself_is_checked(
     names: str, changes: dict[str, Any], message: str, tmp_path: Path
 ):
     weights, path = random_weights(0.1), tmp_path / "w.safetensors"
-    told = json.loads(native.describe(weights))
-    settings = {**told["settings"], **changes.get("settings", {})}
-    text = json.dumps({**told, **changes, "settings": settings})
+    described = json.loads(native.describe(weights))
+    settings = {**described["settings"], **changes.get("settings", {})}
+    text = json.dumps({**described, **changes, "settings": settings})
     arrays = native.flatten({"params": weights.params, "batch_stats": weights.batch_stats})
     if names == "torchvision":
         arrays = torch_arrays(weights, names)
@@ -542,7 +548,7 @@ def test_metadata_is_no_bottomless_pit(tmp_path: Path):
         pretrained.read("safetensors", path)
     arrays["params/a/b"] = np.zeros(1, np.float32)
     safetensors.numpy.save_file(arrays, path, {native.KEY: "{}"})
-    with pytest.raises(PretrainedError, match="damaged: params/a/b has no place"):
+    with pytest.raises(PretrainedError, match="damaged: params/a/b lies below another tensor"):
         pretrained.read("safetensors", path)
 
 
@@ -563,7 +569,7 @@ def test_files_larger_than_any_network_are_not_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ([], "not a configuration of Hugging Face's"),
+        ([], "not a configuration of Hugging Face"),
         ({"layer_norm_eps": "x"}, "config.json is damaged: ValueError"),
         ({"id2label": [1]}, "config.json is damaged: AttributeError"),
         ({"image_size": [224]}, "config.json is damaged: TypeError"),

@@ -104,7 +104,7 @@ def test_other_files_of_keras(kind: str, tmp_path: Path):
 
 
 def interpret(path: Path, images: np.ndarray) -> np.ndarray:
-    """The outputs of a TFLite file of float pictures."""
+    """The outputs of a TFLite file of float images."""
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(str(path))

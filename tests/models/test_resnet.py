@@ -98,7 +98,7 @@ def test_identity_shortcut_adds_the_input(bottleneck: bool):
 @pytest.mark.parametrize(("padding", "first"), [("SYMMETRIC", 0), ("SAME", 1)])
 def test_max_pooling_follows_the_padding_convention(padding: Any, first: int):
     # A block whose two convolutions give nothing is ReLU after pooling: PyTorch's windows begin one
-    # pixel before the map, TensorFlow's at its first pixel, and end one behind it.
+    # pixel before the map, TensorFlow's at its first pixel, and end one after it.
     model = small_model(padding=padding)
     variables = jax.tree.map(lambda leaf: leaf, initial(model))  # a copy, changed below
     bn = variables["params"]["blocks_0_0"]["conv2"]["bn"]

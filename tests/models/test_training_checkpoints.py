@@ -89,7 +89,7 @@ def test_of_several_networks_the_usual_one_is_read_and_said(tmp_path: Path):
     found = pretrained.read("torchvision", path)
     assert_same(found, WEIGHTS)
     assert found.notes == (
-        "The weights are those under state_dict; there are others under state_dict_ema.",
+        "The weights under state_dict were read; the file has others under state_dict_ema.",
     )
     path.write_bytes(wrapped({"a": "<sd>", "b": "<ema>"}, {"sd": arrays(), "ema": average}))
     with pytest.raises(PretrainedError, match="several state dicts of 262 tensors, under a, b"):
@@ -136,7 +136,9 @@ def test_a_module_around_the_features_with_its_own_classifier(tmp_path: Path):
     path.write_bytes(state_dict.dumps(found))
     read = pretrained.read("torchvision", path)
     assert_same(read, WEIGHTS)
-    assert read.notes == ("Left out are tensors beside the network: criterion.weight.",)
+    assert read.notes == (
+        "These tensors do not belong to the network and were left out: criterion.weight.",
+    )
     found["fc2.weight"] = np.ones((3, 3), np.float32)
     path.write_bytes(state_dict.dumps(found))
     with pytest.raises(PretrainedError, match="has 2 dense layers, fc, fc2"):
@@ -147,7 +149,7 @@ def test_what_is_not_one_network_is_refused(tmp_path: Path):
     path = tmp_path / "m.pth"
     twice = {f"{p}{n}": a for p in ("student.", "teacher.") for n, a in arrays().items()}
     path.write_bytes(state_dict.dumps(twice))
-    with pytest.raises(PretrainedError, match="2 networks, under student., teacher.; save the one"):
+    with pytest.raises(PretrainedError, match="2 networks, under student., teacher.; save only"):
         pretrained.read("torchvision", path)
     path.write_bytes(state_dict.dumps({**arrays(), "fc.weight": np.ones((3, 3), np.float32)}))
     with pytest.raises(PretrainedError, match="2 dense layers, classifier.1, fc; this project's"):

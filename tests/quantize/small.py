@@ -38,7 +38,7 @@ def network(**changes: Any) -> MobileNetV2:
 
 @functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, about [-1, 1], and labels; the last 360 are for tests."""
+    """Images, about [-1, 1], and labels; the last 360 are for tests."""
     found: Any = datasets.load_digits()
     return found.images[..., None].astype(np.float32) / 8 - 1, found.target
 
@@ -90,7 +90,7 @@ def quantized(
     rows: tuple[tuple[str, str], ...] = (),
     **changes: dict[str, Any],
 ) -> tuple[MobileNetV2, dict[str, Any]]:
-    """A network after PTQ with 256 pictures; `weights` and `activations` change their defaults."""
+    """A network after PTQ with 256 images; `weights` and `activations` change their defaults."""
     found = rules.parse(
         {**WEIGHTS, **changes.pop("weights", {})},
         {**ACTIVATIONS, **changes.pop("activations", {})},

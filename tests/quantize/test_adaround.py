@@ -55,7 +55,7 @@ def correlated(activation: str = "relu") -> tuple[np.ndarray, numerics.Grid, Pro
 
 
 def difference(kernel: np.ndarray, problem: Problem) -> float:
-    """Mean squared difference behind ReLU, in NumPy."""
+    """Mean squared difference after ReLU, in NumPy."""
     y = problem.inputs @ kernel.reshape(-1, kernel.shape[-1])
     y, wanted = (np.maximum(x + problem.bias, 0) for x in (y, problem.targets))
     return float(np.square(y - wanted).mean())

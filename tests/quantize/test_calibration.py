@@ -1,4 +1,4 @@
-"""From pictures to ranges and first steps: values, and what is dead, broken or missing."""
+"""From images to ranges and first steps: values, and what is dead, broken or missing."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ COUNTERS = {"observe": 7.0, "batch_norm": 5.0}
 
 
 def as_quantized(net: Any, variables: Any) -> dict[str, Any]:
-    """Float variables beside an empty `quant` collection."""
+    """Float variables next to an empty `quant` collection."""
     shapes = calibration.structure(net, SHAPE)
     params = flatten(variables["params"])
     for path, leaf in shapes["params"].items():
@@ -32,7 +32,7 @@ def as_quantized(net: Any, variables: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """Observers of 12 pictures in two batches of different size."""
+    """Observers of 12 images in two batches of different size."""
     net = quantized(NET)
     return calibration.observe(net, as_quantized(net, FLOAT), [images(8), images(4, seed=1)])
 
@@ -117,7 +117,7 @@ def test_first_steps_are_the_scales_of_the_ranges(found: dict[str, Any]):
     np.testing.assert_allclose(
         params["stem/conv/weights/step"], np.abs(kernel).max((0, 1, 2)) / 7, rtol=1e-6
     )
-    # Behind ReLU6 codes are unsigned, of a bottleneck signed.
+    # After ReLU6 codes are unsigned, of a bottleneck signed.
     assert params["stem/output/step"] == pytest.approx(found["stem/output"].high / 255)
     sums = found["blocks_1_0/project/output"]
     step = max(-sums.low, sums.high) / 127
@@ -182,8 +182,8 @@ def test_dead_channels_and_constant_tensors_are_told(
         made = start(constant, make_rules(weights={"ranges": "lsq"}), dead)
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        "blocks_1_0/expand/conv/weights: 1 of 16 ranges are of zeros alone.",
-        "pooled: every number is 2.5 on the calibration pictures.",
+        "blocks_1_0/expand/conv/weights: 1 of 16 ranges only have zeros.",
+        "pooled: every number is 2.5 on the calibration images.",
     ]
     assert made["params"]["blocks_1_0/expand/conv/weights/step"][0] == 1.0  # zero is exact
     caplog.clear()
@@ -208,7 +208,7 @@ def test_activations_that_are_no_numbers_name_their_site():
 @pytest.mark.parametrize("batches", [[], [images(0)]])
 def test_without_pictures_there_are_no_ranges(batches: Any):
     net = quantized(NET)
-    with pytest.raises(CalibrationError, match="There are no pictures to calibrate with; set "):
+    with pytest.raises(CalibrationError, match="There are no images for calibration; set "):
         calibration.observe(net, as_quantized(net, FLOAT), batches)
 
 

@@ -56,7 +56,7 @@ HEAD = ["head > classifier"]
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # An identity shortcut reads the stem, and the sum behind blocks has two authors; the
+        # An identity shortcut reads the stem, and the sum after blocks has two authors; the
         # second stage's first block has none, but its output is read by the next one's shortcut.
         ({}, ["blocks_0_0/depthwise > blocks_0_0/project", *sum(INSIDE, []), *HEAD]),
         (
@@ -277,7 +277,7 @@ def test_absorbing_keeps_what_stays_above_the_surplus():
     _, found = net.apply(
         variables, x, False, mutable=["intermediates"], capture_intermediates=ends_in_relu
     )
-    # The least number behind ReLU as mean, without deviation: nothing lies below the surplus.
+    # The least number after ReLU as mean, without deviation: nothing lies below the surplus.
     least = {
         path[:-1]: np.min(y, axis=(0, 1, 2))
         for path, (y,) in flatten(found["intermediates"]).items()
@@ -286,7 +286,7 @@ def test_absorbing_keeps_what_stays_above_the_surplus():
     moments = {path: (least.get(path, -np.ones(1)), np.zeros(1)) for path in layers.layers}
     changed = equalize.absorb_biases(layers, pairs, moments)
 
-    # Depthwise layers behind are left out, and so are bottlenecks before.
+    # Depthwise layers after are left out, and so are bottlenecks before.
     sources = [first for first, _ in pairs if first[-1] == "depthwise"]
     assert changed == sum(int((least[path] > 0).sum()) for path in sources) > 20
     for path in layers.layers:

@@ -278,7 +278,7 @@ def test_two_devices_see_the_ranges_of_one(synchronised: bool):
     together = flat(jax.device_get(mapped(variables, x.reshape(2, 4, *SHAPE)))["quant"])
     for path, leaf in together.items():
         np.testing.assert_array_equal(leaf[0], leaf[1], err_msg=path)
-        if synchronised or path.startswith("input"):  # behind local statistics all differs
+        if synchronised or path.startswith("input"):  # after local statistics all differs
             np.testing.assert_allclose(
                 leaf[0], flat(alone["quant"])[path], rtol=1e-4, atol=1e-5, err_msg=path
             )
@@ -422,7 +422,7 @@ def test_gradients_pass_through_the_fold():
     # Every weight of a follows-its-extremes range is inside: the gradient is the float one's.
     by_kernel = np.einsum("bhwi,bhwo->io", x, weights) * factor
     np.testing.assert_allclose(gradient["conv"]["kernel"][0, 0], by_kernel, rtol=1e-4, atol=1e-5)
-    # The factor inside the rounding is a constant: the scale acts behind it alone.
+    # The factor inside the rounding is a constant: the scale acts after it alone.
     by_scale = np.sum(weights * (products - mean) * r, (0, 1, 2))
     np.testing.assert_allclose(gradient["bn"]["scale"][live], by_scale[live], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(gradient["bn"]["bias"], weights.sum((0, 1, 2)), rtol=1e-4)
@@ -448,7 +448,7 @@ def test_gradients_reach_what_quantisers_learn(changes: dict[str, Any], learned:
     activations = {**changes["activations"], "estimator": "percentile"}
     net, rules = one_block(), make_rules(weights=changes.get("weights"), activations=activations)
     quantised, x = quantized(net, rules), images(16)
-    # Ranges so small that something is clipped at both ends everywhere: chosen on these pictures,
+    # Ranges so small that something is clipped at both ends everywhere: chosen on these images,
     # for activations that the running statistics and the batch's normalise alike.
     variables = settled(net, random_variables(net), x)
     variables = prepared(quantised, rules, variables, percentile=90.0)
@@ -472,7 +472,7 @@ def test_gradients_reach_what_quantisers_learn(changes: dict[str, Any], learned:
             names.add(name)
             if name == "clip" and low[f"{site}/low"] < 0:
                 assert leaf == 0  # what is signed keeps its range
-            elif name != "offset":  # 0 keeps its code: behind ReLU the offset has no effect
+            elif name != "offset":  # 0 keeps its code: after ReLU the offset has no effect
                 assert np.any(leaf != 0), path
             elif low[f"{site}/low"] < 0:
                 assert leaf != 0, path

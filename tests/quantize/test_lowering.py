@@ -60,7 +60,7 @@ def forward(model: Any, variables: Any, images: np.ndarray) -> tuple[Any, dict[s
     """Logits, and what every quantiser of activations hands on.
 
     That lies on the grid, so its code is beyond doubt. What the quantiser is given is not enough:
-    beside a tie float32 rounds the quotient to another code than float64, and one code of an input
+    next to a tie float32 rounds the quotient to another code than float64, and one code of an input
     is worth a code and more of an output with smaller steps.
     """
     run = jax.jit(
@@ -166,7 +166,7 @@ def test_behind_a_tensor_of_zeros_half_a_unit_of_the_bias_may_be_missing():
     float_model = squeezed()
     float_variables = small.untrained(float_model)
     params = flatten(float_variables["params"])
-    params[("blocks_0_0", "se", "reduce", "bias")] -= 100  # behind ReLU nothing is left
+    params[("blocks_0_0", "se", "reduce", "bias")] -= 100  # after ReLU nothing is left
     float_variables = {**float_variables, "params": nest(params)}
     model, variables = small.quantized(float_model, float_variables)
     graph = lowering.lower(model, variables, small.SHAPE)
@@ -207,7 +207,7 @@ def test_dead_channels_and_large_biases_are_their_bias():
     params = flatten(variables["params"])
     scale = np.array(params[("stem", "bn", "scale")])
     bias = np.array(params[("stem", "bn", "bias")])
-    # Nothing left of the first; the weights of the second are nothing beside its bias, which int32
+    # Nothing left of the first; the weights of the second are nothing next to its bias, which int32
     # does not hold in steps of theirs.
     scale[0], bias[0] = 0, 1
     scale[1], bias[1] = 1e-10, 2
@@ -227,7 +227,7 @@ def test_dead_channels_and_large_biases_are_their_bias():
 def without_ranges(
     float_model: MobileNetV2, rows: tuple[tuple[str, str], ...] = ()
 ) -> tuple[MobileNetV2, dict[str, Any]]:
-    """A quantised network that saw no picture: bits and structure alone are right."""
+    """A quantised network that saw no image: bits and structure alone are right."""
     found = rules.parse(small.WEIGHTS, small.ACTIVATIONS, rows)
     model: Any = layers.quantize_network(float_model, found)
     quant = calibration.empty(calibration.structure(model, small.SHAPE)["quant"])
@@ -274,9 +274,9 @@ def test_networks_without_an_integer_form(
 
 def test_what_was_never_quantised_is_refused():
     model, variables = small.trained()
-    with pytest.raises(RuleError, match="is a float one"):
+    with pytest.raises(RuleError, match="is not quantised"):
         lowering.lower(model, {**variables, "quant": {}}, small.SHAPE)
-    with pytest.raises(lowering.LoweringError, match="knows MobileNetV2 alone"):
+    with pytest.raises(lowering.LoweringError, match="only MobileNetV2 can be quantised"):
         lowering.lower(MobileNetV1(plan=plan_blocks()), {}, small.SHAPE)
 
 

@@ -33,7 +33,7 @@ def rounded(x: np.ndarray, low: float, high: float, bits: int, *, symmetric: boo
 
 
 def width(observer: Observer) -> float:
-    """Of a bin, as wide as the docstring of the histogram allows: all beside each other."""
+    """Of a bin, as wide as the docstring of the histogram allows: all next to each other."""
     centres, _ = observer.histogram
     return float(centres[1] - centres[0])
 
@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_refused(bad: float):
 
 def test_without_numbers_there_is_no_range():
     observer = observed(np.zeros((0, 3)))
-    with pytest.raises(NotFinite, match="nothing was observed"):
+    with pytest.raises(NotFinite, match="no value of it was observed"):
         observer.range("min_max", 8, symmetric=True)
 
 

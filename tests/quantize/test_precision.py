@@ -86,5 +86,5 @@ def test_a_loss_that_rises_with_bits_is_noise():
 
 
 def test_a_budget_out_of_reach_says_what_is_within():
-    with pytest.raises(precision.BudgetError, match="109 bits, and the fewest .* sum to 110"):
+    with pytest.raises(precision.BudgetError, match="109 bits, but the fewest .* sum to 110"):
         precision.allocate(LOSSES, NUMBERS, 109)

@@ -45,7 +45,7 @@ def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @functools.cache
 def source(variant: str = "plain", activation: str = "relu6") -> tuple[Any, dict[str, Any]]:
-    """A float network whose normalisation knows its pictures: the statistics are theirs."""
+    """A float network whose normalisation knows its images: the statistics are theirs."""
     net = network(variant, BLOCKS, activation=activation)
     return net, settled(net, random_variables(net), PICTURES)
 
@@ -79,7 +79,7 @@ def product_means(net: Any, variables: Any, x: Any) -> Any:
 
 
 def output_means(net: Any, variables: Any) -> dict[Any, np.ndarray]:
-    """Layer -> mean of what it hands its activation, [C], on the pictures."""
+    """Layer -> mean of what it hands its activation, [C], on the images."""
     found = flatten(product_means(net, variables, PICTURES))
     folded, means = Folded(variables, EPSILON), {}
     for path, mean in found.items():
@@ -118,7 +118,7 @@ def test_empirical_correction_makes_the_means_match(variant: str):
 
 
 def test_means_weigh_every_picture_alike():
-    values = np.random.default_rng(0).normal(2, 3, (7, 4, 5))  # pictures, positions, channels
+    values = np.random.default_rng(0).normal(2, 3, (7, 4, 5))  # images, positions, channels
 
     def look(variables: Any, x: np.ndarray) -> Any:
         return {("layer",): (x.sum((0, 1)), np.square(x).sum((0, 1)), x.size / x.shape[-1])}
@@ -159,7 +159,7 @@ def test_analytic_correction_knows_what_each_layers_rounding_does(variant: str):
     _, corrected, _ = prepare(variant, rules, fold=False, correct="analytic")
     wanted = float_means(variant, rules)
     before, after = Folded(plain, EPSILON), Folded(corrected, EPSILON)
-    # The pictures are not described, so the stem stays.
+    # The images are not described, so the stem stays.
     np.testing.assert_array_equal(after.bias(("stem",)), before.bias(("stem",)))
     assert set(wanted) == set(before.layers)
     for layer in set(wanted) - {("stem",)}:
@@ -167,7 +167,7 @@ def test_analytic_correction_knows_what_each_layers_rounding_does(variant: str):
         bits = calibration.with_bits(plain["quant"], lambda s, own=site: None if s == own else 0)
         shift = output_means(net, {**plain, "quant": bits})[layer] - wanted[layer]
         left = shift + after.bias(layer) - before.bias(layer)
-        # Means of bottlenecks are known, those behind an activation as far as its input is normal.
+        # Means of bottlenecks are known, those after an activation as far as its input is normal.
         # At the border windows hold zeros besides, which the channel's mean knows nothing of: a
         # third of the taps of the smallest maps.
         kind = layer[-1] if layer != ("blocks_0_0", "expand") else "behind the stem"
@@ -189,7 +189,7 @@ def test_the_mean_of_a_clipped_normal_variable(ceiling: float):
 def test_analytic_correction_needs_what_it_reads():
     net, variables = source()
     rules = make_rules()
-    with pytest.raises(CalibrationError, match="these weights come folded; use 'empirical'"):
+    with pytest.raises(CalibrationError, match="these weights are already folded; use 'empirical'"):
         ptq.prepare(
             quantized(net), rules, fold(variables, EPSILON), lambda: [PICTURES], SHAPE,
             ptq.Settings(correct="analytic"),
@@ -199,8 +199,8 @@ def test_analytic_correction_needs_what_it_reads():
 @pytest.mark.parametrize(
     ("variant", "network_settings", "settings", "message"),
     [
-        ("squeeze", {}, {"correct": "analytic"}, "without squeeze-and-excitation; set it to 'emp"),
-        ("plain", {"activation": "hard_swish"}, {"correct": "analytic"}, "behind ReLU and ReLU6"),
+        ("squeeze", {}, {"correct": "analytic"}, "no squeeze-and-excitation; set it to 'emp"),
+        ("plain", {"activation": "hard_swish"}, {"correct": "analytic"}, "needs ReLU or ReLU6"),
         ("plain", {"bottleneck_activation": "relu6"}, {"correct": "analytic"}, "linear bottl"),
         ("plain", {}, {"adaround_steps": 5}, "range at .*/weights follows the weights.*'fixed'"),
     ],
@@ -247,7 +247,7 @@ def test_learned_rounding_is_better_than_nearest(variant: str, monkeypatch: pyte
     # before have lost, whichever way its own weights are rounded: little is left to win.
     assert facts["adaround"]["error_ratio"] < 1 and facts["adaround"]["error_ratio_worst"] <= 1
 
-    # Every weight lies on its grid, at one of the two codes beside it, and deployed as it is.
+    # Every weight lies on its grid, at one of the two codes next to it, and deployed as it is.
     resolved = resolve(rules, layers.sites(found["quant"]))
     before = Folded(variables, EPSILON)
     sites = {before.site(layer): layer for layer in before.layers}

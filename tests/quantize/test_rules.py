@@ -47,7 +47,7 @@ def test_the_first_match_counts():
 def test_a_pattern_must_match_the_whole_name():
     found = resolve(rules(("stem/conv/weights", "bits=3"), (".*output", "bits=4")), SITES)
     assert [found[site].bits for site in SITES] == [8, 3, 4, 8, 4, 8, 8, 8]
-    with pytest.raises(RuleError, match="'stem' is followed by no site"):
+    with pytest.raises(RuleError, match="'stem' applies to no site"):
         resolve(rules(("stem", "bits=3")), SITES)
 
 
@@ -64,12 +64,12 @@ def test_what_text_becomes():
     ("rows", "message"),
     [
         # ruff: noqa: E501 (one refusal a line)
-        ((("head/.*", "bits=4"),), "'head/.*' is followed by no site: none matches, .* input, stem"),
-        (((".*", "bits=8"), ("stem/.*", "bits=4")), "'stem/.*' is followed by no site"),
+        ((("head/.*", "bits=4"),), "'head/.*' applies to no site: none matches, .* input, stem"),
+        (((".*", "bits=8"), ("stem/.*", "bits=4")), "'stem/.*' applies to no site"),
         (("stem/.*", "bits=8"), "a rule is 'stem/.*'; it must be a pattern .* and the changes"),
         ((("stem/.*", 8),), r"a rule is \('stem/.*', 8\); it must be a pattern"),
         ((("stem/.*", "bits=8", "x"),), "it must be a pattern of site names and the changes"),
-        ((("stem/(", "bits=8"),), r"'stem/\(' is no regular expression"),
+        ((("stem/(", "bits=8"),), r"'stem/\(' is not a regular expression"),
         (((".*", "bit=8"),), "says 'bit=8'; it must be one of bits, symmetric, per_channel"),
         (((".*", ""),), "says ''; it must be one of bits"),
         (((".*", "bits=8,"),), "says ''; it must be one of bits"),

@@ -30,7 +30,7 @@ def int8() -> Path:
 
 
 @pytest.fixture
-def pictures() -> Path:
+def images() -> Path:
     if not PICTURES.is_dir():
         pytest.skip("the photographs are not at hand")
     if not benchmark.installed():
@@ -92,7 +92,7 @@ def test_graphs_that_are_no_integer_network(int8: Path):
     refused(graph._replace(tensors=tensors), "a tensor 111 of FLOAT32 with 0 scales")
     floats = [first._replace(integers=None), *graph.convolutions[1:]]
     refused(graph._replace(convolutions=floats), "m.tflite has weights that are not quantised")
-    refused(graph._replace(convolutions=[]), "a RELU6 that is no part of a convolution")
+    refused(graph._replace(convolutions=[]), "a RELU6 that does not belong to a convolution")
     wrong = [graph.steps[0], tflite_graph.Step("SQUEEZE_EXCITE", (109,), 110), *graph.steps[2:]]
     refused(graph._replace(steps=wrong), "m.tflite has the operation SQUEEZE_EXCITE on its own")
     pool = next(step for step in graph.steps if step.kind == "MEAN")
@@ -111,9 +111,9 @@ def test_float_pictures_are_quantised_by_the_reader(int8: Path):
 
 
 @FILES
-def test_operations_equal_litert(int8: Path, pictures: Path, name: str):
+def test_operations_equal_litert(int8: Path, images: Path, name: str):
     graph = graph_of(name)
-    codes = graph.quantize_input(benchmark.photographs(pictures, 224, 2).pictures)
+    codes = graph.quantize_input(benchmark.photographs(images, 224, 2).images)
     found = runtimes.compare_operations(int8 / name, graph, codes)
     assert all(row["equal"] == 1 for row in found.values()), found
     # With ties away from zero everywhere, some are one apart.
@@ -125,9 +125,9 @@ def test_operations_equal_litert(int8: Path, pictures: Path, name: str):
 
 
 @FILES
-def test_logits_equal_litert(int8: Path, pictures: Path, name: str):
+def test_logits_equal_litert(int8: Path, images: Path, name: str):
     graph = graph_of(name)
-    codes = graph.quantize_input(benchmark.photographs(pictures, 224, 4).pictures)
+    codes = graph.quantize_input(benchmark.photographs(images, 224, 4).images)
     ours = benchmark.executor_logits(graph, codes, rounding="builtin")
     assert ours.shape == (4, 1001) and ours.dtype == graph.grids[graph.output].dtype
     runtime = benchmark.LiteRT(int8 / name, int(graph.output))
@@ -142,11 +142,11 @@ def test_logits_equal_litert(int8: Path, pictures: Path, name: str):
 
 @pytest.mark.slow
 @FILES
-def test_all_photographs_are_classified_as_by_litert(int8: Path, pictures: Path, name: str):
-    found = benchmark.photographs(pictures, 224)
+def test_all_photographs_are_classified_as_by_litert(int8: Path, images: Path, name: str):
+    found = benchmark.photographs(images, 224)
     for row in benchmark.measure(int8 / name, found, compared=4):
         print(row)
-        assert row["pictures"] == (200 if row["part"] == "network" else 4)
+        assert row["images"] == (200 if row["part"] == "network" else 4)
         if row["kernels"] == "builtin" and row["rounding"] == "builtin":
             assert row["equal"] == 1
         elif row["part"] == "network":

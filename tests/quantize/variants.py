@@ -97,14 +97,14 @@ def random_variables(
 
 
 def settled(net: MobileNetV2, variables: Mapping[str, Any], x: np.ndarray) -> dict[str, Any]:
-    """The variables with the statistics of these pictures, as the end of training leaves them."""
+    """The variables with the statistics of these images, as the end of training leaves them."""
     learner = net.clone(bn_momentum=0.0)
     run = jax.jit(lambda v, x: learner.apply(v, x, True, mutable=["batch_stats"])[1])
     return {**variables, **jax.device_get(run(variables, x))}
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
-    """Normalised pictures."""
+    """Normalised images."""
     return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float32)
 
 
@@ -135,6 +135,6 @@ def apply(net: Any, variables: Any, x: np.ndarray) -> np.ndarray:
 
 
 def prepared(net: Any, rules: Rules, variables: Any, **settings: Any) -> dict[str, Any]:
-    """Variables of a quantised network, calibrated on 16 pictures; normalisation is kept."""
+    """Variables of a quantised network, calibrated on 16 images; normalisation is kept."""
     options = ptq.Settings(**{"fold": False, **settings})
     return ptq.prepare(net, rules, variables, lambda: [images(16)], SHAPE, options)[0]

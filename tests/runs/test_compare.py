@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mobilenet import experiment, rows
-from mobilenet.analysis import comparison
+from mobilenet import experiment
 from mobilenet.cli.main import main
+from mobilenet.report import comparison, rows
 from mobilenet.sweep import points, runner
 
 pytestmark = pytest.mark.slow  # whole commands, each in a process of its own

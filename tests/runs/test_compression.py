@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from support import TINY, Command, metric_rows, start, summary, tiny, write_run
 
-from mobilenet import build, compression, rows, rundir
+from mobilenet import build, compression, rundir
 from mobilenet import config as config_lib
-from mobilenet.analysis import comparison
 from mobilenet.cli.main import main
 from mobilenet.cli.quantize import ptq_config
 from mobilenet.compress import pruning
 from mobilenet.config import ConfigError
 from mobilenet.quantize import layers
+from mobilenet.report import comparison, rows
 from mobilenet.train import loop, steps
 from mobilenet.train.checkpoints import Checkpoints, read_checkpoint
 
@@ -255,9 +255,9 @@ def test_what_is_left_of_runs_becomes_a_table(
     file = tmp_path / "named.py"
     file.write_text(
         "from mobilenet.config import get_config\n"
-        "def arms(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
+        "def variants(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
     )
-    flags = [f"--arms={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
+    flags = [f"--variants={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
     assert main(["report", f"--root={root}", *flags]) == 0
     (row,) = rows.read(root / "experiments/results/compression.csv")
     left = compression.describe_run(pruned)
@@ -279,7 +279,7 @@ def test_what_is_left_of_runs_becomes_a_table(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to=x", "--macs=0.01"], "give at least that, or a smaller network"),
+        (["--to=x", "--macs=0.01"], "raise the budget to at least that, or start from a smaller"),
         (["--to=x", "--macs=0.5", "--score=l3"], "allowed are l1, bn_scale, taylor"),
         (["--to=x"], "Give --to=NEW_RUN with either --macs or --params"),
         (["--macs=0.5"], "Give --to=NEW_RUN with either --macs or --params"),
@@ -289,7 +289,7 @@ def test_what_is_left_of_runs_becomes_a_table(
         ([f"--config={TINY}"], "--config trains what is cut; give --to"),
         (
             ["--to=x", "--macs=0.01", "--rounds=2", f"--config={TINY}"],
-            "give at least that, or a smaller network",
+            "raise the budget to at least that, or start from a smaller",
         ),
         (
             ["--to=x", "--macs=0.9", f"--config={TINY}", "--config.pretrained=y"],
@@ -362,7 +362,7 @@ def test_sparsities_train_as_lanes_of_one_program(tmp_path: Path):
 def test_rules_that_match_nothing_are_refused_before_compiling(tmp_path: Path):
     rules = (("blocks_9_0/.*", "spare"),)
     config = numbers(compress__pruning__sparsity=0.5, compress__pruning__rules=rules)
-    with pytest.raises(ConfigError, match="the rule 'blocks_9_0/.*' is followed by no module"):
+    with pytest.raises(ConfigError, match="the rule 'blocks_9_0/.*' applies to no module"):
         build.build(config, tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_a_run_that_cannot_begin_leaves_nothing_for_the_corrected_one_to_meet(
     command = ["train", f"--config={TINY}", f"{PRUNING}method=magnitude", f"{PRUNING}sparsity=0.5"]
     wrong = f"{PRUNING}rules=(('classifer', 'prune'),)"
     assert main([*command, f"--workdir={tmp_path / 'new'}", wrong]) == 2
-    assert "the rule 'classifer' is followed by no module" in capsys.readouterr().err
+    assert "the rule 'classifer' applies to no module" in capsys.readouterr().err
     assert not list((tmp_path / "new").glob("*.json"))
     # A run that is there stays.
     run = shutil.copytree(finished, tmp_path / "run")
@@ -431,8 +431,8 @@ def test_a_distilled_run_trains_and_names_its_teacher(finished: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [
-        ("zero", {}, r"which knows 10 classes \(zero, 1, 2, ...\) with 10 outputs, but the"),
-        ("", {"data__image_size": 16}, "has seen pictures of data.image_size=8, but .* sees 16"),
+        ("zero", {}, r"which has 10 classes \(zero, 1, 2, ...\) with 10 outputs, but the"),
+        ("", {"data__image_size": 16}, "trained on images of data.image_size=8, but .* uses 16"),
         (
             "", {"model__blocks": ((1, 8, 1, 2), (2, 8, 1, 2))},
             None,
@@ -440,11 +440,11 @@ def test_a_distilled_run_trains_and_names_its_teacher(finished: Path, tmp_path: 
         (
             "", {"model__blocks": ((1, 8, 1, 2), (2, 8, 1, 2)), "model__stem_strides": 2,
                  "compress__distillation__transfer": "attention"},
-            "no stages of the student and the teacher have maps of one resolution",
+            "no stages of the student and the teacher have maps of the same resolution",
         ),
         (
             "", {"model__width_multiplier": 2.0, "compress__distillation__transfer": "features"},
-            "of one resolution with the same channels; set it to none",
+            "of the same resolution with the same channels; set it to none",
         ),
     ],
 )  # fmt: skip

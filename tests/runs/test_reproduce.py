@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, Command
 
-from mobilenet import reproduction, rows, rundir
-from mobilenet.analysis import claims
+from mobilenet import rundir
 from mobilenet.cli.main import main
 from mobilenet.config import ConfigError
+from mobilenet.report import claims, reproduction, rows
 
 pytestmark = pytest.mark.slow  # whole commands, each in a process of its own
 
@@ -64,7 +64,7 @@ def assert_fig6a(workdir: Path, out: str) -> None:
     assert "4 points: 4 done" in out
     table = [line.split() for line in out.splitlines() if line.startswith(("linear", "ReLU6"))]
     accuracies = [json.loads((r / "summary.json").read_text())["test"]["top1"] for r in runs]
-    mean = 50 * sum(accuracies)  # percent, of 2 seeds in 2 arms
+    mean = 50 * sum(accuracies)  # percent, of 2 seeds in 2 variants
     assert float(table[0][1]) + float(table[1][1]) == pytest.approx(mean, abs=0.02)
     assert all(row[-4:-2] == ["0", "1"] for row in table)
     judged = out[out.index("\nfig6a") :]
@@ -99,11 +99,11 @@ def test_claims_find_the_runs_that_they_share(checkout: Path, reproduced: tuple[
     found = reproduction.collect(checkout, workdir / "smoke" / "points", "smoke")
     finished = {
         (claim.name, name)
-        for claim, arms, _ in found
-        for name, arm in arms.items()
-        if len(arm.top1) == 2
+        for claim, variants, _ in found
+        for name, variant in variants.items()
+        if len(variant.top1) == 2
     }
-    # The baseline was trained for Fig. 6a and stands in the others' arms.
+    # The baseline was trained for Fig. 6a and stands in the others' variants.
     assert finished == {
         ("fig6a", "linear"), ("fig6a", "ReLU6"), ("fig6b_expansion", "between bottlenecks"),
         ("expansion_5_to_10", "t = 6"), ("se", "without"), ("head", "width 0.25, head kept"),
@@ -124,7 +124,7 @@ def test_the_list_judges_every_claim(
         assert "  published  " in block and "  ours       " in block and "  verdict    " in block
         assert ("mobilenet reproduce" in block) == bool(claim.experiment)
     assert "2 seeds" in blocks["fig6a"]
-    assert "inconclusive: not run" in blocks["se"]  # though one of its arms is Fig. 6a's
+    assert "inconclusive: not run" in blocks["se"]  # though one of its variants is Fig. 6a's
     assert "inconclusive: not run" in blocks["fig6b_none"]
     assert "recalled, not read" in blocks["fig6b_none"]
     assert "10 confirmed, 4 contradicted" in listed
@@ -152,12 +152,14 @@ def test_runs_become_rows_and_answers(
     assert claims.markdown(made) in (checkout / "README.md").read_text()
     assert [row["claim"] for row in made] == ["fig6a", "fig6a"]  # the others were not run
     linear = made[0]
-    assert (linear["arm"], linear["seeds"], linear["epochs"]) == ("linear", "0 1", "0.5")
+    assert (linear["variant"], linear["seeds"], linear["epochs"]) == ("linear", "0 1", "0.5")
     assert len(list((results / claims.logs_of("smoke")).glob("*/metrics.jsonl"))) == 4
     # The committed logs give what the run directories gave.
     logs = claims.logs_of("smoke")
-    claim, arms, contrast = reproduction.collect(checkout, results / logs, "smoke")[0]
-    assert made == claims.make_rows(claim, "smoke", arms, contrast, logs=logs, remarks="two steps")
+    claim, variants, comparison = reproduction.collect(checkout, results / logs, "smoke")[0]
+    assert made == claims.make_rows(
+        claim, "smoke", variants, comparison, logs=logs, remarks="two steps"
+    )
     # And the rows the same answer as the runs.
     from_runs = reproduction.measured(checkout, workdir, "smoke", {})
     for scale in ("", "smoke"):
@@ -194,8 +196,8 @@ def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path:
     trial = reproduction.load_trial(
         ROOT, experiment, "smoke", points, {"train.label_smoothing": "0.1"}
     )
-    for arm in trial.arms.values():
-        for run in arm.runs.values():
+    for variant in trial.variants.values():
+        for run in variant.runs.values():
             run.mkdir(parents=True)
             rundir.write_json(run / "summary.json", {"status": "diverged", "error": "at step 1"})
     changed = "--config.train.label_smoothing=0.1"
@@ -203,7 +205,7 @@ def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path:
     assert failed.returncode == 1, failed.stderr
     shown = " ".join(failed.stdout.split())
     assert "4 points: 4 diverged" in shown and "not finished: SE, seeds 0 1: diverged" in shown
-    assert "inconclusive: an arm has no finished run: SE, seeds 0 1: diverged" in shown
+    assert "inconclusive: a variant has no finished run: SE, seeds 0 1: diverged" in shown
     # It is not the scale's own recipe, and says so.
     assert "with train.label_smoothing=0.1" in shown
 
@@ -243,9 +245,10 @@ def test_a_checkout_without_reference_values_is_refused(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("def arms(", "def arm(", r"bottleneck.py has no arms\(arg\); a claim's experiment needs"),
-        ("list(arms(arg).values())", '[{"model.dropout_rate": 0.5}]', "dropout_rate=0.5, seed=0 "
-         r"belongs to none of its arms \(linear, ReLU6\)"),
+        ("def variants(", "def variant(",
+         r"bottleneck.py has no variants\(arg\); a claim's experiment needs"),
+        ("list(variants(arg).values())", '[{"model.dropout_rate": 0.5}]',
+         r"dropout_rate=0.5, seed=0 belongs to none of its variants \(linear, ReLU6\)"),
         ('{"fig6a"', '{"fig6"', "'fig6' is no claim; there are fig6a"),
     ],
 )  # fmt: skip

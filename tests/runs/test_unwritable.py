@@ -113,7 +113,7 @@ def test_a_converted_run_is_not_made_half(
     argv = ["convert", "--from=torchvision", str(path)]
     for to in (read_only / "new", path / "below a file"):
         code, _, err = ask(capsys, *argv, f"--to={to}")
-        assert code == 1 and "cannot be made" in err and err.count("\n") == 1
+        assert code == 1 and "cannot be created" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["lr[0.1] ünï", "back\\slash*?\nline"])

@@ -57,7 +57,7 @@ def test_predict_classifies_files_and_names_broken_ones(
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(good)
     broken.write_bytes(good.read_bytes()[:40])
     done = mobilenet(
-        "predict", f"--workdir={finished}", "--json", str(good), str(broken),
+        "predict", f"--workdir={finished}", "--format=json", str(good), str(broken),
         str(tmp_path / "no.png"), ok=False,
     )  # fmt: skip
     assert done.returncode == 2
@@ -65,7 +65,8 @@ def test_predict_classifies_files_and_names_broken_ones(
     assert shown["file"] == str(good) and len(shown["classes"]) == 5
     assert "broken.png" in done.stderr and "No such file" in done.stderr
     plain = mobilenet("predict", f"--workdir={finished}", str(good))
-    assert plain.stdout.startswith(f"{good}: ") and plain.stdout.count("%") == 5
+    head, line = plain.stdout.splitlines()
+    assert head.startswith("file ") and line.startswith(f"{good}  ") and line.count(".") == 6
 
 
 def test_cost_prints_the_papers_numbers(capsys: pytest.CaptureFixture[str]):
@@ -89,12 +90,32 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "'trian' is not a verb; choose from train, evaluate"),
+        (["trian"], "'trian' is not a verb; did you mean train?"),
+        (["eval"], "'eval' is not a verb; did you mean evaluate?"),
+        (["help", "fit"], "'fit' is not a verb; did you mean train?"),
+        (["xyzzy"], "'xyzzy' is not a verb; `mobilenet help` lists them."),
         (["train"], "--workdir is missing"),
         (["train", "--workdir=x-none"], "--config is missing"),
         (["train", "--workdir=x", "--config=nope.py"], "'nope.py', which is not a file"),
         (["train", "--workdir=x", "extra"], "'extra' is not a flag"),
-        (["train", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["train", "--wrkdir=x"], "--wrkdir is not a flag of train; did you mean --workdir?"),
+        (["train", "--lr=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["train", "--data.data_dir=x"], "did you mean --config.data.data_dir?"),
+        (["train", "--xyzzy=1"], "`mobilenet help train` lists the flags."),
+        (["train", "--threads=x"], "--threads is 'x'; it must be a whole number."),
+        (["train", "--threads=1.5e0"], "--threads is '1.5e0'; it must be a whole number."),
+        (["shrink", "--macs=half"], "--macs is 'half'; it must be a number."),
+        (["cost", "--json=maybe"], "--json is 'maybe'; write --json or --nojson."),
+        (["quantize", "--of=x"], "--of is 'x'; allowed are weights, activations."),
+        (["train", "--workdir"], "--workdir has no value; write --workdir=DIR."),
+        (
+            ["train", "--workdir=x", f"--config={TINY}", "--config.data.image_size=1"],
+            "or lower --config.model.stem_strides or --config.model.stage_strides.",
+        ),
+        (
+            ["train", "--workdir=x", f"--config={TINY}", "--config.optimiser.lr=2"],
+            "did you mean --config.optimizer.learning_rate?",
+        ),
         (["train", "--workdir=x", f"--config={TINY}", "--config.seed"], "has no value"),
         (
             ["train", "--workdir=x", f"--config={TINY}", "--config.model.widht=2"],
@@ -116,7 +137,7 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
         (["train", "--workdir=x", f"--config={TINY}", "--cpu_devices=-1"], "it must be 0 or more"),
         (["evaluate", "--workdir=/proc"], "no config.json"),
         (["evaluate", "--workdir=x", "--split=exam"], "allowed are train, validation, test"),
-        (["predict", "--workdir=/proc"], "No picture was given"),
+        (["predict", "--workdir=/proc"], "No image was given"),
         (["predict", "--workdir=/proc", "a.jpg"], "no config.json"),
         (["prepare"], "Give either --dataset"),
         (["prepare", "--from_tfrecord=/proc/none", "--data_dir=x"], "/proc/none"),

@@ -80,6 +80,14 @@ def test_plans_carry_points_to_other_processes(tmp_path: Path):
     assert points.write_plan(made[:2], tmp_path) != path
     read = points.read_plan(path)
     assert [p.key for p in read] == [p.key for p in made]
-    assert [p.label for p in read] == [
-        p.label.replace("(6", "[6").replace("6)", "6]") for p in made
-    ]
+    assert [p.label for p in read] == [p.label for p in made]
+
+
+def test_points_have_the_names_of_the_experiments_variants():
+    variants = {"narrow": {"model.width_multiplier": 0.5}, "wide": {}}
+    changes = space.product(list(variants.values()), space.seeds(2))
+    made = points.points_of(config_lib.get_config(), changes, variants=variants)
+    assert [p.variant for p in made] == ["narrow", "narrow", "wide", "wide"]
+    assert [p.label for p in made][:2] == ["narrow, seed 0", "narrow, seed 1"]
+    unnamed = points.points_of(config_lib.get_config(), changes)
+    assert [p.label for p in unnamed][1:3] == ["width_multiplier=0.5, seed 1", "default, seed 0"]

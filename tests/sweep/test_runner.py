@@ -221,7 +221,7 @@ def test_data_that_cannot_be_opened_is_the_commands_error_and_no_points(
         ({"train.global_batch_size": 1024}, 1, "has 128 examples"),
         ({"model.num_classes": 5}, 1, "has 10 classes"),
         ({"compress.distillation.teacher": "no/run"}, 1, "not a complete run"),
-        ({"train.patience": 2}, 2, "which lanes cannot"),
+        ({"train.patience": 2}, 2, "which is not possible for lanes"),
         ({"train.patience": 2, "data.validation_fraction": 0.0}, 1, "no validation split"),
     ],
 )

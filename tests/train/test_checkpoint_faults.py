@@ -75,7 +75,7 @@ def test_checkpoints_are_read_back_from_a_long_path(tmp_path: Path):
 
 def test_a_path_that_is_too_long_is_refused_before_training(tmp_path: Path):
     workdir = long_path(tmp_path, 3900)
-    with pytest.raises(rundir.RunDirectoryError, match="has 3900 bytes, of which 3800 are allowed"):
+    with pytest.raises(rundir.RunDirectoryError, match="has 3900 bytes, but 3800 are allowed"):
         with rundir.locked(workdir):
             pass
     with pytest.raises(rundir.RunDirectoryError, match="allowed"):
@@ -220,7 +220,9 @@ def test_a_renamed_checkpoint_is_refused(tmp_path: Path):
     (tmp_path / "2").rename(tmp_path / "500")
     with Checkpoints(tmp_path) as checkpoints:
         for read in (checkpoints.read_newest, lambda: checkpoints.read(500)):
-            with pytest.raises(CheckpointError, match="500 is one of step 2 under another name"):
+            with pytest.raises(
+                CheckpointError, match="500 is a checkpoint of step 2 under another name"
+            ):
                 read()
         assert checkpoints.steps() == [1, 500]
 

@@ -1,7 +1,7 @@
-"""Weights of other projects' MobileNetV2s: `read` makes them this project's variables and settings.
+"""Weights of other projects' MobileNetV2s, converted to this project's variables and settings.
 
-`weights` says what comes out, `fit` finds the network from the shapes of tensors, and a module for
-each family knows its files: `keras` (and TF.js), `pytorch` (torchvision, timm, Hugging Face),
+`weights` defines the result, and `fit` determines the network from the shapes of the tensors. Each
+family of files has a module: `keras` (and TF.js), `pytorch` (torchvision, timm, Hugging Face),
 `tflite`, and `native` for the files that this project writes.
 """
 
@@ -13,7 +13,7 @@ from mobilenet.models.pretrained.weights import (
     MOST_BYTES,
     PretrainedError,
     Weights,
-    check_told,
+    check_description,
 )
 
 FORMATS = ("keras", "tfjs", "torchvision", "timm", "huggingface", "tflite", "safetensors")
@@ -24,7 +24,7 @@ def read(file_format: str, path: Path) -> Weights:
 
     Args:
       file_format: one of FORMATS: "keras" (`.weights.h5`, `.h5`, `.keras`), "tfjs" (`model.json`
-        beside its shards), "torchvision", "timm" and "huggingface" (`.pth`, `.bin`,
+        next to its shards), "torchvision", "timm" and "huggingface" (`.pth`, `.bin`,
         `.safetensors`), "tflite", "safetensors" (written by this project).
       path: of the file.
 
@@ -32,8 +32,8 @@ def read(file_format: str, path: Path) -> Weights:
       The variables, with the settings and the preprocessing that belong to them.
 
     Raises:
-      PretrainedError: there is no such file, it is damaged, or it is another network; says which
-        tensors are missing, unexpected or of the wrong shape.
+      PretrainedError: the file does not exist, is damaged, or holds another network. The message
+        says which tensors are missing, unexpected or of the wrong shape.
     """
     if file_format not in FORMATS:
         raise PretrainedError(
@@ -51,7 +51,7 @@ def read(file_format: str, path: Path) -> Weights:
         weights = _read(file_format, path, source)
     except OSError as error:
         raise PretrainedError(f"{path} cannot be read: {error.strerror or error}.") from error
-    check_told(weights)
+    check_description(weights)
     return weights
 
 
@@ -68,7 +68,7 @@ def _read(file_format: str, path: Path, source: str) -> Weights:
 
 
 def _digest(file_format: str, path: Path) -> str:
-    """Of the file, or of a TF.js model's shards one after the other."""
+    """sha256 of the file, or of a TF.js model's shards in order."""
     paths = keras.shard_paths(path) if file_format == "tfjs" else [path]
     digest = hashlib.sha256()
     for part in paths or [path]:

@@ -1,8 +1,8 @@
-"""Fits tensors of a file to a MobileNetV2: the width from their shapes, each to its place.
+"""Assigns the tensors of a file to a MobileNetV2, whose width follows from the tensors' shapes.
 
-A naming scheme lists a network's tensors as `Slot`s: the name and shape that a file gives them,
-and where they go. `fit` tries the widths, takes the one that most tensors agree with, and says what
-does not agree.
+A naming scheme lists a network's tensors as `Slot`s: the name and shape that a tensor has in the
+file, and its path in the variables. `fit` tries the widths, takes the one that agrees with most
+tensors, and reports tensors that do not agree.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from mobilenet.models import cost
 from mobilenet.models.mobilenet_v2 import PAPER_BLOCKS, BlockSpec, Plan, plan_blocks
 from mobilenet.models.pretrained.weights import PretrainedError, shape_problems
 
-# Published first: of the widths that give the same channels, the first one is reported.
+# Published widths first: if several widths give the same channels, the first one is reported.
 PUBLISHED_WIDTHS = (1.0, 0.75, 0.5, 0.35, 1.4, 1.3, 0.25, 0.1)
 WIDTHS = (
     *PUBLISHED_WIDTHS,
@@ -28,10 +28,10 @@ _PLAN_OPTIONS = tuple(inspect.signature(plan_blocks).parameters)
 class Layer(NamedTuple):
     """One convolution with its batch normalisation, or the classifier.
 
-    `name` is the module's path, such as `blocks_1_0/expand`; `role` stem, expand, depthwise,
-    project, head or classifier; `shape` the kernel's, HWIO or [features, classes]. `number` counts
-    blocks from 0 over the whole network, `stage` and `block` as in the name; -1 outside blocks.
-    `expands` says whether the block has an expansion.
+    `name` is the module's path, such as `blocks_1_0/expand`. `role` is stem, expand, depthwise,
+    project, head or classifier. `shape` is the kernel's, HWIO or [features, classes]. `number`
+    counts blocks from 0 over the whole network; `stage` and `block` are those in the name; all
+    three are -1 outside blocks. `expands` says whether the block has an expansion.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Slot(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What `fit` found: the settings of the network, its plan, and its variables."""
+    """The result of `fit`: the network's settings, plan, number of classes and variables."""
 
     settings: dict[str, Any]
     plan: Plan
@@ -69,9 +69,10 @@ def layers(plan: Plan, num_classes: int, channels: int = 3, kernel_size: int = 3
     """The layers of a planned network in order of computation.
 
     Args:
-      plan: without squeeze-and-excitation and projected shortcuts, which no public scheme names.
+      plan: without squeeze-and-excitation and projected shortcuts, for which no public naming
+        scheme has names.
       num_classes: 0 leaves the classifier out.
-      channels: of the pictures.
+      channels: of the images.
       kernel_size: of the depthwise convolutions.
     """
     blocks = {block.name: (number, block) for number, block in enumerate(plan.blocks)}
@@ -97,8 +98,8 @@ def layers(plan: Plan, num_classes: int, channels: int = 3, kernel_size: int = 3
 def paper_networks() -> Iterator[tuple[dict[str, Any], Plan]]:
     """Settings and plan of the paper's network at every width, published ones first.
 
-    Below width 1 the head stays at 1,280 (section 4 of the paper), or is thinned with the rest
-    (`model.shrink_head`, as Hugging Face does with `finegrained_output=False`).
+    Below width 1 the head either keeps 1,280 channels (section 4 of the paper) or is narrowed like
+    the other layers (`model.shrink_head`, as Hugging Face does with `finegrained_output=False`).
     """
     for width in WIDTHS:
         for shrink in (False, True) if width < 1 else (False,):
@@ -116,7 +117,7 @@ def table_network(blocks: Sequence[BlockSpec], **model: Any) -> tuple[dict[str, 
 
 
 def planned_network(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
-    """Settings and plan of the network that complete `model.*` settings tell."""
+    """Settings and plan of the network that a full set of `model.*` settings describes."""
     model = {key.removeprefix("model."): value for key, value in settings.items()}
     options = {key: model[key] for key in _PLAN_OPTIONS if key in model}
     options["blocks"] = [BlockSpec(*row) for row in model.get("blocks", PAPER_BLOCKS)]
@@ -133,14 +134,14 @@ def fit(
     names: str,
     channels: int = 3,
 ) -> Fitted:
-    """Puts tensors of a file in their places.
+    """Assigns the tensors of a file to the variables of a network.
 
     Args:
-      found: name -> array, of floating dtype; what has no place in a network is left out before.
-      scheme: the names and shapes of the file's kind.
-      networks: settings and plan of what it can be.
+      found: name -> array, of floating dtype, without tensors that belong to no network.
+      scheme: the names and shapes that this kind of file uses.
+      networks: settings and plan of every candidate.
       file: for messages.
-      names: whose names the scheme's are, for messages.
+      names: whose names the scheme uses, for messages.
       channels: of the images.
 
     Raises:
@@ -182,7 +183,7 @@ def fit(
 
 
 def _count_classes(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme, plan: Plan) -> int:
-    """The classifier's width from its kernel, else from its bias; 0 without either."""
+    """The number of classes from the classifier's kernel, or from its bias; 0 without both."""
     for slot in scheme(layers(plan, num_classes=1)):
         if slot.path[1] == "classifier" and len(shapes.get(slot.name, ())) == len(slot.shape):
             order = slot.axes or tuple(range(len(slot.shape)))
@@ -191,7 +192,7 @@ def _count_classes(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme, plan: 
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets a leaf of a nested dictionary, making what is on the way."""
+    """Sets a leaf of a nested dictionary; creates the dictionaries on its path."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
@@ -219,15 +220,15 @@ def variable_paths(layer: Layer) -> dict[str, tuple[str, ...]]:
 
 
 def padding_convention(pads: Sequence[tuple[int, int, int]]) -> str | None:
-    """The padding convention of a network from what its convolutions of stride 2 pad.
+    """The padding convention of a network, from the padding of its convolutions of stride 2.
 
     Args:
       pads: (size, before, after) along one side of each input of a 3x3 convolution of stride 2.
 
     Returns:
       "SAME" if all pad as TensorFlow: (0, 1) at an even size, (1, 1) at an odd one. "SYMMETRIC" if
-      all pad (1, 1) as PyTorch. Where all sizes are odd both are the same, and it is "SAME". None
-      if it is neither.
+      all pad (1, 1) as PyTorch. If all sizes are odd, both agree, and the result is "SAME". None
+      if neither holds.
     """
     if all((before, after) == (size % 2, 1) for size, before, after in pads):
         return "SAME"

@@ -1,9 +1,9 @@
 """Keras Applications' MobileNetV2: HDF5 files of Keras 2 and 3, and TF.js layers models.
 
-Source: keras/src/applications/mobilenet_v2.py. At stride 2 Keras pads by explicit ZeroPadding2D of
-`correct_pad`, or by "same": for a model of a fixed size both are TensorFlow's SAME, at even and odd
-sizes. A model built for any size (input shape None) pads (0, 1) whatever the size, which is SAME
-only where every map of stride 2 has an even size; that is said in a note.
+Source: keras/src/applications/mobilenet_v2.py. At stride 2 Keras pads with an explicit
+ZeroPadding2D from `correct_pad`, or by "same". For a model of a fixed size both equal TensorFlow's
+SAME, at even and odd sizes. A model built for any size (input shape None) pads (0, 1) at every
+size, which equals SAME only if every map before a stride of 2 has an even size; a note says so.
 """
 
 import json
@@ -27,7 +27,7 @@ _TENSORS = {
 }
 
 
-# Of keras.applications.MobileNetV2, for files that hold tensors alone.
+# Of keras.applications.MobileNetV2, for files that hold only tensors.
 _DEFAULTS = {"model.padding": "SAME", "model.bn_epsilon": 1e-3, "data.image_size": 224}
 
 
@@ -62,7 +62,7 @@ def slots(found: Sequence[Layer]) -> list[Slot]:
 
 
 def numbered_slots(found: Sequence[Layer]) -> list[Slot]:
-    """As `slots`, for files that number the layers of a class instead of naming them."""
+    """As `slots`, for files that number the layers of each class instead of naming them."""
     counts: dict[str, int] = {}
 
     def group(kind: str) -> str:
@@ -84,28 +84,29 @@ def numbered_slots(found: Sequence[Layer]) -> list[Slot]:
 
 
 def read_file(path: Path, source: str) -> Weights:
-    """Reads `.weights.h5` of Keras 3, a legacy `.h5` (weights alone, or the whole model), `.keras`.
+    """Reads `.weights.h5` of Keras 3, a legacy `.h5` (weights or a whole model), or `.keras`.
 
     Args:
       path: of the file.
-      source: what `Weights.source` is to say.
+      source: the value of `Weights.source`.
 
     Raises:
-      PretrainedError: truncated, no such file, or another network.
+      PretrainedError: the file is truncated, of another format, or holds another network.
     """
     found = keras_file.read(path)
     return _weights(found.arrays, found.topology, path.name, source, named=found.named)
 
 
 def read_tfjs(path: Path, source: str) -> Weights:
-    """Reads a TF.js layers model: `model.json` and the shards that it names beside itself.
+    """Reads a TF.js layers model: `model.json` and the shards that it names, next to it.
 
     Args:
       path: of `model.json`.
-      source: what `Weights.source` is to say.
+      source: the value of `Weights.source`.
 
     Raises:
-      PretrainedError: no such file, truncated or missing shards, or another network.
+      PretrainedError: the file has another format, shards are truncated or missing, or the file
+        holds another network.
     """
     try:
         model = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -126,13 +127,14 @@ def read_tfjs(path: Path, source: str) -> Weights:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PretrainedError(
-            f"{path.name} is truncated, damaged or no TF.js model: {type(error).__name__}: {error}."
+            f"{path.name} is truncated, damaged or not a TF.js model: {type(error).__name__}: "
+            f"{error}."
         ) from error
     return _weights(arrays, topology, path.name, source)
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """The shards that a TF.js `model.json` names beside itself; [] if it cannot be read."""
+    """The shards that a TF.js `model.json` names, next to it; [] if it cannot be read."""
     try:
         groups = json.loads(path.read_text(encoding="utf-8-sig"))["weightsManifest"]
         names = [name for group in groups for name in group["paths"]]
@@ -146,7 +148,7 @@ def _shards(path: Path, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name in group["paths"]:
         shard = path.parent / Path(name).name
         if not shard.is_file():
-            raise PretrainedError(f"{path.name} names the shard {name}, which is not beside it.")
+            raise PretrainedError(f"{path.name} names the shard {name}, which is not next to it.")
         data += shard.read_bytes()
     arrays, offset = {}, 0
     for tensor in group["weights"]:
@@ -180,16 +182,16 @@ def _weights(
     *,
     named: bool = True,
 ) -> Weights:
-    """Weights from tensors named `layer/variable`, and from the layers' configuration if known."""
+    """Weights from tensors named `layer/variable` and the layers' configuration, if present."""
     scheme = slots if named else numbered_slots
     arrays = {_plain_name(name): array for name, array in arrays.items()}
     arrays = _with_classifier(arrays, "predictions" if named else "dense", file)
     fitted = fit(arrays, scheme, paper_networks(), file=file, names="Keras'")
-    told = keras_topology.Topology({})
+    config = keras_topology.Topology({})
     try:
-        # A model that is a class of its own has no list of layers.
+        # A model that is an instance of a user's own class has no list of layers.
         if isinstance(topology, Mapping) and "layers" in topology["config"]:
-            told = keras_topology.read(topology, file)
+            config = keras_topology.read(topology, file)
     except PretrainedError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -197,11 +199,11 @@ def _weights(
             f"{file} is damaged: its model's configuration cannot be read: "
             f"{type(error).__name__}: {error}."
         ) from error
-    assumed = tuple(key for key in _DEFAULTS if key not in told.settings)
-    settings = {**fitted.settings, **_DEFAULTS, **told.settings, **TENSORFLOW.settings}
+    assumed = tuple(key for key in _DEFAULTS if key not in config.settings)
+    settings = {**fitted.settings, **_DEFAULTS, **config.settings, **TENSORFLOW.settings}
     mean, std = TENSORFLOW.mean, TENSORFLOW.std
-    if told.mean is not None and told.std is not None:
-        mean, std = told.mean, told.std
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
         settings["data.normalization"] = preset(mean, std)
     else:
         assumed = (*assumed, "data.normalization")
@@ -213,7 +215,7 @@ def _weights(
         std,
         None,
         source,
-        told.notes,
+        config.notes,
         (*assumed, "data.crop_fraction"),
     )
 
@@ -221,7 +223,7 @@ def _weights(
 def _with_classifier(
     arrays: Mapping[str, np.ndarray], classifier: str, file: str
 ) -> dict[str, np.ndarray]:
-    """The tensors with the one dense layer under the classifier's name, whatever it is called."""
+    """Gives the only dense layer the classifier's name, whatever its name in the file is."""
     dense = [
         name.removesuffix("/kernel")
         for name, array in arrays.items()
@@ -238,14 +240,14 @@ def _with_classifier(
     for name, array in arrays.items():
         layer, _, variable = name.rpartition("/")
         found[f"{classifier}/{variable}" if layer == dense[0] else name] = array
-    # Without a bias it adds nothing.
+    # A layer without a bias equals one with a bias of 0.
     outputs = found[f"{classifier}/kernel"].shape[1]
     found.setdefault(f"{classifier}/bias", np.zeros(outputs, np.float32))
     return found
 
 
 def _plain_name(name: str) -> str:
-    """`layer/variable` of a tensor: without a model's name before it and TensorFlow's ":0"."""
+    """`layer/variable` of a tensor, without the model's name and without TensorFlow's ":0"."""
     layer, variable = ["", *name.removesuffix(":0").split("/")][-2:]
     if variable == "depthwise_kernel":
         variable = "kernel"

@@ -1,6 +1,7 @@
-"""Files of Keras as arrays and the layers' configuration: HDF5 of Keras 2 and 3, and `.keras`.
+"""Reads Keras files as arrays and the layers' configuration: HDF5 of Keras 2 and 3, and `.keras`.
 
-HDF5 can declare numbers that it does not hold, and take them from other files; both are refused.
+HDF5 can declare numbers that the file does not hold, and can take numbers from other files. The
+reader refuses both.
 """
 
 import io
@@ -16,25 +17,25 @@ import numpy as np
 
 from mobilenet.models.pretrained.weights import PretrainedError, check_size
 
-# Variables of a layer by their number in `.weights.h5` files: keras/src/layers/*, in order of
-# creation. The key is the layer's class as its group names it.
+# Variables of a layer by their number in `.weights.h5` files, in order of creation, from
+# keras/src/layers/*. The key is the layer's class as the name of its group writes it.
 _NUMBERED = {
     "conv2d": ("kernel",),
     "depthwise_conv2d": ("kernel",),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "dense": ("kernel", "bias"),
 }
-# Of a `.keras` archive.
+# Entries of a `.keras` archive.
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
-# The state of random layers, such as those that augment images.
+# Group of the state of random layers, such as those that augment images.
 _SEED = "seed_generator"
 
 
 class File(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
-    `arrays` are named `layer/variable`; `named` says whether layers have their own names, or are
-    numbered by class. `topology` is Keras' configuration of the model, None where it is not there.
+    `arrays` are named `layer/variable`. `named` is True if layers have their own names, False if
+    they are numbered by class. `topology` is Keras' configuration of the model, or None.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,17 +44,17 @@ class File(NamedTuple):
 
 
 def read(path: Path) -> File:
-    """Reads `.weights.h5` of Keras 3, a legacy `.h5` (weights alone, or the whole model), `.keras`.
+    """Reads `.weights.h5` of Keras 3, a legacy `.h5` (weights or a whole model), or `.keras`.
 
     Raises:
-      PretrainedError: truncated, no such file, or one that declares more than it holds.
+      PretrainedError: the file is truncated, has another format, or declares more than it holds.
     """
     try:
         import h5py
     except ImportError as error:
         raise PretrainedError(
-            "Reading Keras' HDF5 files needs a package that is not installed; `pip install "
-            ".[convert]` brings it."
+            "Reading Keras' HDF5 files needs a package that is not installed; "
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     try:
         archive, topology = _open_archive(path)
@@ -68,7 +69,7 @@ def read(path: Path) -> File:
                 arrays, named = _keras3_arrays(file, _datasets(file, path))
     except PretrainedError:
         raise
-    # What h5py and zipfile raise of a damaged file is of every kind.
+    # h5py and zipfile raise exceptions of many types for a damaged file.
     except Exception as error:
         raise PretrainedError(
             f"{path.name} is truncated, damaged or not a file of Keras weights: {error}."
@@ -77,7 +78,7 @@ def read(path: Path) -> File:
 
 
 def _open_archive(path: Path) -> tuple[io.BytesIO | None, Any]:
-    """The weights and the configuration of a `.keras` archive; (None, None) of another file."""
+    """The weights and the configuration of a `.keras` archive; (None, None) for another file."""
     if not zipfile.is_zipfile(path):
         return None, None
     with zipfile.ZipFile(path) as archive:
@@ -94,7 +95,7 @@ def _open_archive(path: Path) -> tuple[io.BytesIO | None, Any]:
 
 
 def _datasets(file: Any, path: Path) -> dict[str, Any]:
-    """Full name -> data set of numbers, of all that a file holds itself."""
+    """Full name -> data set, for all numeric data sets that the file itself holds."""
     found = dict(_walk(file, path.name, set()))
     declared = sum(math.prod(item.shape) * item.dtype.itemsize for item in found.values())
     check_size(path.name, declared, path.stat().st_size)
@@ -107,7 +108,7 @@ def _walk(group: Any, file: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
     library: Any = h5py  # type checkers do not see its C modules
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise PretrainedError(f"{file} has the link {name!r}; nothing is read by links.")
+            raise PretrainedError(f"{file} has the link {name!r}; links are not followed.")
         item = group[name]
         if isinstance(item, h5py.Group):
             place = library.h5o.get_info(item.id).addr
@@ -117,18 +118,18 @@ def _walk(group: Any, file: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise PretrainedError(
-                    f"{file} takes the numbers of {item.name} from another file; they are not read."
+                    f"{file} takes the numbers of {item.name} from another file; this is refused."
                 )
             if item.shape is not None and item.dtype.kind in "fiu":
                 yield str(item.name), item
 
 
 def _keras3_arrays(file: Any, datasets: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], bool]:
-    """Arrays by layer and variable, and whether layers have their names.
+    """Arrays by layer and variable, and whether layers have their own names.
 
-    Groups are named by class and number; newer files say the layer's name in an attribute. A model
-    within the model has a group of its own, whose layers are numbered anew: the largest one is the
-    network, and another's layer of the same name keeps its whole path.
+    Groups are named by class and number; newer files give the layer's name in an attribute. A model
+    within the model has a group of its own, in which numbers start again. The group with the most
+    layers is the network; a layer of another group that has the same name keeps its whole path.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, item in datasets.items():

@@ -1,4 +1,4 @@
-"""What Keras' configuration of a model's layers says of a MobileNetV2: padding, epsilon, images."""
+"""Reads padding, epsilon and image size of a MobileNetV2 from Keras' configuration."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 from mobilenet.models.pretrained.fit import padding_convention
 from mobilenet.models.pretrained.weights import PretrainedError
 
-# Layers that compute what this project's network does, or nothing outside of training.
+# Layers that compute the same as this project's network, or nothing outside of training.
 _KNOWN = {
     *("InputLayer", "Functional", "Sequential", "Conv2D", "DepthwiseConv2D", "BatchNormalization"),
     *("ReLU", "ZeroPadding2D", "Add", "GlobalAveragePooling2D", "AveragePooling2D", "Dense"),
     *("Dropout", "SpatialDropout2D", "GaussianNoise", "Flatten", "Reshape", "Softmax"),
     *("Activation", "Rescaling"),
 }
-# Pooling that gives other features than the mean.
+# Pooling layers whose result is not the mean.
 _OTHER_POOLING = ("GlobalMaxPooling2D", "MaxPooling2D")
 
 
 class Topology(NamedTuple):
-    """What the configuration of a model's layers says.
+    """Settings from the configuration of a model's layers.
 
-    `settings` are padding, epsilon and, where it is fixed, resolution; `notes` sentences for the
-    user. `mean` and `std` are those of the images if the model normalises them itself, else None.
+    `settings` are padding, epsilon and, if fixed, resolution; `notes` are sentences for the user.
+    `mean` and `std` are those of the images if the model normalises images itself, else None.
     """
 
     settings: dict[str, Any]
@@ -34,12 +34,12 @@ def read(topology: Mapping[str, Any], file: str) -> Topology:
     """Reads the configuration of a functional or sequential model.
 
     Args:
-      topology: with "config", and in that "layers".
+      topology: with the key "config", which has the key "layers".
       file: for messages.
 
     Raises:
-      PretrainedError: layers that this project's network does not have.
-      KeyError, TypeError, ValueError, AttributeError, IndexError: it is damaged.
+      PretrainedError: the model has layers that this project's network does not have.
+      KeyError, TypeError, ValueError, AttributeError, IndexError: the configuration is damaged.
     """
     found = list(_layers(topology))
     for kind, config in found:
@@ -57,9 +57,9 @@ def read(topology: Mapping[str, Any], file: str) -> Topology:
     padding = padding_convention(pads)
     if padding is None or len(epsilons) != 1:
         raise PretrainedError(
-            f"{file}: its layers pad {[pad[1:] for pad in pads]} at stride 2 and have "
-            f"BN epsilons {sorted(epsilons)}; this project's network pads as TensorFlow or as "
-            "PyTorch throughout, with one epsilon."
+            f"{file}: its layers pad {[pad[1:] for pad in pads]} at stride 2 and have BN "
+            f"epsilons {sorted(epsilons)}; this project's network pads either as TensorFlow or "
+            "as PyTorch in all layers, and has one epsilon."
         )
     settings: dict[str, Any] = {"model.padding": padding, "model.bn_epsilon": epsilons.pop()}
     notes = []
@@ -67,13 +67,13 @@ def read(topology: Mapping[str, Any], file: str) -> Topology:
         settings["data.image_size"] = image_size
     elif explicit and padding == "SAME":
         notes.append(
-            "The Keras model was built for any size and pads (0, 1) at stride 2 whatever it is; "
-            "this network does the same at multiples of 32 pixels alone."
+            "The Keras model was built for any size and pads (0, 1) at stride 2 at every size; "
+            "this network does the same only at multiples of 32 pixels."
         )
     unknown = [f"{config.get('name')} ({kind})" for kind, config in found if not _is_known(kind)]
     if unknown:
         notes.append(
-            f"Not read are the layers {', '.join(unknown)}; if they change images, say so with "
+            f"These layers were not read: {', '.join(unknown)}. If they change images, say so with "
             "--config.data.normalization."
         )
     return Topology(settings, tuple(notes), *_normalization(found))
@@ -86,16 +86,16 @@ def _is_known(kind: str) -> bool:
 def _pads(
     found: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> tuple[int | None, list[tuple[int, int, int]], bool]:
-    """The size of images, (size, before, after) at each stride 2, whether a layer of its own pads.
+    """The size of images, (size, before, after) at each stride 2, whether a separate layer pads.
 
-    An unknown size counts as even, as Keras' `correct_pad` takes it.
+    An unknown size counts as even, as in Keras' `correct_pad`.
     """
     size, padded, explicit, image_size = None, (0, 0), False, None
     pads: list[tuple[int, int, int]] = []
     for kind, config in found:
         if kind == "InputLayer" and not pads:
             shape = config.get("batch_input_shape") or config["batch_shape"]
-            # A model within the model may be of any size.
+            # A model within the model may have no fixed size.
             size = image_size = shape[1] or image_size
         elif kind == "ZeroPadding2D":
             before, after = config["padding"][0]
@@ -116,7 +116,7 @@ def _normalization(
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std of values in [0, 1] from the Rescaling layers; (None, None) without any.
 
-    Such a layer makes scale * x + offset of 8-bit values x, each a number or one per channel.
+    Such a layer computes scale * x + offset of 8-bit values x; both are a number or per channel.
     """
     layers = [config for kind, config in found if kind == "Rescaling"]
     if not layers:
@@ -127,7 +127,7 @@ def _normalization(
         scale = tuple(s * f for s, f in zip(scale, factor, strict=True))
         offset = tuple(o * f + t for o, f, t in zip(offset, factor, term, strict=True))
     std = tuple(round(1 / (255 * s), 9) for s in scale)
-    # Plus 0: no -0.0.
+    # Adding 0 turns -0.0 into 0.0.
     return tuple(round(-o * s, 9) + 0.0 for o, s in zip(offset, std, strict=True)), std
 
 
@@ -137,7 +137,7 @@ def _three(value: Any) -> tuple[float, ...]:
 
 
 def _layers(topology: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(class, configuration) of every layer in order, models within models opened."""
+    """(class, configuration) of every layer in order, including layers of models in the model."""
     for layer in topology["config"]["layers"]:
         if "layers" in layer["config"]:
             yield from _layers(layer)

@@ -1,8 +1,8 @@
-"""This project's own weight files: `.safetensors` whose metadata says all that `Weights` says.
+"""This project's own weight files: `.safetensors` with all attributes of `Weights` as metadata.
 
 The tensors are named by their paths in the variables (`params/stem/conv/kernel`,
-`batch_stats/stem/bn/mean`); the rest is JSON under the metadata key "mobilenet". Files with
-PyTorch's names and the same metadata are `mobilenet.models.pretrained.pytorch`'s.
+`batch_stats/stem/bn/mean`). The other attributes are JSON under the metadata key "mobilenet".
+`mobilenet.models.pretrained.pytorch` reads files with PyTorch's names and the same metadata.
 """
 
 import json
@@ -22,11 +22,11 @@ from mobilenet.models.pretrained.weights import (
     preset,
 )
 
-KEY = "mobilenet"  # of the metadata
+KEY = "mobilenet"  # key of the metadata
 
 
 def describe(weights: Weights) -> str:
-    """Everything of the weights but the arrays, as JSON."""
+    """All attributes of the weights except the arrays, as JSON."""
     return json.dumps(
         {
             "settings": weights.settings,
@@ -41,19 +41,19 @@ def describe(weights: Weights) -> str:
 def undescribe(
     text: str | bytes, params: dict[str, Any], batch_stats: dict[str, Any], source: str
 ) -> Weights:
-    """Weights from `describe`'s text and the arrays; inverse of it.
+    """Weights from the arrays and the text of `describe`; the inverse of `describe`.
 
     Raises:
-      PretrainedError: the text is not `describe`'s.
+      PretrainedError: the text is not from `describe`.
     """
     return from_description(load_json(text, source), params, batch_stats, source)
 
 
 def load_json(text: str | bytes, source: str) -> Any:
-    """A JSON value of a file's metadata.
+    """Reads a JSON value from a file's metadata.
 
     Raises:
-      PretrainedError: no JSON.
+      PretrainedError: the text is not JSON.
     """
     try:
         return json.loads(text)
@@ -62,24 +62,24 @@ def load_json(text: str | bytes, source: str) -> Any:
 
 
 def damaged(source: str, error: Exception) -> PretrainedError:
-    """The error of metadata that cannot be used."""
+    """The error for metadata that cannot be used."""
     return PretrainedError(f"The metadata of {source} is damaged: {type(error).__name__}: {error}.")
 
 
 def from_description(
     found: Any, params: dict[str, Any], batch_stats: dict[str, Any], source: str
 ) -> Weights:
-    """Weights from the values of `describe`'s text.
+    """Weights from the values in the text of `describe`.
 
     Raises:
-      PretrainedError: they are not `describe`'s.
+      PretrainedError: the values are not from `describe`.
     """
     try:
         names, _ = found["class_names"], found["settings"]["model.num_classes"]
         settings = {key: _tuples(value) for key, value in found["settings"].items()}
         mean, std = (tuple(map(float, found[name])) for name in ("mean", "std"))
         if settings.get("data.normalization") == "pretrained":
-            # Of a run that started from another: the numbers are what it says.
+            # From a run that started from another run; its mean and std are in the description.
             settings["data.normalization"] = preset(mean, std)
         return Weights(
             params,
@@ -95,20 +95,20 @@ def from_description(
 
 
 def read(path: Path, source: str) -> Weights:
-    """Reads a file that `dumps` made.
+    """Reads a file that `dumps` wrote.
 
     Args:
       path: of the file.
-      source: what `Weights.source` is to say.
+      source: the value of `Weights.source`.
 
     Raises:
-      PretrainedError: damaged, or not such a file.
+      PretrainedError: the file is damaged, or `dumps` did not write it.
     """
     arrays, metadata = safetensors_file.read(path)
     if KEY not in metadata or not all(n.startswith(("params/", "batch_stats/")) for n in arrays):
         raise PretrainedError(
-            f"{path.name} was not written with this project's names; if its tensors are those of "
-            "another library, name it: --from=torchvision, timm or huggingface."
+            f"{path.name} does not use this project's names of tensors; if it uses the names of "
+            "another library, name the library: --from=torchvision, timm or huggingface."
         )
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in arrays.items():
@@ -116,8 +116,10 @@ def read(path: Path, source: str) -> Weights:
             raise PretrainedError(f"{path.name}: {name} is of type {array.dtype}, not float32.")
         try:
             put(variables, name.split("/"), array)
-        except (AttributeError, IndexError) as error:  # below another tensor
-            raise PretrainedError(f"{path.name} is damaged: {name} has no place.") from error
+        except (AttributeError, IndexError) as error:  # the path leads below another tensor
+            raise PretrainedError(
+                f"{path.name} is damaged: {name} lies below another tensor."
+            ) from error
     found = undescribe(metadata[KEY], variables["params"], variables["batch_stats"], source)
     if "model.blocks" in found.settings:
         check_blocks(found.settings["model.blocks"], len(arrays), source)
@@ -125,13 +127,13 @@ def read(path: Path, source: str) -> Weights:
 
 
 def dumps(weights: Weights) -> bytes:
-    """The bytes of a file that `read` turns back into the same weights, to the last bit."""
+    """The bytes of a file from which `read` restores exactly the same weights."""
     tree = {"params": weights.params, "batch_stats": weights.batch_stats}
     return safetensors_file.dumps(flatten(tree), {KEY: describe(weights)})
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Path with slashes -> array of a nested dictionary."""
+    """Path with slashes -> array, for the leaves of a nested dictionary."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(array)
         for path, array in jax.tree_util.tree_leaves_with_path(tree)

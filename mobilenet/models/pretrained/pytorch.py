@@ -36,12 +36,12 @@ from mobilenet.models.pretrained.weights import (
     check_blocks,
 )
 
-# A layer -> the prefixes of its convolution and of its batch normalisation.
+# (layer, number of blocks) -> the prefixes of its convolution and of its batch normalisation.
 Naming = Callable[[Layer, int], tuple[str, str]]
 
 
 def torchvision_names(layer: Layer, blocks: int) -> tuple[str, str]:
-    """torchvision's prefixes of a layer in a network of so many blocks."""
+    """torchvision's prefixes of a layer, in a network of `blocks` blocks."""
     if layer.role == "classifier":
         return "classifier.1", ""
     if layer.role in ("stem", "head"):
@@ -95,7 +95,7 @@ NAMES: dict[str, Naming] = {
     "huggingface": huggingface_names,
 }
 _HUGGINGFACE_PREFIX = "mobilenet_v2."
-# The tensor by which a network is found in a file, and the classifier's name.
+# The tensor that identifies a library's network in a file, and the classifier's name.
 _STEMS = {
     "torchvision": "features.0.0.weight",
     "timm": "conv_stem.weight",
@@ -116,7 +116,7 @@ _TENSORS = {
 
 
 def slots(found: Sequence[Layer], naming: Naming) -> list[Slot]:
-    """A network's tensors as PyTorch has them: kernels [out, in, h, w] and [classes, features]."""
+    """A network's tensors in PyTorch's layout: kernels [out, in, h, w] and [classes, features]."""
     blocks = 1 + max(layer.number for layer in found)
     places = []
     for layer in found:
@@ -135,10 +135,10 @@ def slots(found: Sequence[Layer], naming: Naming) -> list[Slot]:
 
 
 def timm_deep_networks() -> Iterator[tuple[dict[str, Any], Plan]]:
-    """timm's mobilenetv2_110d and _120d: wider and deeper, but for stem, first and last stage.
+    """timm's mobilenetv2_110d and _120d, which are wider and deeper.
 
-    The depth multiplier rounds up and leaves the first and the last stage as they are; the width
-    multiplier leaves the stem and the head (timm's `fix_stem_head`).
+    The depth multiplier rounds up and does not apply to the first and the last stage; the width
+    multiplier does not apply to the stem and the head (timm's `fix_stem_head`).
     """
     for width, depth in ((1.1, 1.2), (1.2, 1.4)):
         blocks = [
@@ -158,16 +158,16 @@ def timm_deep_networks() -> Iterator[tuple[dict[str, Any], Plan]]:
 def read(path: Path, names: str, source: str) -> Weights:
     """Reads a checkpoint with PyTorch's tensors.
 
-    Beside Hugging Face's file its `config.json` is read: padding, epsilon, resolution, classes.
-    Without it, and for torchvision and timm, the library's defaults hold.
+    For Hugging Face, a `config.json` next to the file gives padding, epsilon, resolution and
+    classes. Without it, and for torchvision and timm, the library's defaults are used.
 
     Args:
-      path: `.safetensors`, or what `torch.save` wrote (`.pth`, `.bin`).
+      path: `.safetensors`, or a file that `torch.save` wrote (`.pth`, `.bin`).
       names: a key of NAMES.
-      source: what `Weights.source` is to say.
+      source: the value of `Weights.source`.
 
     Raises:
-      PretrainedError: the file is damaged, or not such a network.
+      PretrainedError: the file is damaged, or holds another network.
     """
     metadata: dict[str, str] = {}
     notes: tuple[str, ...] = ()
@@ -177,22 +177,22 @@ def read(path: Path, names: str, source: str) -> Weights:
         arrays, notes = state_dict.find(path)
     arrays = {k: v for k, v in arrays.items() if not k.endswith(".num_batches_tracked")}
     if native.KEY in metadata:
-        # Written by `tensors` below, with everything that PyTorch's names cannot say.
-        told = native.undescribe(metadata[native.KEY], {}, {}, source)
-        if "model.blocks" in told.settings:
-            check_blocks(told.settings["model.blocks"], len(arrays), source)
+        # `tensors` below wrote the file, with all settings in its metadata.
+        described = native.undescribe(metadata[native.KEY], {}, {}, source)
+        if "model.blocks" in described.settings:
+            check_blocks(described.settings["model.blocks"], len(arrays), source)
         try:
-            network = planned_network(told.settings)
+            network = planned_network(described.settings)
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise native.damaged(path.name, error) from error
-        channels = told.settings.get("data.channels", 3)
+        channels = described.settings.get("data.channels", 3)
         fitted = _fit(arrays, names, path.name, [network], channels)
-        return dataclasses.replace(told, params=fitted.params, batch_stats=fitted.batch_stats)
+        return dataclasses.replace(described, params=fitted.params, batch_stats=fitted.batch_stats)
     _check_names(arrays, names, path.name)
     arrays, left = _unwrapped(arrays, names, path.name)
     networks = [*paper_networks(), *(timm_deep_networks() if names == "timm" else ())]
     fitted = _fit(arrays, names, path.name, networks)
-    # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides alike.
+    # nn.BatchNorm2d's epsilon; nn.Conv2d pads both sides equally.
     settings = {"model.padding": "SYMMETRIC", "model.bn_epsilon": 1e-5, "data.image_size": 224}
     preprocessing, class_names, assumed = IMAGENET, None, tuple(settings)
     if names == "huggingface":
@@ -212,14 +212,14 @@ def read(path: Path, names: str, source: str) -> Weights:
 
 
 def _marked(arrays: Mapping[str, np.ndarray], names: str) -> list[str]:
-    """What stands before the stem's name, of every stem in a file: "", "model.", ..."""
+    """The prefix of every stem in a file: "", "model.", ..."""
     mark = _STEMS[names]
     stems = [name for name in arrays if f".{name}".endswith(f".{mark}")]
     return [name.removesuffix(mark) for name in stems]
 
 
 def _check_names(arrays: Mapping[str, np.ndarray], names: str, file: str) -> None:
-    """Refuses another library's file by its stem."""
+    """Refuses a file whose stem has another library's name."""
     if _marked(arrays, names):
         return
     for other in NAMES:
@@ -232,20 +232,20 @@ def _check_names(arrays: Mapping[str, np.ndarray], names: str, file: str) -> Non
 def _unwrapped(
     arrays: Mapping[str, np.ndarray], names: str, file: str
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Tensors with the library's own names, and a note on what a training script left beside them.
+    """Tensors with the library's own names, and a note on the tensors that were left out.
 
-    Scripts keep a network as an attribute ("model.features.0.0.weight"), and give it a classifier
-    of another name; it is the only tensor of two axes.
+    Training scripts keep a network as an attribute ("model.features.0.0.weight") and may give its
+    classifier another name; the classifier is the only tensor of two axes.
     """
     found = _marked(arrays, names)
     if len(found) > 1:
         shown = ", ".join(prefix or "no prefix" for prefix in found)
         raise PretrainedError(
-            f"{file} has {len(found)} networks, under {shown}; save the one that you mean alone: "
+            f"{file} has {len(found)} networks, under {shown}; save only the one that you mean: "
             "torch.save(model.state_dict(), PATH)."
         )
     prefix = found[0] if found else ""
-    # Hugging Face's base model, MobileNetV2Model, is saved without its own prefix.
+    # Hugging Face's base model, MobileNetV2Model, is saved without its usual prefix.
     base = names == "huggingface" and not prefix.endswith(_HUGGINGFACE_PREFIX)
     if names == "huggingface":
         prefix = prefix.removesuffix(_HUGGINGFACE_PREFIX)
@@ -267,17 +267,17 @@ def _unwrapped(
         elif base:
             name = f"{_HUGGINGFACE_PREFIX}{name}"
         result[name] = array
-    if dense:  # without a bias it adds nothing
+    if dense:  # a layer without a bias equals one with a bias of 0
         outputs = result[f"{_CLASSIFIERS[names]}.weight"].shape[0]
         result.setdefault(f"{_CLASSIFIERS[names]}.bias", np.zeros(outputs, np.float32))
     if not outside:
         return result, ()
     most = ", ".join(list(outside)[:5]) + (", ..." if len(outside) > 5 else "")
-    return result, (f"Left out are tensors beside the network: {most}.",)
+    return result, (f"These tensors do not belong to the network and were left out: {most}.",)
 
 
 def _dense(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The layers with a weight of two axes."""
+    """Names of the layers whose weight has two axes."""
     return [
         name.removesuffix(".weight")
         for name, array in arrays.items()
@@ -298,7 +298,7 @@ def _fit(
     return fit(arrays, scheme, networks, file=file, names=f"{names}'s", channels=channels)
 
 
-# What of a Hugging Face configuration this project builds; other values are other networks.
+# Values in a Hugging Face configuration of the network that this project builds.
 _HUGGINGFACE_NETWORK = {
     "expand_ratio": 6,
     "output_stride": 32,
@@ -311,9 +311,9 @@ _HUGGINGFACE_NETWORK = {
 def _huggingface_config(
     path: Path, outputs: int
 ) -> tuple[dict[str, Any], tuple[str, ...] | None, tuple[str, ...]]:
-    """Settings and class names from `config.json` beside a file; the library's defaults without.
+    """Settings and class names from `config.json` next to a file, or the library's defaults.
 
-    The last value names the settings that are such defaults.
+    The last value names the settings that are defaults.
     """
     file = path.parent / "config.json"
     try:
@@ -323,12 +323,12 @@ def _huggingface_config(
     except (OSError, ValueError, RecursionError) as error:
         raise PretrainedError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise PretrainedError(f"{file} is not a configuration of Hugging Face's: it has no keys.")
+        raise PretrainedError(f"{file} is not a configuration of Hugging Face: it has no keys.")
     for key, value in _HUGGINGFACE_NETWORK.items():
         if config.get(key, value) != value:
             raise PretrainedError(
-                f"config.json beside {path.name} has {key} {config[key]!r}; this project's network "
-                f"has {value!r}."
+                f"config.json next to {path.name} has {key} {config[key]!r}; this project's "
+                f"network has {value!r}."
             )
     try:
         settings = {
@@ -340,14 +340,14 @@ def _huggingface_config(
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PretrainedError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
     assumed = () if config else tuple(settings)
-    # Of ImageNet, WordNet's ids are kept instead: data sets have them. LABEL_0 ... is no name.
+    # ImageNet's data sets use WordNet's ids, so its names are not read. LABEL_0, ... are no names.
     named = sorted(labels) == list(range(outputs)) and outputs not in (0, 1000, 1001)
     if not named or all(name == f"LABEL_{index}" for index, name in labels.items()):
         return settings, None, assumed
     return settings, tuple(labels[index] for index in range(outputs)), assumed
 
 
-# torchvision.models.MobileNetV2 but for width_mult, inverted_residual_setting and round_nearest.
+# torchvision.models.MobileNetV2, without width_mult, inverted_residual_setting and round_nearest.
 _TORCHVISION_NETWORK = {
     "model.stem_features": 32,
     "model.stem_strides": 2,
@@ -370,18 +370,18 @@ def tensors(weights: Weights) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
       weights: with the whole network in `settings`.
 
     Returns:
-      (name -> float32 array, or int64 for `num_batches_tracked`; what torchvision's own module
-      would do otherwise than this network, a sentence each).
+      (name -> float32 array, or int64 for `num_batches_tracked`; one sentence for each difference
+      between torchvision's module and this network).
 
     Raises:
-      PretrainedError: the network has parts that torchvision's has no names for.
+      PretrainedError: the network has parts for which torchvision has no names.
     """
     settings = weights.settings
     for key, value in _TORCHVISION_NETWORK.items():
         if settings.get(key, value) != value:
             raise PretrainedError(
-                f"{key} is {settings[key]!r}, which torchvision's MobileNetV2 has no names for (it "
-                f"has {value!r}); write the weights with --names=mobilenet."
+                f"{key} is {settings[key]!r}, but torchvision's MobileNetV2 only has names for "
+                f"{value!r}; write the weights with --names=mobilenet."
             )
     _, plan = planned_network(settings)
     variables = {"params": weights.params, "batch_stats": weights.batch_stats}
@@ -402,15 +402,15 @@ def _differences(weights: Weights) -> Iterator[str]:
     settings = weights.settings
     if settings["model.padding"] != "SYMMETRIC":
         yield (
-            "model.padding is 'SAME': torchvision's module pads symmetrically and gives other "
-            "outputs, so pad as TensorFlow before its convolutions of stride 2."
+            "model.padding is 'SAME', but torchvision's module pads symmetrically, so its outputs "
+            "would differ: pad as TensorFlow does before its convolutions of stride 2."
         )
     if settings["model.bn_epsilon"] != 1e-5:
         yield (
-            f"model.bn_epsilon is {settings['model.bn_epsilon']:g}: give torchvision's module "
-            f"norm_layer=partial(BatchNorm2d, eps={settings['model.bn_epsilon']:g})."
+            f"model.bn_epsilon is {settings['model.bn_epsilon']:g}: create torchvision's module "
+            f"with norm_layer=partial(BatchNorm2d, eps={settings['model.bn_epsilon']:g})."
         )
     if (weights.mean, weights.std) != (IMAGENET.mean, IMAGENET.std):
-        yield f"Pictures are normalised by mean {weights.mean} and std {weights.std}."
+        yield f"Images are normalised by mean {weights.mean} and std {weights.std}."
     if not settings["model.num_classes"]:
         yield "There is no classifier: load the tensors with strict=False."

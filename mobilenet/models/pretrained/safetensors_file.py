@@ -1,4 +1,4 @@
-"""`.safetensors` files as arrays and metadata; the reader is the format's own library."""
+"""Reads and writes `.safetensors` files with the format's own library."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ def _library() -> Any:
     except ImportError as error:
         raise PretrainedError(
             "Reading and writing .safetensors needs a package that is not installed; "
-            "`pip install .[convert]` brings it."
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     return safetensors
 
@@ -27,7 +27,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       (name -> array of the stored type, key -> text).
 
     Raises:
-      PretrainedError: truncated or no such file, or a type that NumPy does not have.
+      PretrainedError: the file is truncated or of another format, or NumPy does not have its type.
     """
     library = _library()
     try:
@@ -41,11 +41,11 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def dumps(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A file's bytes.
+    """The bytes of a file.
 
     Args:
       arrays: name -> array.
-      metadata: text beside them.
+      metadata: key -> text.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return _library().numpy.save(contiguous, dict(metadata))

@@ -1,9 +1,9 @@
 """PyTorch state dicts as files, read and written without PyTorch.
 
-`torch.save` writes a pickle that says which tensors there are, and their bytes beside it: in a zip
-archive since PyTorch 1.6, one after the other before. A pickle can ask for any function to be
-called; the reader here knows the few that a state dict needs, as inert stand-ins, and refuses every
-other by name, so that no code of a file runs.
+`torch.save` writes a pickle that lists the tensors, and their bytes: in one zip archive since
+PyTorch 1.6, one after the other before. A pickle can ask for a call of any function. The reader
+here knows the few functions that a state dict needs and replaces them by inert stand-ins. It
+refuses all others by name, so no code of a file runs.
 """
 
 import collections
@@ -22,7 +22,7 @@ import numpy as np
 
 from mobilenet.models.pretrained.weights import PretrainedError, check_size
 
-# torch/storage.py: the class of a storage says the type of its numbers; little endian.
+# torch/storage.py: the class of a storage gives the type of its numbers; little endian.
 STORAGES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -35,16 +35,15 @@ STORAGES: dict[str, np.dtype[Any]] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# torch/serialization.py, the format before zip archives.
+# torch/serialization.py, the format used before zip archives.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# Keys under which training scripts keep the state dict next to an epoch or an optimiser, the most
-# usual first: which one is read where there are several, such as an average of the weights.
+# Keys under which training scripts store the state dict, next to an epoch or an optimiser. If there
+# are several (an average of the weights, for example), the first key of this list is read.
 _USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module")
-_DEPTH = 8  # of dictionaries within dictionaries that are looked through
-# What wrappers put before every name: DataParallel and torch.compile.
+_DEPTH = 8  # levels of nested dictionaries that are searched
 _WRAPPERS = ("module.", "_orig_mod.")
-# Other globals that training scripts leave beside a state dict; they become inert stand-ins.
-_BESIDE = {
+# Other globals that training scripts store next to a state dict; they become inert stand-ins.
+_OTHER_GLOBALS = {
     *(("argparse", "Namespace"), ("collections", "Counter"), ("collections", "defaultdict")),
     *(("numpy", "dtype"), ("numpy", "ndarray"), ("numpy.core.multiarray", "scalar")),
     *(("numpy._core.multiarray", "scalar"), ("numpy.core.multiarray", "_reconstruct")),
@@ -55,12 +54,12 @@ _BESIDE = {
     *(("__builtin__", "dict"), ("builtins", "dict")),
 }
 
-# Instructions of a pickle that remember a value by a number.
+# Instructions of a pickle that store a value under a number.
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class Found(NamedTuple):
-    """Tensors of a file, name -> array, and what a user should know of how they were chosen."""
+    """Tensors of a file, name -> array, and notes for the user on how they were chosen."""
 
     arrays: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
@@ -84,9 +83,9 @@ class _Tensor(NamedTuple):
 
 
 def _inert() -> type:
-    """A class whose objects stand for values that are no tensors: they take anything, do nothing.
+    """A class whose objects replace values that are not tensors: they accept anything, do nothing.
 
-    A new one for each file: a pickle may set attributes of what it is given.
+    Each file gets a new class, because a pickle may set attributes of the objects it gets.
     """
 
     class Inert:
@@ -106,7 +105,7 @@ def _inert() -> type:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a state dict's pickle; `storages` collects those it mentions."""
+    """Reads a state dict's pickle; `storages` collects the storages that it mentions."""
 
     def __init__(self, file: io.BufferedIOBase, name: str) -> None:
         super().__init__(file)
@@ -115,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        # Functions of this call alone: a pickle may set attributes of what it is given.
+        # New functions for each call, because a pickle may set attributes of the objects it gets.
         def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
             return _Tensor(storage, offset, size, stride)
 
@@ -129,13 +128,13 @@ class _Unpickler(pickle.Unpickler):
         }
         if module_name == "torch" and global_name in STORAGES:
             return _Type(STORAGES[global_name])
-        if (module_name, global_name) in _BESIDE:
+        if (module_name, global_name) in _OTHER_GLOBALS:
             return self._inert
         if (module_name, global_name) not in known:
             raise PretrainedError(
                 f"{self._name} asks for {module_name}.{global_name}, which is not part of a state "
-                "dict; nothing of it was run. If you trust the file, load it with PyTorch and save "
-                "the weights alone: torch.save(model.state_dict(), PATH)."
+                "dict; no code of the file was run. If you trust the file, load it with PyTorch "
+                "and save only the weights: torch.save(model.state_dict(), PATH)."
             )
         return known[module_name, global_name]
 
@@ -152,25 +151,25 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """`find`'s tensors: name -> array of the stored type."""
+    """The tensors of `find`: name -> array of the stored type."""
     return find(path).arrays
 
 
 def find(path: Path) -> Found:
     """The tensors of a state dict that `torch.save` wrote, in both of its formats.
 
-    A state dict within dictionaries is found, and the prefixes that `DataParallel` and
-    `torch.compile` put before every name are taken off.
+    The state dict may be inside other dictionaries. Prefixes that `DataParallel` and
+    `torch.compile` put before every name are removed.
 
     Args:
       path: of the file.
 
     Returns:
-      The tensors of the stored types, and a note where one of several state dicts was taken.
+      The tensors of the stored types, and a note if one of several state dicts was chosen.
 
     Raises:
-      PretrainedError: truncated, damaged, no state dict, or a pickle that asks for anything but
-        tensors.
+      PretrainedError: the file is truncated, damaged or not a state dict, or its pickle asks for
+        anything other than tensors.
     """
     data = path.read_bytes()
     try:
@@ -189,7 +188,7 @@ def find(path: Path) -> Found:
         return _arrays(content, storages, path.name)
     except PretrainedError:
         raise
-    # A damaged pickle raises whatever its bytes happen to mean.
+    # A damaged pickle can raise any exception.
     except Exception as error:
         raise PretrainedError(
             f"{path.name} is damaged: {type(error).__name__}: {error}."
@@ -208,7 +207,7 @@ def _read_zip(data: bytes, name: str) -> tuple[Any, dict[str, np.ndarray]]:
         if f"{root}constants.pkl" in archive.namelist():
             raise PretrainedError(
                 f"{name} is a TorchScript program, not a state dict; load it with PyTorch and save "
-                "the weights alone: torch.save(model.state_dict(), PATH)."
+                "only the weights: torch.save(model.state_dict(), PATH)."
             )
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
@@ -224,8 +223,8 @@ def _read_zip(data: bytes, name: str) -> tuple[Any, dict[str, np.ndarray]]:
 def _load(file: io.BytesIO, name: str) -> tuple[Any, dict[str, _Storage]]:
     """The next pickle of a file, and the storages that it mentions.
 
-    Its instructions are looked through first: a number of a few bytes can ask for a table, or for
-    text, of gigabytes.
+    Its instructions are checked before it is loaded: a number of a few bytes can ask for a table,
+    or for text, of gigabytes.
     """
     start, most = file.tell(), file.getbuffer().nbytes
     for instruction, argument, _ in pickletools.genops(file):
@@ -287,10 +286,10 @@ def _all_begin(names: Collection[str], prefix: str) -> bool:
 
 
 def _choose(content: Mapping[Any, Any], name: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """Where the network's tensors are among dictionaries, those, and what else there was.
+    """Chooses the dictionary of the network's tensors; returns it and a note on other candidates.
 
-    An optimiser's state and an average of the weights are dictionaries of tensors too: the largest
-    are looked at, and of those the one with a usual name is taken.
+    An optimiser's state and an average of the weights are dictionaries of tensors too. So the
+    largest dictionaries are candidates, and the one with a usual name is taken.
     """
     if not content:
         return {}, ()
@@ -310,19 +309,20 @@ def _choose(content: Mapping[Any, Any], name: str) -> tuple[Mapping[str, Any], t
         if len(named) == 1:
             others = ", ".join(shown[place] for place in largest if place != named[0])
             note = (
-                f"The weights are those under {shown[named[0]]}; there are others under {others}."
+                f"The weights under {shown[named[0]]} were read; the file has others under "
+                f"{others}."
             )
             return largest[named[0]], (note,)
     raise PretrainedError(
         f"{name} has several state dicts of {most} tensors, under {', '.join(shown.values())}; "
-        "save the one that you mean alone: torch.save(model.state_dict(), PATH)."
+        "save only the one that you mean: torch.save(model.state_dict(), PATH)."
     )
 
 
 def _dictionaries(
     content: Mapping[Any, Any], place: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], int]]:
-    """(keys, dictionary, tensors in it) of every dictionary of names that holds tensors."""
+    """(keys, dictionary, number of tensors) of every dictionary that maps names to tensors."""
     seen.add(id(content))
     count = sum(isinstance(value, _Tensor) for value in content.values())
     if count and all(isinstance(key, str) for key in content):
@@ -334,13 +334,13 @@ def _dictionaries(
 
 
 def _view(tensor: _Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The tensor's elements; its offset and strides are the file's, so they are checked first."""
+    """The tensor's elements, after a check of its offset and strides, which come from the file."""
     size, stride = tuple(map(int, tensor.size)), tuple(map(int, tensor.stride))
     offset, flat = int(tensor.offset), storages[tensor.storage.key]
     if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
         raise ValueError("a tensor outside its storage")
     flat = flat[offset:]
-    # Steps of 0 would make any number of elements of one.
+    # A stride of 0 would make any number of elements from one.
     if math.prod(size) > len(flat):
         raise ValueError("a tensor outside its storage")
     last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -392,7 +392,7 @@ def dumps(arrays: Mapping[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
-            # With the zip format's first date rather than today's.
+            # With the zip format's first date instead of today's, so that the bytes are the same.
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
     return file.getvalue()
 

@@ -1,11 +1,11 @@
 """TFLite files: float, float16, int8 and uint8, with batch normalisation already folded.
 
-A TFLite file is a graph of operations on numbered tensors; nothing in it is named reliably. So the
-operations are read in order (`tflite_graph`) and checked to be a MobileNetV2: convolutions of the
+A TFLite file is a graph of operations on numbered tensors, and no name in it is reliable. So the
+operations are read in order (`tflite_graph`) and compared with a MobileNetV2: convolutions of the
 planned shapes and strides, ReLU6 where the paper has it, each block's shortcut, the pooling.
 
-Files of `mobilenet export` carry metadata: the network's settings, how images are normalised, and
-the classes' names. Other files say nothing of these, and what is usual is assumed.
+Files of `mobilenet export` have metadata: the network's settings, how images are normalised, and
+the names of the classes. For other files the usual values are assumed.
 """
 
 import dataclasses
@@ -39,28 +39,28 @@ from mobilenet.models.pretrained.weights import (
     check_blocks,
 )
 
-BN_EPSILON = 1e-3  # TF-Slim's and Keras'; the identity is exact for any
+BN_EPSILON = 1e-3  # TF-Slim's and Keras'; the identity is exact for any epsilon
 
 
 def read(path: Path, source: str) -> Weights:
-    """Reads a TFLite file's weights as float32, with BN that does nothing but add the bias.
+    """Reads a TFLite file's weights as float32, with a BN that only adds the bias.
 
     Args:
       path: of the file.
-      source: what `Weights.source` is to say.
+      source: the value of `Weights.source`.
 
     Returns:
       Weights whose BN is the identity plus a bias: scale 1, mean 0, variance 1 - epsilon.
 
     Raises:
-      PretrainedError: truncated, no TFLite file, or another network.
+      PretrainedError: the file is truncated, not a TFLite file, or holds another network.
     """
     data = load(path)
     graph = read_graph(data, path.name)
     metadata = _metadata(data, path.name)
-    channels = graph.tensors[graph.picture].shape[3]
-    told = None if metadata is None else _told(metadata, graph, source)
-    networks = paper_networks() if told is None else [_told_network(told)]
+    channels = graph.tensors[graph.image].shape[3]
+    described = None if metadata is None else _from_metadata(metadata, graph, source)
+    networks = paper_networks() if described is None else [_described_network(described)]
     fitted = _fit(graph, path.name, networks, channels)
     padding = check(graph, fitted.plan, fitted.num_classes, path.name)
     settings = {
@@ -72,17 +72,17 @@ def read(path: Path, source: str) -> Weights:
     notes = ()
     if graph.quantised:
         notes = (
-            "The weights are dequantised: activations are no longer rounded, so answers differ "
-            "from the TFLite file's in the last places.",
+            "The weights are dequantised: activations are no longer rounded, so outputs differ "
+            "slightly from those of the TFLite file.",
         )
-    if told is not None:
-        if told.settings.get("model.padding") == "SYMMETRIC" and _pads_alike(graph):
+    if described is not None:
+        if described.settings.get("model.padding") == "SYMMETRIC" and _pads_alike(graph):
             settings["model.padding"] = "SYMMETRIC"
         return dataclasses.replace(
-            told,
+            described,
             params=fitted.params,
             batch_stats=fitted.batch_stats,
-            settings={**told.settings, **settings},
+            settings={**described.settings, **settings},
             notes=notes,
         )
     if channels != 3:
@@ -101,7 +101,7 @@ def read(path: Path, source: str) -> Weights:
 
 
 def _metadata(data: bytes, file: str) -> Any:
-    """What `mobilenet export` says of a file inside it; None in a file of others."""
+    """The metadata that `mobilenet export` wrote into a file; None in other files."""
     import tflite
 
     model: Any = tflite.Model.GetRootAsModel(data, 0)
@@ -112,22 +112,22 @@ def _metadata(data: bytes, file: str) -> Any:
                 return load_json(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes(), file)
     except PretrainedError:
         raise
-    # Offsets of a damaged buffer lead anywhere.
+    # Offsets in a damaged buffer can raise any exception.
     except Exception as error:
         raise damaged(file, error) from error
     return None
 
 
-def _told(metadata: Any, graph: Graph, source: str) -> Weights:
-    """Everything but the arrays, from the metadata of `mobilenet export`."""
+def _from_metadata(metadata: Any, graph: Graph, source: str) -> Weights:
+    """All attributes of the weights except the arrays, from the metadata of `mobilenet export`."""
     try:
         model, data = dict(metadata["config"]["model"]), metadata["config"]["data"]
         if model["name"] != "mobilenet_v2":
             raise PretrainedError(
-                f"{source} is a {model['name']}; convert reads MobileNetV2s. Write the weights of "
-                "its run: mobilenet convert --workdir=RUN --to=FILE.safetensors."
+                f"{source} is a {model['name']}; convert reads only MobileNetV2. Write the weights "
+                "of its run: mobilenet convert --workdir=RUN --to=FILE.safetensors."
             )
-        # A folder's path is of one machine.
+        # The path of a folder is valid on one machine only.
         kept = (*IMAGE_KEYS, *(() if data["name"] == "folder" else DATA_SET_KEYS))
         settings = {f"model.{key}": value for key, value in model.items()}
         settings |= {key: data[key.removeprefix("data.")] for key in kept}
@@ -143,33 +143,33 @@ def _told(metadata: Any, graph: Graph, source: str) -> Weights:
     check_blocks(model.get("blocks"), len(graph.convolutions), source)
     if model.get("kernel_size") != 3:
         raise PretrainedError(
-            f"{source} has depthwise kernels of size {model.get('kernel_size')!r}; convert reads 3 "
-            "from TFLite files."
+            f"{source} has depthwise kernels of size {model.get('kernel_size')!r}; convert "
+            "reads only size 3 from TFLite files."
         )
     return from_description(description, {}, {}, source)
 
 
-def _told_network(told: Weights) -> tuple[dict[str, Any], Plan]:
+def _described_network(described: Weights) -> tuple[dict[str, Any], Plan]:
     try:
         return planned_network(
-            {key: value for key, value in told.settings.items() if key.startswith("model.")}
+            {key: value for key, value in described.settings.items() if key.startswith("model.")}
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise damaged(told.source, error) from error
+        raise damaged(described.source, error) from error
 
 
 def _pads_alike(graph: Graph) -> bool:
-    """Whether every convolution of stride 2 pads (1, 1), which is SAME too at odd sizes."""
+    """Whether every convolution of stride 2 pads (1, 1); at odd sizes this is also SAME."""
     return all(found.pads[1:] == (1, 1) for found in graph.convolutions if found.strides == 2)
 
 
 def _range_note(graph: Graph) -> tuple[str, ...]:
-    """What a quantised file's grid of images says against the assumed normalisation."""
-    numbers = [graph.picture]
+    """A note if the quantisation range of the input does not fit the assumed normalisation."""
+    numbers = [graph.image]
     numbers += [
         step.output
         for step in graph.steps
-        if step.kind == "QUANTIZE" and step.inputs[0] == graph.picture
+        if step.kind == "QUANTIZE" and step.inputs[0] == graph.image
     ]
     for number in numbers:
         tensor = graph.tensors[number]
@@ -182,9 +182,9 @@ def _range_note(graph: Graph) -> tuple[str, ...]:
         )
         if max(abs(low + 1), abs(high - 1)) > 0.05:
             return (
-                f"The file quantises images from {low:.2f} to {high:.2f}, and images that are "
-                f"{TENSORFLOW.normalization} reach from -1 to 1: it was probably made for another "
-                "normalisation.",
+                f"The file quantises images from {low:.2f} to {high:.2f}, but images that are "
+                f"{TENSORFLOW.normalization} range from -1 to 1: the file was probably made for "
+                "another normalisation.",
             )
     return ()
 
@@ -195,7 +195,7 @@ def _fit(
     networks: Iterable[tuple[dict[str, Any], Plan]],
     channels: int,
 ) -> Fitted:
-    """Fits the convolutions, numbered in order, and makes their BN the identity plus the bias."""
+    """Assigns the convolutions in order, and sets their BN to the identity plus a bias."""
     arrays = {}
     for number, convolution in enumerate(graph.convolutions):
         kernel = convolution.kernel
@@ -218,8 +218,8 @@ def _fit(
         paths, size = variable_paths(layer), layer.shape[-1]
         put(variables, paths["scale"], np.ones(size, np.float32))
         put(variables, paths["mean"], np.zeros(size, np.float32))
-        # In float32 this plus epsilon is exactly 1: the rounding of the difference is below half a
-        # unit in the last place of 1.
+        # In float32 this plus epsilon is exactly 1: the rounding error of the difference is below
+        # half a unit in the last place of 1.
         put(variables, paths["var"], np.full(size, np.float32(1) - np.float32(BN_EPSILON)))
     return fitted
 
@@ -229,10 +229,10 @@ def _is_classifier(graph: Graph, convolution: Convolution) -> bool:
 
 
 def check(graph: Graph, plan: Plan, num_classes: int, file: str) -> str:
-    """Checks that the operations are wired as the plan's.
+    """Checks that the operations are connected as in the plan.
 
     Args:
-      graph: with as many convolutions as the plan has layers, of its shapes.
+      graph: with as many convolutions as the plan has layers, of the same shapes.
       plan: of the network.
       num_classes: 0 for a file without a classifier.
       file: for messages.
@@ -241,11 +241,12 @@ def check(graph: Graph, plan: Plan, num_classes: int, file: str) -> str:
       The padding convention, "SAME" or "SYMMETRIC".
 
     Raises:
-      PretrainedError: another stride, activation, shortcut or padding; names the first one.
+      PretrainedError: a stride, an activation, a shortcut or a padding differs; the message names
+        the first difference.
     """
     blocks = {block.name: block for block in plan.blocks}
     found = layers(plan, num_classes)
-    x = block_input = graph.picture
+    x = block_input = graph.image
     pads = []
     for number, (layer, convolution) in enumerate(zip(found, graph.convolutions, strict=True)):
         block = blocks.get(layer.name.split("/")[0])
@@ -265,7 +266,7 @@ def check(graph: Graph, plan: Plan, num_classes: int, file: str) -> str:
         for key, value in expected.items():
             if actual[key] != value:
                 raise PretrainedError(
-                    f"{file} is not a MobileNetV2: convolution {number}, in the place of "
+                    f"{file} is not a MobileNetV2: convolution {number}, at the position of "
                     f"{layer.name}, has {key} {actual[key]} instead of {value}."
                 )
         if convolution.strides == 2:
@@ -294,6 +295,6 @@ def check(graph: Graph, plan: Plan, num_classes: int, file: str) -> str:
     if padding is None:
         raise PretrainedError(
             f"{file} pads {', '.join(str(pad[1:]) for pad in pads)} at stride 2; this project's "
-            "network pads as TensorFlow or as PyTorch throughout."
+            "network pads either as TensorFlow or as PyTorch in all layers."
         )
     return padding

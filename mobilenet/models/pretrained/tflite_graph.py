@@ -1,8 +1,8 @@
-"""TFLite files as graphs in this project's terms: operations, tensors, weights and their grids.
+"""TFLite files as graphs in this project's terms: operations, tensors, weights, quantisation.
 
-Nothing in a TFLite file is named reliably, so the operations are read in order. Quantised weights
-become real = scale * (q - zero_point) (Jacob et al. 2017, arXiv 1712.05877, section 2.1), with one
-scale for each tensor or for each output channel.
+No name in a TFLite file is reliable, so the operations are read in order. Quantised weights become
+real = scale * (q - zero_point) (Jacob et al. 2017, arXiv 1712.05877, section 2.1), with one scale
+per tensor or per output channel.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from mobilenet.models.pretrained.weights import PretrainedError, check_size
 
-# Operations that hand their input on, as far as the network's arithmetic goes.
+# Operations that do not change values, as far as the network's arithmetic is concerned.
 _TRANSPARENT = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "SOFTMAX")
 _POOLS = ("MEAN", "AVERAGE_POOL_2D")
 
@@ -22,8 +22,8 @@ _POOLS = ("MEAN", "AVERAGE_POOL_2D")
 class Integers(NamedTuple):
     """The codes of a quantised weight or bias: real = scale * (codes - zero_point).
 
-    `codes` keep the file's type, with the axes as ours; `scale` (float32) and `zero_point` (int64)
-    are [1], or one for each of the last axis.
+    `codes` keep the file's type, with this project's order of axes. `scale` (float32) and
+    `zero_point` (int64) are [1], or have one value for each index of the last axis.
     """
 
     codes: np.ndarray
@@ -32,9 +32,9 @@ class Integers(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What a file says of a tensor: its shape, its type (`UINT8`), and its grid.
+    """A tensor as the file describes it: shape, type (such as `UINT8`) and quantisation.
 
-    `scale` (float32) and `zero_point` (int64) are [n], n = 0 where it is not quantised.
+    `scale` (float32) and `zero_point` (int64) are [n], with n = 0 if it is not quantised.
     """
 
     shape: tuple[int, ...]
@@ -44,9 +44,9 @@ class Tensor(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An operation as it stands in the file, by numbers of tensors, constants among its inputs.
+    """An operation of the file; tensors are given by number, constants among the inputs.
 
-    `keeps_axes` belongs to MEAN: the axes that it averages over stay, with size 1. `window` is
+    `keeps_axes` belongs to MEAN: the axes over which it averages stay, with size 1. `window` is
     (height, width) of a pooling.
     """
 
@@ -58,10 +58,10 @@ class Step(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """A convolution or dense layer: kernel as ours, what it reads and writes, and its manner.
+    """A convolution or dense layer: kernel in this project's layout, input, output and settings.
 
-    `pads` are (size, before, after) along the height of what it reads. Where the file is quantised,
-    `integers` and `bias_integers` are what `kernel` and `bias` were dequantised from.
+    `pads` are (size, before, after) along the height of the input. If the file is quantised,
+    `integers` and `bias_integers` are the codes from which `kernel` and `bias` were dequantised.
     """
 
     kernel: np.ndarray
@@ -77,17 +77,18 @@ class Convolution(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """What a file computes, by numbers of tensors.
+    """The computation of a file; tensors are given by number.
 
-    `convolutions` in order; `sums` tensor -> its two terms; `pooled` tensor -> what it is the mean
-    of; `picture` the input, of `size` pixels a side; `quantised` says whether a weight was.
-    `steps` are all operations as they stand in the file, `tensors` what those read and write.
+    `convolutions` are in order. `sums` maps a tensor to its two terms, `pooled` a tensor to the one
+    that it is the mean of. `image` is the input, of `size` pixels along each side. `quantised` says
+    whether any weight was quantised. `steps` are all operations of the file, and `tensors` are
+    their inputs and outputs.
     """
 
     convolutions: list[Convolution]
     sums: dict[int, tuple[int, int]]
     pooled: dict[int, int]
-    picture: int
+    image: int
     size: int
     quantised: bool
     steps: list[Step]
@@ -98,7 +99,8 @@ def load_graph(path: Path) -> Graph:
     """`read_graph` of a file.
 
     Raises:
-      PretrainedError: as `read_graph`; no TFLite file; or what reads them is not installed.
+      PretrainedError: as `read_graph`; the file is not a TFLite file; or the package that reads
+        them is not installed.
     """
     return read_graph(load(path), path.name)
 
@@ -107,14 +109,15 @@ def load(path: Path) -> bytes:
     """A TFLite file's bytes.
 
     Raises:
-      PretrainedError: no TFLite file, or what reads them is not installed.
+      PretrainedError: the file is not a TFLite file, or the package that reads them is not
+        installed.
     """
     try:
         import tflite
     except ImportError as error:
         raise PretrainedError(
-            "Reading TFLite files needs a package that is not installed; `pip install .[convert]` "
-            "brings it."
+            "Reading TFLite files needs a package that is not installed; "
+            "`pip install -e '.[convert]'` in the checkout brings it."
         ) from error
     data = path.read_bytes()
     if len(data) < 8 or not tflite.Model.ModelBufferHasIdentifier(data, 0):
@@ -126,13 +129,13 @@ def read_graph(data: bytes, file: str) -> Graph:
     """The operations of a TFLite file in this module's terms.
 
     Raises:
-      PretrainedError: truncated or damaged, or operations that no MobileNetV2 has.
+      PretrainedError: the file is truncated or damaged, or has operations that no MobileNetV2 has.
     """
     try:
         return _Reader(data, file).read()
     except PretrainedError:
         raise
-    # The buffer's offsets lead anywhere when it is damaged.
+    # Offsets in a damaged buffer can raise any exception.
     except Exception as error:
         raise PretrainedError(
             f"{file} is truncated or damaged: {str(error).rstrip('.')}."
@@ -140,7 +143,7 @@ def read_graph(data: bytes, file: str) -> Graph:
 
 
 class _Reader:
-    """Walks the operations of a file's first subgraph."""
+    """Reads the operations of a file's first subgraph in order."""
 
     def __init__(self, data: bytes, file: str) -> None:
         import tflite
@@ -154,19 +157,19 @@ class _Reader:
         self._quantised = False
         self._operators = _names(tflite.BuiltinOperator)
         self._types = _names(tflite.TensorType)
-        # Tensor -> the one it is a copy of, as far as the arithmetic goes; what PAD added to it.
+        # Tensor -> the tensor that it copies, as far as arithmetic is concerned; padding of PAD.
         self._same: dict[int, int] = {}
         self._padded: dict[int, tuple[int, int]] = {}
 
     def read(self) -> Graph:
-        """The graph in our terms."""
+        """The graph in this project's terms."""
         graph = self._graph
-        (picture,) = graph.InputsAsNumpy()
-        _, size, width, channels = self._shape(picture)
+        (image,) = graph.InputsAsNumpy()
+        _, size, width, channels = self._shape(image)
         if size != width or channels not in (1, 3):
             raise PretrainedError(
-                f"{self._file} takes pictures of {self._shape(picture)}; this project's are square "
-                "and RGB or grey."
+                f"{self._file} takes images of {self._shape(image)}; this project's images are "
+                "square, and RGB or grey."
             )
         convolutions: list[Convolution] = []
         sums: dict[int, tuple[int, int]] = {}
@@ -175,7 +178,7 @@ class _Reader:
         for number in range(graph.OperatorsLength()):
             operator = graph.Operators(number)
             code = self._model.OperatorCodes(operator.OpcodeIndex())
-            # Old files have the code in a byte field, new ones in both or in the wide one.
+            # Old files store the code in a byte field, new files in both fields or the wide one.
             kind = self._operators[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
             inputs = [int(i) for i in operator.InputsAsNumpy()]
             (output,) = (int(i) for i in operator.OutputsAsNumpy())
@@ -184,7 +187,7 @@ class _Reader:
                 convolutions.append(self._convolution(kind, operator, inputs, output))
             elif kind == "ADD":
                 if self._relu6(self._options(operator, self._lib.AddOptions()), kind):
-                    raise PretrainedError(f"{self._file}: a sum ends in RELU6, not linearly.")
+                    raise PretrainedError(f"{self._file}: a sum ends in RELU6; it must be linear.")
                 sums[output] = (self._origin(inputs[0]), self._origin(inputs[1]))
             elif kind in _POOLS:
                 pooled[output] = self._origin(inputs[0])
@@ -203,7 +206,7 @@ class _Reader:
                 self._same[output] = self._origin(inputs[0])
             else:
                 raise PretrainedError(
-                    f"{self._file} has the operation {kind}, which no MobileNetV2 has; it is "
+                    f"{self._file} has the operation {kind}, which no MobileNetV2 has; it holds "
                     "another network."
                 )
         used = {n for step in steps for n in (*step.inputs, step.output) if n >= 0}
@@ -211,7 +214,7 @@ class _Reader:
             convolutions,
             sums,
             pooled,
-            self._origin(int(picture)),
+            self._origin(int(image)),
             size,
             self._quantised,
             steps,
@@ -235,7 +238,7 @@ class _Reader:
         return Tensor(shape, self._types[found.Type()], scale, zero_point)
 
     def _grid(self, tensor: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Scales, float32, and zero points, int64, of a tensor: none, one, or one an index."""
+        """Scales (float32) and zero points (int64) of a tensor: none, one, or one per index."""
         quantisation = tensor.Quantization()
         if quantisation is None or not quantisation.ScaleLength():
             return np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -245,7 +248,7 @@ class _Reader:
         return scale, quantisation.ZeroPointAsNumpy().astype(np.int64)
 
     def _integers(self, tensor: int, axes: Sequence[int]) -> Integers | None:
-        """A constant's codes, with its axes in that order; None where it is not quantised."""
+        """A constant's codes, with its axes in the given order; None if it is not quantised."""
         found = self._graph.Tensors(self._origin(tensor))
         scale, zero_point = self._grid(found)
         if not len(scale):
@@ -326,14 +329,14 @@ class _Reader:
         return [int(n) for n in self._graph.Tensors(tensor).ShapeAsNumpy()]
 
     def _values(self, tensor: int) -> np.ndarray:
-        """A constant's numbers as they stand in the file: [shape]."""
+        """A constant's numbers as stored in the file: [shape]."""
         found = self._graph.Tensors(self._origin(tensor))
         kind = self._types[found.Type()]
         if kind not in _DTYPES:
             raise PretrainedError(f"{self._file}: a weight is of type {kind}.")
         raw = self._model.Buffers(found.Buffer()).DataAsNumpy()
         shape = self._shape(self._origin(tensor))
-        # Operations may share a buffer, and each makes numbers of its own of it.
+        # Several operations may share a buffer, and each allocates its own copy of the numbers.
         self._declared += 4 * math.prod(shape)
         check_size(self._file, self._declared, self._held)
         if kind == "INT4":
@@ -348,7 +351,7 @@ class _Reader:
         return np.frombuffer(raw.tobytes(), dtype).reshape(shape)
 
     def _nibbles(self, raw: Any, shape: list[int], tensor: Any) -> np.ndarray:
-        """Integers of four bits, two a byte, the first in the lower half."""
+        """Integers of four bits, two per byte, the first in the lower half."""
         count = math.prod(shape)
         if not isinstance(raw, np.ndarray) or raw.size != -(-count // 2):
             raise PretrainedError(
@@ -359,14 +362,14 @@ class _Reader:
         return (np.where(halves > 7, halves - 16, halves).astype(np.int8)).reshape(shape)
 
     def _constant(self, tensor: int) -> np.ndarray:
-        """A constant's numbers, dequantised: float32 [shape], or integers as they are."""
+        """A constant's numbers, dequantised: float32 [shape], or integers if not quantised."""
         values = self._values(tensor)
         found = self._graph.Tensors(self._origin(tensor))
         scale, zero_point = self._grid(found)
         if not len(scale):
             return values if values.dtype.kind in "iu" else values.astype(np.float32)
         self._quantised = True
-        # One a tensor, or one for each index of the quantised dimension.
+        # One scale per tensor, or one for each index of the quantised dimension.
         along = [1] * values.ndim
         if len(scale) > 1:
             along[found.Quantization().QuantizedDimension()] = len(scale)

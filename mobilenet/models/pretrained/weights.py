@@ -1,18 +1,19 @@
-"""What a reader returns, the error it raises, and the preprocessing of families of checkpoints."""
+"""The result and the error of all readers, and the preprocessing of families of checkpoints."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A file may hold less than it declares: compressed, or not at all. Weights compress little, so what
-# is declared must be within RATIO times what is there; below FLOOR nothing is worth refusing.
+# A file may declare more than it holds, because it is compressed or because it is malicious.
+# Weights can hardly be compressed, so the declared size must be at most RATIO times the stored
+# size. Sizes below FLOOR are never refused.
 RATIO, FLOOR = 16, 64 << 20
-# No MobileNetV2's file is larger, not even with an optimiser's state and an average beside it.
+# A MobileNetV2's file is never larger, even with an optimiser's state and averaged weights.
 MOST_BYTES = 4 << 30
-MOST_PIXELS = 4096  # of a side of an image that a file asks for
-# What of `data.*` comes with weights: how images are shown, and which data set they are of. The
-# rest says where the files are and how they are read.
+MOST_PIXELS = 4096  # largest side of an image that a file may ask for
+# The keys of `data.*` that belong to weights: how images are prepared, and of which data set they
+# are. The other keys say where the files are and how they are read.
 IMAGE_KEYS = ("data.image_size", "data.channels", "data.crop_fraction", "data.normalization")
 DATA_SET_KEYS = (
     *("data.name", "data.train_split", "data.test_split", "data.validation_split"),
@@ -21,22 +22,22 @@ DATA_SET_KEYS = (
 
 
 class PretrainedError(ValueError):
-    """A file that cannot become a network, or the reverse; the message says why and what to do."""
+    """A file cannot be converted to a network, or the reverse; the message says why, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A network's variables with everything that must come along to use them rightly.
+    """A network's variables, with all settings that are needed to use them correctly.
 
     Attributes:
       params, batch_stats: nested dictionaries of float32 arrays, as `MobileNetV2` names them.
-      settings: dotted configuration keys -> values: the network (`model.*`) and how pictures are
-        shown to it (`data.*`).
-      mean, std: per channel, of values in [0, 1]: the network sees (x - mean) / std.
+      settings: dotted configuration keys -> values: the network (`model.*`) and how its images are
+        prepared (`data.*`).
+      mean, std: per channel, of values in [0, 1]: the input of the network is (x - mean) / std.
       class_names: of the outputs in order, as far as they are known; None if the file has none.
-      source: format, file name and sha256 of what was read.
-      notes: what a user should know and no setting can say, a sentence each.
-      assumed: keys of `settings` that the file does not say: its family's usual values.
+      source: format, file name and sha256 of the file.
+      notes: sentences for the user about anything that no setting can express.
+      assumed: keys of `settings` that the file does not give; they have the family's usual values.
     """
 
     params: dict[str, Any]
@@ -52,9 +53,9 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a family of checkpoints was shown pictures: a preset of `data.normalization`, in numbers.
+    """How a family of checkpoints prepares images: a preset of `data.normalization`, in numbers.
 
-    Every family crops the centre 87.5 % (256 to 224 pixels) and this project resizes bilinearly.
+    Every family crops the centre 87.5 % (256 to 224 pixels), and this project resizes bilinearly.
     """
 
     normalization: str
@@ -63,7 +64,7 @@ class Preprocessing:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As configuration keys."""
+        """The same as configuration keys."""
         return {"data.normalization": self.normalization, "data.crop_fraction": 0.875}
 
 
@@ -74,9 +75,9 @@ IMAGENET = Preprocessing("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225
 
 
 def preset(mean: Sequence[float], std: Sequence[float]) -> str:
-    """The value of `data.normalization` that these numbers stand for.
+    """The value of `data.normalization` for these numbers.
 
-    A preset of a family; else "dataset", whose numbers are kept with the run.
+    This is the preset of a family, or else "dataset", whose numbers are stored in the run.
     """
     for family in (TENSORFLOW, IMAGENET):
         if tuple(mean) == family.mean[: len(mean)] and tuple(std) == family.std[: len(std)]:
@@ -85,28 +86,28 @@ def preset(mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def check_size(file: str, declared: int, held: int) -> None:
-    """Refuses to allocate far more than a file holds.
+    """Refuses to allocate far more bytes than a file holds.
 
     Args:
       file: for the message.
       declared: bytes of the numbers that are about to be read.
-      held: bytes of what they are read from, as stored.
+      held: bytes from which they are read, as stored.
 
     Raises:
-      PretrainedError: more than weights can be compressed.
+      PretrainedError: weights cannot be compressed that much.
     """
     if declared > max(FLOOR, RATIO * held):
         raise PretrainedError(
-            f"{file} declares {declared:,} bytes of numbers and holds {held:,}; no weights are "
-            "stored so, and nothing of it was read."
+            f"{file} declares {declared:,} bytes of numbers and holds {held:,}; weights cannot be "
+            "compressed that much, so nothing was read."
         )
 
 
-def check_told(weights: Weights) -> None:
-    """Checks what a file says of its weights against them, before anything is made of it.
+def check_description(weights: Weights) -> None:
+    """Compares a file's description of its weights with the weights, before they are used.
 
     Raises:
-      PretrainedError: says which of both are wrong.
+      PretrainedError: they differ; the message says what is wrong.
     """
     settings, source = weights.settings, weights.source.split(", sha256 ")[0]
 
@@ -115,18 +116,18 @@ def check_told(weights: Weights) -> None:
 
     for key in settings:
         if not key.startswith("model.") and key not in (*IMAGE_KEYS, *DATA_SET_KEYS):
-            raise refuse(f"it sets {key!r}, which does not come with weights")
+            raise refuse(f"it sets {key!r}, which is not a setting of weights")
     classifier = weights.params.get("classifier")
     kernel = classifier.get("kernel") if isinstance(classifier, Mapping) else classifier
     shape = getattr(kernel, "shape", ())
     outputs, found = settings["model.num_classes"], shape[-1] if shape else 0
     if outputs != found:
-        raise refuse(f"it says {outputs!r} classes, and its classifier has {found:,}")
+        raise refuse(f"it says {outputs!r} classes, but its classifier has {found:,}")
     if outputs == 1:
         raise PretrainedError(
-            f"{source} has one output, such as a sigmoid of two classes; classifiers here have an "
-            "output for each class. Put another one before it, with weights and bias 0: the "
-            "softmax of both is the sigmoid."
+            f"{source} has one output, such as a sigmoid of two classes; classifiers here have one "
+            "output per class. Insert a first output with weights and bias 0: the softmax of both "
+            "outputs equals the sigmoid."
         )
     if weights.class_names is not None and len(weights.class_names) != outputs:
         raise refuse(f"it has {len(weights.class_names):,} names for {outputs:,} classes")
@@ -141,10 +142,10 @@ def check_told(weights: Weights) -> None:
 
 
 def check_blocks(blocks: Any, tensors: int, source: str) -> None:
-    """Refuses a block table that has more blocks than there are tensors, before it is planned.
+    """Refuses a block table with more blocks than the file has tensors, before it is planned.
 
     Raises:
-      PretrainedError: that, or no table.
+      PretrainedError: the table has too many blocks, or is not a table.
     """
     try:
         repeats = [row[2] for row in blocks]
@@ -152,18 +153,18 @@ def check_blocks(blocks: Any, tensors: int, source: str) -> None:
             raise ValueError
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise PretrainedError(
-            f"{source} is damaged: its model.blocks is no table of {tensors:,} tensors."
+            f"{source} is damaged: its model.blocks is not a block table for {tensors:,} tensors."
         ) from error
 
 
 def shape_problems(
     found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], *, most: int = 5
 ) -> str:
-    """Which tensors are missing, unexpected or of another shape: the first few, and how many more.
+    """Says which tensors are missing, unexpected or of another shape.
 
     Args:
-      found, wanted: name -> shape, in the order in which they are to be reported.
-      most: of each kind to name.
+      found, wanted: name -> shape, in the order of the report.
+      most: how many tensors of each kind are named; of the others only the number is given.
 
     Returns:
       "" if they agree.

@@ -1,0 +1,778 @@
+"""Networks beside each other: rows from a sweep's finished runs, table, plot, committed results.
+
+A network is a configuration without its seed. Its accuracy is of the test split with the final
+weights, in percent, its speed and memory are of evaluation, and both stand in one row.
+
+    SWEEP_DIR/comparison.csv                          a row a network
+    experiments/results/comparison.csv                committed rows, by scale
+    experiments/results/logs/comparison/SCALE/        the runs of a scale, as they lay in SWEEP_DIR
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from mobilenet import config as config_lib
+from mobilenet import rundir
+from mobilenet.analysis import plots, runs, stats
+from mobilenet.analysis.stats import Frame
+from mobilenet.report import results
+from mobilenet.report import rows as table_rows
+from mobilenet.report.results import ResultError
+from mobilenet.terminal import printable
+
+TABLE = "comparison"
+WIDTH = 100  # columns of a terminal
+
+# model.name -> family, which has a colour, and variant of it.
+NAMES = {
+    "mobilenet_v1": ("MobileNetV1", ""),
+    "mobilenet_v2": ("MobileNetV2", ""),
+    "mobilenet_v3_small": ("MobileNetV3", "small"),
+    "mobilenet_v3_large": ("MobileNetV3", "large"),
+    "resnet18": ("ResNet", "18"),
+    "resnet50": ("ResNet", "50"),
+}
+
+# What decides which pictures a run has learned from and is tested on.
+DATA_KEYS = (
+    *("data.name", "data.train_split", "data.test_split", "data.validation_split"),
+    *("data.validation_fraction", "data.test_fraction", "data.train_examples"),
+)
+
+# Of evaluation, uint8 pictures to logits, as `mobilenet benchmark` measures it: one picture, and
+# `batch_size` pictures, to which memory belongs.
+SPEED_FIELDS = (
+    *("latency_ms", "latency_ms_low", "latency_ms_high", "batch_size"),
+    *("images_per_second", "images_per_second_low", "images_per_second_high"),
+    *("peak_mb", "temp_mb", "rounds", "speed_device", "speed_processor", "speed_versions"),
+    *("speed_environment", "speed_commit"),
+)
+FIELDS = (
+    *("network", "model", "width_multiplier", "image_size", "run", "differs", "data", "split"),
+    *("train_examples", "epochs", "top1_mean", "top1_std", "low", "high", "seeds", "unfinished"),
+    *("params", "macs", "bytes", "seconds_mean", "lanes", "device", "processor", "versions"),
+    *("commit", *SPEED_FIELDS),
+)
+COMMITTED_FIELDS = ("scale", *FIELDS, "config", "logs", "remarks")
+LOGGED = (*results.LOGGED, "point.json")
+Row = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What the runs of a directory say.
+
+    Attributes:
+      rows: one a network, of FIELDS as text; ordered by family, width and resolution. A network
+        without a finished run has no numbers, and says in `unfinished` why.
+      runs: the `run` of a row, which is the first of its runs -> all of them, finished ones first;
+        paths relative to the directory.
+      notes: what a reader must know beside the rows, a sentence each.
+    """
+
+    rows: list[dict[str, str]]
+    runs: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+def load(directory: Path) -> Comparison:
+    """Makes a row, without its speed, of every network that has runs below a directory.
+
+    Args:
+      directory: of a sweep, or any that holds run directories at some depth.
+
+    Raises:
+      ResultError: no finished run; finished runs of different data or test splits, without a test
+        result, or twice the same seed of a network.
+    """
+    try:
+        found = runs.load_runs(directory)
+    except runs.NoRunsError as error:
+        raise ResultError(str(error)) from error
+    if found.done.empty:
+        raise ResultError(
+            f"{directory} has no finished run to compare: {found.describe()}. Start the command "
+            "that trains them again; it continues where it was."
+        )
+    frame = found.frame[found.frame["group"].notna()]
+    summaries = {
+        str(run): results.read_summary(directory / str(run), ()) for run in found.done.index
+    }
+    members = {
+        group: sorted(part.index, key=lambda run: run not in summaries)
+        for group, part in frame.groupby("group", sort=False)
+    }
+    values = {group: _values(frame, members[group]) for group in members}
+    groups_done = set(found.done["group"])
+    labels = _labels(values)
+    _check(directory, found.done, summaries, labels)
+    differing = _differences([mine for group, mine in values.items() if group in groups_done])
+    rows = [
+        {
+            **dict.fromkeys(FIELDS, ""),
+            **_described(values[group], labels[group], members[group][0], differing),
+            **_measured(frame.loc[members[group]], summaries, values[group], labels[group]),
+        }
+        for group in members
+    ]
+    notes = [f"not finished: {row['network']}, {row['unfinished']}" for row in _unfinished(rows)]
+    notes += [
+        f"{run} ended with: {frame.loc[run, 'error']}"
+        for run in frame.index
+        if run not in summaries and frame.loc[run, "error"]
+    ]
+    unread = found.frame[found.frame["group"].isna()]
+    notes += [f"cannot be read: {run}: {unread.loc[run, 'error']}" for run in unread.index]
+    if differing:
+        notes.append(f"not only the networks differ: {', '.join(differing)}")
+    return Comparison(
+        sorted(rows, key=_order),
+        {paths[0]: tuple(paths) for paths in members.values()},
+        tuple(notes),
+    )
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of SWEEP_DIR/comparison.csv; none before there are some.
+
+    Raises:
+      ResultError: it has other columns.
+    """
+    known = table_rows.read(path)
+    if known and set(known[0]) != set(FIELDS):
+        raise ResultError(
+            f"{path} was written by another version, with other columns; take it away, and "
+            "`mobilenet compare` makes it again."
+        )
+    return known
+
+
+def keep_speeds(found: Comparison, known: Iterable[Row]) -> list[dict[str, str]]:
+    """The rows with the speeds that were measured before.
+
+    Args:
+      found: of the directory, or of its committed logs.
+      known: rows made before; a network is known again by its runs, whose configuration stays.
+    """
+    speeds = {row["run"]: {field: row[field] for field in SPEED_FIELDS} for row in known}
+    return [
+        {**row, **next((speeds[run] for run in found.runs[row["run"]] if run in speeds), {})}
+        for row in found.rows
+    ]
+
+
+def _values(frame: Frame, members: Sequence[Any]) -> dict[str, Any]:
+    """The configuration of a network, without its seed and what changes no result."""
+    row = frame.loc[members[0]]
+    return {
+        key: None if stats.is_missing(row[key]) else row[key]
+        for key, _ in config_lib.flatten(config_lib.get_config())
+        if key in frame.columns and key != "seed" and not key.startswith(config_lib.RUNTIME_KEYS)
+    }
+
+
+def _varying(values: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values differ, of networks that have them."""
+    found: dict[str, set[Any]] = {}
+    for mine in values:
+        for key, value in mine.items():
+            found.setdefault(key, set()).add(value)
+    return [key for key, distinct in found.items() if len(distinct) > 1]
+
+
+def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """group -> name and width, and more where two networks would have one label."""
+    resolutions = {mine.get("data.image_size") for mine in values.values()} - {None}
+    labels = {}
+    for group, mine in values.items():
+        model, width = mine.get("model.name"), mine.get("model.width_multiplier")
+        if model is None or width is None:
+            # Of a point that has not begun only what it overrides is known.
+            known = {key: value for key, value in mine.items() if value is not None}
+            labels[group] = _short(known) or f"configuration {group}"
+            continue
+        family, variant = NAMES.get(model, (model, ""))
+        labels[group] = f"{family}-{variant}" if variant else family
+        labels[group] += f" {float(width)}"
+        if len(resolutions) > 1 and mine.get("data.image_size") is not None:
+            labels[group] += f", {mine['data.image_size']} px"
+    complete = [group for group, mine in values.items() if mine.get("data.name") is not None]
+    for label in set(labels.values()):
+        same = [group for group in complete if labels[group] == label]
+        varying = _varying(values[group] for group in same)
+        for group in same if varying else ():
+            labels[group] += f", {_short({key: values[group].get(key) for key in varying})}"
+    return labels
+
+
+def _differences(values: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys that vary among networks though they do not describe the network."""
+    return [
+        key
+        for key in _varying(values)
+        if not key.startswith("model.") and key != "data.image_size" and key not in DATA_KEYS
+    ]
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    """Keys, of which the last part tells enough, and values."""
+    return ", ".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check(
+    directory: Path, done: Frame, summaries: Mapping[str, Any], labels: Mapping[str, str]
+) -> None:
+    """Refuses finished runs that cannot stand in one table."""
+    columns: dict[str, Mapping[str, Any]] = {
+        key: done[key].to_dict() for key in DATA_KEYS if key in done.columns
+    }
+    columns["classes"] = {run: _classes(directory / run) for run in summaries}
+    columns["test pictures"] = done["test_examples"].dropna().astype(int).to_dict()
+    for name in ("train", "validation"):
+        columns[f"{name} pictures"] = {
+            run: (summary.get("examples") or {}).get(name) for run, summary in summaries.items()
+        }
+    differing = []
+    for name, column in columns.items():
+        examples: dict[Any, Any] = {}
+        for run, value in column.items():
+            examples.setdefault(None if stats.is_missing(value) else value, run)
+        if len(examples) > 1:
+            shown = ", ".join(f"{_shown(value)} in {run}" for value, run in examples.items())
+            differing.append(f"{name} is {shown}")
+    if differing:
+        raise ResultError(
+            f"The runs in {directory} have learned from or are tested on different pictures, so "
+            f"that their accuracies cannot be compared: {'; '.join(differing)}. Give --workdir a "
+            "directory whose runs share data and splits, or train the networks on the same."
+        )
+    for run, top1 in done["test_top1"].items():
+        if stats.is_missing(top1):
+            raise ResultError(f"{run} has no test metrics; its data set needs a test split.")
+    for (group, seed), part in done.groupby(["group", "seed"]):
+        if len(part) > 1:
+            raise ResultError(
+                f"{labels[group]} has seed {seed} more than once: {', '.join(part.index)}. They "
+                "are the same experiment; move all but one out of the directory."
+            )
+
+
+def _classes(run: Path) -> tuple[str, ...] | None:
+    try:
+        names = (rundir.read_json(run / "data.json", dict) or {}).get("class_names")
+    except rundir.RunDirectoryError as error:
+        raise ResultError(str(error)) from error
+    return None if names is None else tuple(names)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of many names the first ones and their number."""
+    if not isinstance(value, tuple):
+        return repr(value)
+    return f"{', '.join(value[:3])}{', ...' if len(value) > 3 else ''} ({len(value)})"
+
+
+def _described(
+    values: Mapping[str, Any], label: str, run: str, differing: Sequence[str]
+) -> dict[str, str]:
+    """The fields that the configuration gives."""
+    named = {
+        "model": "model.name",
+        "width_multiplier": "model.width_multiplier",
+        "image_size": "data.image_size",
+        "data": "data.name",
+        "epochs": "train.num_epochs",
+    }
+    return {
+        "network": label,
+        "run": run,
+        "differs": " ".join(f"{key}={_text(values.get(key))}" for key in differing),
+        **{
+            field: "" if values.get(key) is None else _text(values[key])
+            for field, key in named.items()
+        },
+    }
+
+
+def _measured(
+    part: Frame, summaries: Mapping[str, Any], values: Mapping[str, Any], label: str
+) -> dict[str, str]:
+    """The fields that the runs of a network give; without a finished one only `unfinished`."""
+    others: dict[str, list[str]] = {}
+    for run in part.index:
+        if run not in summaries:
+            seed = part.loc[run, "seed"]
+            others.setdefault(part.loc[run, "status"], []).append(
+                run if stats.is_missing(seed) else f"{seed:g}"
+            )
+    unfinished = "; ".join(
+        f"seed{'s' if len(seeds) > 1 else ''} {' '.join(sorted(seeds, key=_by_number))} {status}"
+        for status, seeds in others.items()
+    )
+    done = part[part["status"] == "done"].sort_values("seed")
+    if done.empty:
+        return {"unfinished": unfinished}
+    mine = [summaries[run] for run in done.index]
+    top1 = stats.mean_interval(100 * done["test_top1"], within=stats.PERCENT)
+
+    def one(name: str, column: str) -> str:
+        return str(int(results.one(f"{name} of {label}", done[column].tolist())))
+
+    def several(found: Iterable[Any]) -> str:
+        return "; ".join(dict.fromkeys(map(str, found)))
+
+    params = one("parameters", "params")
+    pictures = one("test pictures", "test_examples")
+    return {
+        "split": f"{values.get('data.test_split')}, {pictures} images",
+        "train_examples": several((s.get("examples") or {}).get("train", "") for s in mine),
+        "top1_mean": _percent(top1.mean),
+        "top1_std": _percent(top1.std),
+        "low": _percent(top1.low),
+        "high": _percent(top1.high),
+        "seeds": " ".join(f"{seed:g}" for seed in done["seed"]),
+        "unfinished": unfinished,
+        "params": params,
+        "macs": one("MACs", "macs"),
+        "bytes": str(runs.BYTES_PER_PARAMETER * int(params)),
+        "seconds_mean": f"{done['wall_seconds'].mean():.1f}",
+        "lanes": several(s["lanes"] for s in mine if "lanes" in s),
+        "device": several(done["device"]),
+        "processor": several(done["processor"]),
+        "versions": several(results.versions(s.get("versions") or {}) for s in mine),
+        "commit": several(done["commit"]),
+    }
+
+
+def _by_number(seed: str) -> tuple[int, str]:
+    return len(seed), seed
+
+
+def _percent(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.2f}"
+
+
+def _unfinished(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["unfinished"]]
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    known = list(NAMES)
+    place = known.index(row["model"]) if row["model"] in known else len(known)
+    sizes = [float(row[field] or "inf") for field in ("width_multiplier", "image_size")]
+    return place, *sizes, row["network"]
+
+
+def finished(rows: Iterable[Row]) -> list[Row]:
+    """The rows that have an accuracy."""
+    return [row for row in rows if row["top1_mean"]]
+
+
+def speed(single: Mapping[str, Any], many: Mapping[str, Any]) -> dict[str, str]:
+    """The speed fields of a row, from two rows of `mobilenet benchmark`.
+
+    Args:
+      single: of evaluation of one picture.
+      many: of evaluation of a batch, at the same commit and on the same device.
+    """
+    size = int(many["batch_size"])
+    found = {
+        "latency_ms": f"{1e3 * float(single['seconds']):.4g}",
+        "latency_ms_low": f"{1e3 * float(single['seconds_low']):.4g}",
+        "latency_ms_high": f"{1e3 * float(single['seconds_high']):.4g}",
+        "images_per_second": f"{size / float(many['seconds']):.4g}",
+        "images_per_second_low": f"{size / float(many['seconds_high']):.4g}",
+        "images_per_second_high": f"{size / float(many['seconds_low']):.4g}",
+    }
+    taken = {field: str(many[field]) for field in ("batch_size", "peak_mb", "temp_mb", "rounds")}
+    where = ("device", "processor", "versions", "environment", "commit")
+    return {**found, **taken, **{f"speed_{field}": str(many[field]) for field in where}}
+
+
+def unmeasured(rows: Iterable[Row], batch_size: int, device: str, processor: str) -> list[Row]:
+    """The finished networks whose speed has not been measured.
+
+    Args:
+      rows: of a `Comparison`.
+      batch_size: pictures a step to measure with.
+      device, processor: to measure on.
+
+    Raises:
+      ResultError: other networks were measured otherwise, so that speeds could not be compared.
+    """
+    asked = {"batch_size": str(batch_size), "speed_device": device, "speed_processor": processor}
+    for row in finished(rows):
+        other = [
+            f"{field.removeprefix('speed_')} {row[field]}, not {value}"
+            for field, value in asked.items()
+            if row["latency_ms"] and row[field] != value
+        ]
+        if other:
+            raise ResultError(
+                f"{TABLE}.csv has {row['network']} measured with {'; '.join(other)}. Measure the "
+                f"others with the same, take {TABLE}.csv away to measure all of them again, or "
+                "give --measure=false to compare without."
+            )
+    return [row for row in finished(rows) if not row["latency_ms"]]
+
+
+# --------------------------------------------------------------------------------------- table
+
+
+COUNTS = ("params", "macs", "bytes")
+
+
+def text(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """Rows as a table of at most WIDTH columns, and below it what holds for all of them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
+    sizes = "/".join(dict.fromkeys(row["batch_size"] for row in rows if row["batch_size"]))
+    table.add_column("network\n")
+    for head in (
+        *("top-1\n%", "n\n", "params\nM", "MACs\nM", "size\nMB", "peak\nMB"),
+        *("latency\nms", f"images/s\nat {sizes or '-'}", "time\na run"),
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        done = bool(row["top1_mean"])
+        table.add_row(
+            Text(printable(row["network"])),
+            _accuracy(row) if done else "-",
+            str(len(row["seeds"].split())),
+            *(_digits(int(row[field]) / 1e6) if done else "-" for field in COUNTS),
+            row["peak_mb"] or "-",
+            _spread(row, "latency_ms"),
+            _spread(row, "images_per_second"),
+            results.duration(float(row["seconds_mean"])) if done else "-",
+        )
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+        for line in _footnotes(rows, notes):
+            console.print(line, highlight=False, markup=False, soft_wrap=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _accuracy(row: Row) -> str:
+    """The mean, and half of the interval, which is symmetric."""
+    if not row["low"]:
+        return row["top1_mean"]
+    return f"{row['top1_mean']} ±{(float(row['high']) - float(row['low'])) / 2:.2f}"
+
+
+def _spread(row: Row, field: str) -> str:
+    """A median, and how far the farthest round is from it, in percent."""
+    if not row[field]:
+        return "-"
+    middle, low, high = (float(row[f"{field}{end}"]) for end in ("", "_low", "_high"))
+    if row["rounds"] == "1":
+        return _digits(middle)
+    return f"{_digits(middle)} ±{100 * max(middle - low, high - middle) / middle:.0f}%"
+
+
+def _digits(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
+    done = finished(rows)
+
+    def several(field: str, of: Iterable[Row] = done) -> str:
+        return "; ".join(dict.fromkeys(row[field] for row in of if row[field]))
+
+    lines = [
+        "",
+        f"top-1: {several('data')}, split {several('split')}; mean over n seeds ± half of the "
+        "95 % t-interval",
+        f"trained on {several('device')}, {several('processor')}; wall time, mean over seeds",
+        "size: the parameters as float32",
+    ]
+    lanes = [row for row in done if row["lanes"]]
+    if lanes:
+        names = ", ".join(row["network"] for row in lanes)
+        lines.append(
+            f"trained as lanes, which share their time, {several('lanes', lanes)} at once: {names}"
+        )
+    if several("latency_ms"):
+        lines.append(
+            f"speed: evaluation, one picture and a batch; median ± the farthest of rounds "
+            f"({several('rounds')}); on {several('speed_device')}, {several('speed_processor')}"
+        )
+        lines.append("peak: memory for that batch, on an accelerator with the parameters")
+    return [*lines, *notes]
+
+
+# ---------------------------------------------------------------------------------------- plot
+
+PANELS = (
+    ("macs", *plots.COSTS["macs"]),
+    ("latency_ms", "latency of one picture, ms", 1.0),
+)
+# Where a label may stand around its point: points (1/72 inch) and alignments, the best first.
+PLACES = (
+    *((6, 5, "left", "bottom"), (6, -5, "left", "top")),
+    *((-6, 5, "right", "bottom"), (-6, -5, "right", "top")),
+    *((6, 16, "left", "bottom"), (6, -16, "left", "top")),
+    *((-6, 16, "right", "bottom"), (-6, -16, "right", "top")),
+)
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """Accuracy against multiply-adds, and against latency where it was measured.
+
+    Args:
+      rows: of a `Comparison`; those without a finished run are left out.
+
+    Returns:
+      The figure. A family has one colour and marker; bars are 95 % intervals over seeds, and the
+      fastest and slowest round of the latency. One seed has no interval and no bar.
+    """
+    rows = finished(rows)
+    panels = [panel for panel in PANELS if any(row[panel[0]] for row in rows)]
+    figure = Figure(figsize=(0.8 + 4.6 * len(panels), 4.0), layout="constrained")
+    axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    families = dict.fromkeys(_family(row) for row in rows)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(families)))
+    for axis, (field, label, scale) in zip(axes, panels, strict=True):
+        shown = [row for row in rows if row[field]]
+        for family, colour, marker in zip(families, colours, plots.MARKERS, strict=False):
+            mine = [row for row in shown if _family(row) == family]
+            xs = [scale * float(row[field]) for row in mine]
+            ys = [float(row["top1_mean"]) for row in mine]
+            axis.errorbar(
+                xs,
+                ys,
+                _lengths(mine, ys, "low", "high"),
+                _lengths(mine, xs, f"{field}_low", f"{field}_high"),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                capsize=2,
+                elinewidth=1,
+                linestyle="none",
+                label=family,
+            )
+        plots.log_axis(axis, [scale * float(row[field]) for row in shown])
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(0.12)
+    axes[0].set_ylabel(f"test {plots.TOP1}")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    figure.draw_without_rendering()  # places are chosen where the layout puts the points
+    for axis, (field, _, scale) in zip(axes, panels, strict=True):
+        _name_points(axis, [row for row in rows if row[field]], field, scale)
+    return figure
+
+
+def _family(row: Row) -> str:
+    return NAMES.get(row["model"], (row["model"], ""))[0]
+
+
+def _lengths(rows: Sequence[Row], middles: Sequence[float], low: str, high: str) -> Any:
+    """Lengths of error bars [2, n], NaN where a row has none; None for values without bars."""
+    if not rows or low not in rows[0]:
+        return None
+    return [
+        [abs(float(row[end] or "nan") - middle) for row, middle in zip(rows, middles, strict=True)]
+        for end in (low, high)
+    ]
+
+
+def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> None:
+    """Labels each point where its text covers the least of other texts, points and bars."""
+    figure: Any = axes.figure
+    margin = 4 * figure.dpi / 72  # half of a marker, in pixels
+
+    def boxes(row: Row) -> list[tuple[float, ...]]:
+        """A point and its bars, in pixels."""
+        x, y = scale * float(row[field]), float(row["top1_mean"])
+        ends = [(x, float(row[end] or y)) for end in ("low", "high")]
+        ends += [(scale * float(row.get(f"{field}_{end}") or x), y) for end in ("low", "high")]
+        (left, bottom), *_ = axes.transData.transform([(x, y)]) - margin
+        found = [(left, bottom, left + 2 * margin, bottom + 2 * margin)]
+        for one, other in (ends[:2], ends[2:]):
+            low, high = axes.transData.transform([one, other])
+            found.append((low[0] - 1, low[1] - 1, high[0] + 1, high[1] + 1))
+        return found
+
+    taken = [box for row in rows for box in boxes(row)]
+    for row in rows:
+        family = _family(row)
+        label = row["network"].removeprefix(family).strip(" -").replace(" ", ", ", 1) or family
+        choices = []
+        for right, up, across, along in PLACES:
+            annotation = axes.annotate(
+                label,
+                (scale * float(row[field]), float(row["top1_mean"])),
+                xytext=(right, up),
+                textcoords="offset points",
+                ha=across,
+                va=along,
+                fontsize=8,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )
+            annotation.set_in_layout(False)
+            box = annotation.get_window_extent().extents
+            outside = _overlap(box, box) - _overlap(box, axes.bbox.extents)
+            covered = sum(_overlap(box, other) for other in taken)
+            choices.append((covered + outside, annotation, box))
+        best = min(choices, key=lambda choice: choice[0])
+        taken.append(best[2])
+        for choice in choices:
+            if choice is not best:
+                choice[1].remove()
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, wide) * max(0.0, high)
+
+
+# --------------------------------------------------------------------------- committed results
+
+
+def logs_of(scale: str) -> str:
+    """Where the logs of a scale's runs are, below experiments/results."""
+    return f"logs/{TABLE}/{scale}"
+
+
+def make_rows(
+    found: Comparison, known: Iterable[Row], *, scale: str, config: str, remarks: str = ""
+) -> list[dict[str, str]]:
+    """The rows of a scale to commit.
+
+    Args:
+      found: of the sweep's directory, or of its committed logs.
+      known: rows with the speeds, which runs do not hold.
+      scale: name of this comparison among the committed ones.
+      config: path of the experiment file, with its argument.
+      remarks: what a reader must know beside the numbers.
+    """
+    more = {"scale": scale, "config": config, "logs": logs_of(scale), "remarks": remarks}
+    return [
+        {field: {**row, **more}[field] for field in COMMITTED_FIELDS}
+        for row in keep_speeds(found, known)
+    ]
+
+
+def add(
+    results_dir: Path, directory: Path, *, scale: str, config: str, remarks: str = ""
+) -> list[dict[str, str]]:
+    """Copies a sweep's logs, replaces the rows of the scale, and draws its figure.
+
+    Args:
+      results_dir: the experiments/results directory.
+      directory: of the sweep, with the speeds that `mobilenet compare` left there.
+      scale, config, remarks: as `make_rows`.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ResultError: as `load` and `read`, no speeds, or a scale that cannot name a folder.
+    """
+    results.check_name("The comparison's scale", scale)
+    measured = directory / f"{TABLE}.csv"
+    found, known = load(directory), read(measured)
+    if not known:
+        raise ResultError(
+            f"{measured} does not exist; `mobilenet compare --workdir={directory}` makes it."
+        )
+    made = make_rows(found, known, scale=scale, config=config, remarks=remarks)
+    target = results_dir / logs_of(scale)
+    shutil.rmtree(target, ignore_errors=True)
+    for paths in found.runs.values():
+        for path in paths:
+            # Unfinished ones too: rows tell of them.
+            files = [file for file in LOGGED if (directory / path / file).exists()]
+            results.copy_logs(directory / path, target / path, files)
+    csv = results_dir / f"{TABLE}.csv"
+    others = [row for row in table_rows.read(csv) if row["scale"] != scale]
+    both = sorted([*others, *made], key=lambda row: row["scale"])
+    table_rows.write(csv, COMMITTED_FIELDS, both)
+    plots.save(plot(made), results_dir / "figures" / f"{TABLE}_{scale}.svg")
+    return made
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """README tables of committed rows: one a scale, with its figure."""
+    parts = []
+    for scale in dict.fromkeys(row["scale"] for row in rows):
+        mine = [row for row in rows if row["scale"] == scale]
+        logs = mine[0]["logs"]
+        remarks = "".join(f" Remarks: {row['remarks']}." for row in mine[:1] if row["remarks"])
+        lines = [
+            f"Scale `{scale}` of `{mine[0]['config']}`, logs in "
+            f"[`{logs}`](experiments/results/{logs}). {'. '.join(_facts(mine))}.{remarks}",
+            "",
+            f"![Accuracy against cost](experiments/results/figures/{TABLE}_{scale}.svg)",
+            "",
+            "| network | top-1 % [95 % interval], n | params | MACs | size, MB | peak MB (a step) "
+            "| latency, ms (range) | images/s (range), batch | training, a run |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in mine:
+            name = row["network"] + (f" `{row['differs']}`" if row["differs"] else "")
+            if not row["top1_mean"]:
+                lines.append(f"| {name} | {row['unfinished']} |" + " – |" * 7)
+                continue
+            temporary = f" ({int(row['temp_mb']):,})" if row["temp_mb"] else ""
+            interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
+            batch = f", {row['batch_size']}" if row["batch_size"] else ""
+            missing = f" ({row['unfinished']})" if row["unfinished"] else ""
+            lines.append(
+                f"| {name} | {row['top1_mean']}{interval}, {len(row['seeds'].split())}"
+                f"{missing} | {int(row['params']):,} | {int(row['macs']) / 1e6:,.1f} M | "
+                f"{int(row['bytes']) / 1e6:.1f} | "
+                f"{row['peak_mb'] or '–'}{temporary} | {_range(row, 'latency_ms')} | "
+                f"{_range(row, 'images_per_second')}{batch} | "
+                f"{results.duration(float(row['seconds_mean']))} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _range(row: Row, field: str) -> str:
+    if not row[field]:
+        return "–"
+    middle, low, high = (_digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high"))
+    return f"{middle} ({low}–{high})"
+
+
+def _facts(rows: Sequence[Row]) -> list[str]:
+    """What the rows of a scale share, a sentence each, without full stops."""
+    done = finished(rows)
+
+    def several(field: str) -> str:
+        return "; ".join(dict.fromkeys(row[field] for row in done if row[field]))
+
+    facts = [
+        f"{several('data')}, split {several('split')}, {several('train_examples')} training images "
+        f"x {several('epochs')} epochs",
+        f"Trained on {several('processor')} ({several('device')}), commit {several('commit')}",
+    ]
+    if several("latency_ms"):
+        facts.append(
+            f"Speed on {several('speed_processor')} ({several('speed_device')}), medians of "
+            f"{several('rounds')} rounds, commit {several('speed_commit')}"
+        )
+    return facts

@@ -103,7 +103,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.benchmark", "mobilenet.runtime", "mobilenet.config", "mobilenet.build",
         "mobilenet.architecture", "mobilenet.inference",
         "mobilenet.models", "mobilenet.train", "mobilenet.data", "mobilenet.rundir",
-        "mobilenet.report.rows", "mobilenet.quantize", "mobilenet.export",
+        "mobilenet.report", "mobilenet.quantize", "mobilenet.export",
     ),
     "mobilenet/sweep": (
         "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",

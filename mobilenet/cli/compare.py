@@ -43,9 +43,9 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.require_at_least(values, rounds=1, batch_size=1)
 
     from mobilenet.analysis import plots
-    from mobilenet.report import comparison
+    from mobilenet.report import comparison, comparison_views
 
-    path = workdir / f"{comparison.TABLE}.csv"
+    path = workdir / f"{comparison.TABLE.name}.csv"
     found, known = comparison.load(workdir), comparison.read(path)
     rows = comparison.keep_speeds(found, known)
     there = {run for paths in found.runs.values() for run in paths}
@@ -56,8 +56,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             workdir, rows, common.flag(values, "rounds"), common.flag(values, "batch_size")
         )
     table_rows.write(path, comparison.FIELDS, rows)
-    plots.save(comparison.plot(rows), path.with_suffix(".png"))
-    print(comparison.text(rows, notes))
+    plots.save(comparison_views.plot(rows), path.with_suffix(".png"))
+    print(comparison_views.text(rows, notes))
     print(f"results: {path}, .png")
     return 0
 

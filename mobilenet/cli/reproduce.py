@@ -24,7 +24,8 @@ from mobilenet.cli import common
 from mobilenet.cli.main import FAILED
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
-    from mobilenet.report.claims import Claim, Measured
+    from mobilenet.report.claim_list import Claim
+    from mobilenet.report.claims import Measured
     from mobilenet.report.reproduction import Answer
 
 WIDTH = 100  # columns
@@ -116,7 +117,8 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
 
 def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str]) -> int:
     """Prints every claim; those that need runs from a workdir, or from committed rows."""
-    from mobilenet.report import claims, reproduction
+    from mobilenet.report import reproduction
+    from mobilenet.report.claim_list import CLAIMS
 
     if workdir and not scale:
         raise common.UsageError("--scale is missing: --workdir holds a directory a scale.")
@@ -125,7 +127,7 @@ def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str])
         answers |= reproduction.measured(root, Path(workdir), scale, overrides)
     else:
         answers |= reproduction.committed(root, scale)
-    for claim in claims.CLAIMS:
+    for claim in CLAIMS:
         command = ""
         if claim.experiment:
             command = (

@@ -96,15 +96,14 @@ def test_compared_networks_are_committed(
 ):
     results = tmp_path / "experiments" / "results"
     results.mkdir(parents=True)
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:comparison -->\nold\n<!-- end:comparison -->\n")
-    arguments = ["report", f"--root={tmp_path}", f"--comparison={compared}", "--scale=tiny"]
+    arguments = ["report", "comparison", str(compared), f"--root={tmp_path}", "--scale=tiny"]
     assert main(arguments) == 2
-    assert "--config_file is missing" in capsys.readouterr().err
-    assert main([*arguments, "--config_file=networks.py"]) == 0
+    assert "--config is missing" in capsys.readouterr().err
+    assert main([*arguments, "--config=networks.py"]) == 0
     assert "2 networks compared at scale tiny" in capsys.readouterr().out
     made = rows.read(results / "comparison.csv")
-    assert comparison.markdown(made) in readme.read_text()
+    page = (results / "comparison.md").read_text()
+    assert all(f"| {row['network']} " in page for row in made)
     assert [row["latency_ms"] for row in made] == [
         row["latency_ms"] for row in rows.read(compared / "comparison.csv")
     ]

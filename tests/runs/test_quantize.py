@@ -128,14 +128,13 @@ def test_a_budget_becomes_rules_of_the_next_run(
     # The table and its figure can be committed.
     root = tmp_path / "checkout"
     (root / "experiments/results").mkdir(parents=True)
-    (root / "README.md").write_text("")
-    report = ["report", f"--root={root}", f"--sensitivity={quantised}", "--row=digits"]
-    assert main(report) == main(report) == 0
+    report = ["report", f"--root={root}", "--row=digits", "quantization"]
+    assert main([*report, str(quantised)]) == main([*report, str(quantised)]) == 0
     kept = root / "experiments/results/logs/sensitivity/digits/sensitivity_weights.csv"
     assert kept.read_bytes() == (quantised / "sensitivity_weights.csv").read_bytes()
     assert (root / "experiments/results/figures/sensitivity_weights_digits.svg").exists()
-    assert main([*report[:2], f"--sensitivity={finished}", "--row=digits"]) == 2
-    assert "has no sensitivity_*.csv" in capsys.readouterr().err
+    assert main([*report, str(finished)]) == 2
+    assert "--config is missing" in capsys.readouterr().err
     assert "within 6 bits a weight" in out
     line = [line for line in out.splitlines() if "quantize.rules=" in line][-1]
     rules = ast.literal_eval(shlex.split(line)[2].partition("=")[2])

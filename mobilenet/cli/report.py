@@ -1,26 +1,22 @@
 """Turns finished runs into committed rows, and rows into pages.
 
-    mobilenet report                       # writes experiments/results/*.md and the README's table
-    mobilenet report SUBJECT RUNS... [flags]        # commits rows of a subject, then the same
+Without arguments it writes the pages of experiments/results and the README's table again, from the
+rows. With a subject it first commits what runs say: their logs, and a row in the subject's CSV.
 
-    SUBJECT       RUNS                                              needs
-    ablations     --workdir of `mobilenet reproduce`                --scale
-    quantization  directory of a sweep                              --row --config
-    quantization  run after `quantize --sensitivity`                --row
-    compression   directory of a sweep                              --row --config
-    transfer      runs of one configuration, one for each seed      --row --config
-    baselines     runs of one configuration, one for each seed      --row --config
-    comparison    --workdir of `mobilenet compare`                  --scale --config
-    speed         --workdir of `mobilenet benchmark`
-    exports       directory of `mobilenet export --verify`          --row
-    parity        evaluation_*.json of a converted run              --row
-
+    mobilenet report        # the pages again
     mobilenet report baselines runs/digits_s0 runs/digits_s1 runs/digits_s2 --row=digits \
         --config=experiments/baselines/digits.py
     mobilenet report quantization runs/bits --row=bits \
         --config=experiments/quantization/bits.py:cifar
     mobilenet report ablations runs/reproduce --scale=cifar
     mobilenet report speed runs/benchmark
+
+SUBJECT and RUNS are: "ablations" and the --workdir of `mobilenet reproduce`; "quantization" and the
+directory of a sweep, or a run after `mobilenet quantize --sensitivity`, which needs --row alone;
+"compression" and the directory of a sweep; "transfer" or "baselines" and runs of one configuration,
+one for each seed; "comparison" and the --workdir of `mobilenet compare`; "speed" and the --workdir
+of `mobilenet benchmark`; "exports" and the directory of `mobilenet export --verify`; "parity" and
+the evaluation_*.json of a converted run.
 """
 
 import difflib
@@ -37,6 +33,8 @@ from mobilenet.cli import common
 if TYPE_CHECKING:  # it imports pandas and Matplotlib, which flags need not wait for
     from mobilenet.report.subjects import Subject
 
+ARGUMENTS = "[SUBJECT RUNS ...]"
+OVERRIDES = ""  # --config names the runs' experiment; nothing is configured
 # Flags of subjects -> an example.
 FLAGS = {
     "row": "digits",
@@ -51,13 +49,32 @@ FLAGS = {
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    needs = "required where the table above says so: "
-    flags.DEFINE_string("row", "", f"{needs}name of the new row", flag_values=values)
-    flags.DEFINE_string("config", "", f"{needs}experiment file of the runs", flag_values=values)
-    flags.DEFINE_string("scale", "", f"{needs}name of the runs' scale", flag_values=values)
+    flags.DEFINE_string(
+        "row",
+        "",
+        "name of the new row; required for quantization, compression, transfer, baselines, "
+        "exports and parity",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "config",
+        "",
+        "experiment file of the runs; required for quantization, compression, transfer, baselines "
+        "and comparison",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "scale",
+        "",
+        "name of the runs' scale; required for ablations and comparison",
+        flag_values=values,
+    )
     flags.DEFINE_string("overrides", "", "what the runs' command line added", flag_values=values)
     flags.DEFINE_string(
-        "published_top1", "", "the published figure, in percent", flag_values=values
+        "published_top1",
+        "",
+        "the published figure in percent, for transfer, baselines and parity",
+        flag_values=values,
     )
     flags.DEFINE_string("published_source", "", "where it stands", flag_values=values)
     flags.DEFINE_string("remarks", "", "what a reader must know next to it", flag_values=values)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from mobilenet.cli import report
 from mobilenet.cli.main import main
@@ -224,13 +225,12 @@ def test_wrong_commands_are_refused_in_a_sentence(
 
 
 def test_the_help_says_what_each_subject_needs():
-    shown: dict[str, list[list[str]]] = {}
-    for line in (report.__doc__ or "").splitlines():
-        words = line.split() or [""]
-        if words[0] in subjects.SUBJECTS:
-            flags = re.findall(r"(?<=--)(?:row|config|scale)\b", line)
-            shown.setdefault(words[0], []).append(flags)
-    assert {name: found[0] for name, found in shown.items()} == {
-        name: list(subject.required) for name, subject in subjects.SUBJECTS.items()
-    }
-    assert shown["quantization"][1] == ["row"]
+    values = flags.FlagValues()
+    report.define(values)
+    notes = (report.__doc__ or "").split("SUBJECT and RUNS are: ")[1].replace("\n", " ")
+    for name, subject in subjects.SUBJECTS.items():
+        assert f'"{name}"' in notes
+        for flag in ("row", "config", "scale"):
+            _, _, needs = str(values[flag].help).partition("required for ")
+            needing = re.split(r", | and ", needs)
+            assert (name in needing) == (flag in subject.required), (name, flag)

@@ -106,7 +106,9 @@ def curves() -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {
     "pareto": lambda: plots.pareto(SUMMARY, "macs", label="width", published=REFERENCE),
     "learning_curves": curves,
-    "budgets": lambda: plots.budgets(BUDGETS, ["macs", "latency_ms"], named=["macs"]),
+    "budgets": lambda: plots.budgets(
+        BUDGETS, ["macs", "latency_ms"], named=["macs"], front="dense"
+    ),
     "shares": lambda: plots.shares(BUDGETS[["macs", "mean"]], ylabel="row", xlabel="share, %"),
     "tensor_sizes": lambda: plots.tensor_sizes(LAYERS, {"peak": 5.0}, ylabel="kB"),
     "accuracy_against_bits": lambda: plots.accuracy_against_bits(BITS),
@@ -205,7 +207,6 @@ TITLED: dict[str, Callable[[str], Figure]] = {
     "pareto": lambda text: plots.pareto(SUMMARY, "macs", label="width", title=text),
     "budgets": lambda text: plots.budgets(BUDGETS, ["macs"], named=[], title=text),
     "bits": lambda text: plots.accuracy_against_bits(BITS, title=text),
-    "sensitivity": lambda text: plots.sensitivity(SENSITIVITY, title=text),
     "tensor_sizes": lambda text: plots.tensor_sizes(LAYERS, {}, ylabel="kB", title=text),
     "intervals": lambda text: plots.intervals(VARIANTS, title=text),
     "differences": lambda text: plots.differences(COMPARISONS, title=text),
@@ -271,7 +272,7 @@ def test_pareto_takes_any_cost_and_refuses_what_a_log_axis_cannot_show():
 
 def test_budgets_have_a_panel_a_cost_and_a_line_through_what_others_are_held_against():
     table = BUDGETS
-    figure = plots.budgets(table, ["macs", "latency_ms"], named=["macs"])
+    figure = plots.budgets(table, ["macs", "latency_ms"], named=["macs"], front="dense")
     macs: Any
     latency: Any
     macs, latency = figure.axes

@@ -60,6 +60,10 @@ COSTS = {
     "latency_ms": ("latency of one image, ms", 1.0),
 }
 TOP1 = "top-1, %"
+# How papers spell data sets; scales of experiments are named after theirs.
+DATA_SETS = {"cifar10": "CIFAR-10", "cifar": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATA_SETS |= {"imagenet2012": "ImageNet", "tf_flowers": "flowers"}
+NETWORKS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}
 
 # Names the folder that `keep` writes to.
 FIGURES_VARIABLE = "MOBILENET_FIGURES"
@@ -226,6 +230,18 @@ def log_axis(axes: Axes, values: Sequence[float] | Column) -> None:
 def text(value: Any) -> str:
     """A number in its shortest form, anything else as it is."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def data_set(name: str) -> str:
+    """The name of a data set as papers spell it, or as it is."""
+    return DATA_SETS.get(name, name)
+
+
+def network(config: Any) -> str:
+    """The network of a configuration and its data, as a title says them."""
+    name = NETWORKS.get(config.model.name, config.model.name)
+    data = f"{data_set(config.data.name)} at {config.data.image_size} pixels"
+    return f"{name} {config.model.width_multiplier:g}, {data}"
 
 
 def number(value: float, form: str) -> str:

@@ -91,8 +91,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """
     from mobilenet.analysis import plots
 
-    names = {
-        name: f"this project {label}" if name in VARIANTS else label
-        for name, label in LABELS.items()
-    }
+    peers = {name: label for name, label in LABELS.items() if name not in VARIANTS}
+    names = {**peers, **{name: f"this project {LABELS[name]}" for name in VARIANTS}}
     plots.save(plots.steps(rows, names), path)

@@ -221,6 +221,8 @@ def test_titles_are_broken_into_lines_and_stand_above_everything(name: str):
     (title,) = [text for text in figure.texts if text.get_text().startswith("Two hundred")]
     box = title.get_window_extent()
     assert "\n" in title.get_text() and 0 <= box.x0 and box.x1 <= figure.bbox.x1
+    lengths = [len(line) for line in title.get_text().split("\n")]
+    assert min(lengths) > max(lengths) / 2
     others = [text.get_window_extent() for text in texts_of(figure) if text is not title]
     assert box.y0 >= max(other.y1 for other in others) - 2
 

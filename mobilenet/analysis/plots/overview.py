@@ -25,14 +25,12 @@ def overview() -> Figure:
         fontsize=8.5, fontweight="bold",
     )  # fmt: skip
     _network(axes, (5, 37.5), 22, 11)
-    axes.text(
-        16, 33.5, "wide in its blocks, narrow between", ha="center", color="0.35", fontsize=6.5
-    )
+    axes.text(16, 33.5, "wide inside, narrow between", ha="center", color="0.35", fontsize=6.5)
     _box(axes, (2, 6), 28, 24, BLUE, "experiment file", (
-        "15 lines of Python:", "variants of the network,", "baselines, seeds",
+        "a few lines of Python:", "variants of the network,", "baselines, seeds",
     ))  # fmt: skip
     _box(axes, (39, 6), 28, 42, BLUE, "train, sweep", (
-        "JAX and Flax on CPU,", "GPU or TPU; resumes", "after an interruption", "",
+        "JAX and Flax, on CPU or", "GPU; resumes after", "an interruption", "",
         "starts from scratch, or", "from released weights", "(convert)",
     ))  # fmt: skip
     _box(axes, (76, 35), 28, 13, GREEN, "quantize", ("PTQ and QAT,", "2 to 8 bits, mixed"))

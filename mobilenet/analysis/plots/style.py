@@ -142,17 +142,29 @@ def new(
 
 
 def _break(shown: Text, width: float) -> int:
-    """Breaks a text between words into lines of at most so many pixels; returns their number."""
+    """Breaks a text between words into lines of at most so many pixels; returns their number.
+
+    Lines are as short as their number allows, so that no word stands alone on the last one.
+    """
+    words = shown.get_text().split()
+    lines = _fill(shown, words, width)
+    while len(shorter := _fill(shown, words, width := 0.95 * width)) == len(lines) > 1:
+        lines = shorter
+    shown.set_text("\n".join(lines))
+    return len(lines)
+
+
+def _fill(shown: Text, words: Sequence[str], width: float) -> list[str]:
+    """Lines of words that are at most so many pixels wide; a longer word has a line of its own."""
     lines: list[str] = []
-    for word in shown.get_text().split():
+    for word in words:
         longer = f"{lines[-1]} {word}" if lines else word
         shown.set_text(longer)
         if lines and shown.get_window_extent().width <= width:
             lines[-1] = longer
         else:
             lines.append(word)
-    shown.set_text("\n".join(lines))
-    return len(lines)
+    return lines
 
 
 def new_axes(

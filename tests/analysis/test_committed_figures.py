@@ -23,7 +23,7 @@ def sensitivity(of: str) -> Figure:
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    "comparison_cpu": lambda: comparison.plot(rows.read(RESULTS / "comparison.csv")),
+    "comparison_cifar": lambda: comparison.plot(rows.read(RESULTS / "comparison.csv")),
     "compression_cifar": lambda: variants.draw_budgets(rows.read(RESULTS / "compression.csv")),
     "overview": plots.overview,
     "sensitivity_activations_cifar": lambda: sensitivity("activations"),

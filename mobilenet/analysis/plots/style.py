@@ -24,7 +24,7 @@ from mobilenet.analysis.stats import Column
 COLUMN, PAGE = 3.5, 7.0
 SMALL = 7.0  # points: values, legends and the labels of ticks
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     # Verdana has the widths of DejaVu Sans, which the layout measures.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -68,7 +68,8 @@ NETWORKS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}
 # Names the folder that `keep` writes to.
 FIGURES_VARIABLE = "MOBILENET_FIGURES"
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

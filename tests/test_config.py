@@ -78,9 +78,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"train.global_batch_size": 0}, "train.global_batch_size is 0; it must be finite and at least 1"),
     ({"train.num_epochs": 0.0}, "train.num_epochs is 0.0; without training"),
     ({"train.num_epochs": float("inf")}, "train.num_epochs is inf"),
-    ({"train.accumulation_steps": 3}, "it must divide the 128 pictures of one device"),
+    ({"train.accumulation_steps": 3}, "it must divide the 128 images of one device"),
     ({"train.global_batch_size": 3, "augment.mixup_alpha": 0.2}, "must be even"),
-    ({"train.global_batch_size": 6, "train.accumulation_steps": 2, "augment.mixup_alpha": 0.2}, "the 3 pictures that a device computes at once must be even"),
+    ({"train.global_batch_size": 6, "train.accumulation_steps": 2, "augment.mixup_alpha": 0.2}, "the 3 images that a device computes at once must be even"),
     ({"train.label_smoothing": 1.0}, r"train.label_smoothing is 1.0; it must be in \[0, 1\)"),
     ({"optimizer.name": "lamb"}, "optimizer.name is 'lamb'; allowed are sgd, rmsprop, adamw"),
     ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be finite and above 0"),
@@ -169,7 +169,7 @@ def test_one_picture_a_device_has_no_local_statistics():
     config = config_lib.get_config()
     config.train.global_batch_size = 2
     config.model.bn_statistics = "local"
-    with pytest.raises(ConfigError, match="at least 2 pictures"):
+    with pytest.raises(ConfigError, match="at least 2 images"):
         config_lib.validate(config, devices=2)
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mobilenet.terminal import counted
 from mobilenet.train import compiling, metrics, steps
 from mobilenet.train import lanes as lanes_lib
 from mobilenet.train.lanes import Lane, Stopped, score
@@ -313,8 +314,9 @@ def train_lanes(
         try:
             for step in range(start + 1, parts.total_steps + 1):
                 if lanes[0].is_stale(parts.patience, parts.best_by):
+                    waiting = counted(parts.patience, "validation")
                     progress.line(
-                        f"No better validation {parts.best_by} in {parts.patience} validations: "
+                        f"No better validation {parts.best_by} in {waiting}: "
                         f"ending at step {end} of {parts.total_steps}."
                     )
                     break
@@ -454,7 +456,7 @@ def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -
     top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
     return (
         f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %{top5}, "
-        f"loss {evaluation.mean_loss:.4f}, {len(evaluation.label)} images{skipped}"
+        f"loss {evaluation.mean_loss:.4f}, {counted(len(evaluation.label), 'image')}{skipped}"
     )
 
 

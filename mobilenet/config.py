@@ -896,7 +896,7 @@ def _validate_data(config: Config) -> None:
         data.name != "folder" or data.data_dir != "",
         "data.data_dir",
         data.data_dir,
-        "with data.name='folder' it must be the path of a folder of images",
+        "with data.name='folder' give a folder of images: data.data_dir=DIR",
     )
     stride = total_stride(config.model)
     _check(
@@ -1008,7 +1008,7 @@ def _validate_finetuning(config: Config) -> None:
         bool(config.pretrained) or config.data.normalization != "pretrained",
         "data.normalization",
         "pretrained",
-        "it needs pretrained, the run directory of the weights",
+        "it needs the weights: set pretrained=RUN, a run directory",
     )
     patience = config.train.patience
     _check(
@@ -1099,7 +1099,7 @@ def _validate_quantization(config: Config) -> None:
         config.train.num_epochs > 0 or bool(config.pretrained),
         "train.num_epochs",
         config.train.num_epochs,
-        "without training there must be weights to start from: set pretrained",
+        "without training there must be weights to start from: set pretrained=RUN, a run directory",
     )
     if not is_quantized(config):
         for key, off in (
@@ -1208,7 +1208,12 @@ def _validate_pruning(config: Config) -> None:
         f"modules that stay as they are cannot be pruned; leave it out, or {key}.method='none'",
     )
     if pruning.method == "zeros":
-        _check(bool(config.pretrained), f"{key}.method", "zeros", "it needs pretrained, with zeros")
+        _check(
+            bool(config.pretrained),
+            f"{key}.method",
+            "zeros",
+            "it needs weights with zeros: set pretrained=RUN",
+        )
         _check(
             not pruning.sparsity and pruning.rewind_epoch is None,
             f"{key}.sparsity",

@@ -161,6 +161,8 @@ def test_flags_take_the_numbers_that_keys_take():
         ("data.data_dir is ''; give it.", "--config.data.data_dir is ''; give it."),
         ("set quantize.weights.bits.", "set --config.quantize.weights.bits."),
         ("set pretrained='runs/a'", "set --config.pretrained='runs/a'"),
+        ("use in_memory='never'.", "use --config.data.in_memory='never'."),
+        ("with --data_dir=DIR", "with --data_dir=DIR"),
         ("did you mean seed?", "did you mean --config.seed?"),
         ("such as --config.data.data_dir or", "such as --config.data.data_dir or"),
         ("/home/me/model.name is no file", "/home/me/model.name is no file"),

@@ -109,7 +109,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.rundir",
         "mobilenet.runtime", "mobilenet.train", "mobilenet.models", "mobilenet.data.datasets",
-        "mobilenet.streams", "mobilenet.terminal", "mobilenet.analysis.stats",
+        "mobilenet.settings", "mobilenet.streams", "mobilenet.terminal",
+        "mobilenet.analysis.stats",
     ),
     # Names of variants, for those who read runs.
     "mobilenet/sweep/naming.py": (),

@@ -94,6 +94,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.data.datasets",  # when a smoke form sees data of a user's own
     ),
     "mobilenet/report/reproduction.py": (
+        "mobilenet.settings",
         "mobilenet.config", "mobilenet.experiment", "mobilenet.build",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.models",
         "mobilenet.sweep", "mobilenet.report", "mobilenet.train.records",

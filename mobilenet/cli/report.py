@@ -146,7 +146,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         readme = root / "README.md"
         readme.write_text(results.render(readme.read_text(), tables))
     except FileNotFoundError as error:
-        raise common.UsageError(str(error)) from error
+        raise common.UsageError(common.explain(error)) from error
     print(f"README tables: {', '.join(tables)}")
     return 0
 

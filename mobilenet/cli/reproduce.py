@@ -137,7 +137,7 @@ def show_all(
         answers |= reproduction.committed(root, scale)
     print(overview(answers, columns.width()))
     for claim in claims.CLAIMS:
-        command = ""
+        command: list[str] = []
         if claim.experiment:
             command = following.command(
                 "reproduce",
@@ -208,7 +208,7 @@ def table(variants: "Mapping[str, Measured]") -> str:
     return "\n".join([*lines, *(f"not finished: {text}" for text in unfinished)])
 
 
-def block(claim: "Claim", answer: "Answer", command: str = "") -> str:
+def block(claim: "Claim", answer: "Answer", command: Sequence[str] = ()) -> str:
     """A claim and its answer in lines that fit the terminal."""
     width = min(100, columns.width())
     published = claim.published + (" (recalled, not read in the source)" * claim.recalled)
@@ -231,4 +231,4 @@ def block(claim: "Claim", answer: "Answer", command: str = "") -> str:
                 break_on_hyphens=False,
                 break_long_words=False,
             )
-    return "\n".join([*lines, *([f"  {command}"] if command else [])])
+    return "\n".join([*lines, *([following.shown(list(command), first="  ")] if command else [])])

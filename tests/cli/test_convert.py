@@ -25,7 +25,7 @@ def test_in_and_out_again(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     labels.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n\r\nd\r\ne\r\n")
     argv = ["convert", "--from=torchvision", str(checkpoint), f"--to={run}"]
     assert main([*argv, f"--labels={labels}", "--config.data.image_size=96"]) == 0
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().out.replace(" \\\n      ", " ") == (
         f"{run}: MobileNetV2 0.35, 5 outputs, 96 pixels, padding SYMMETRIC, BN epsilon 1e-05, "
         "images imagenet\n"
         "The file does not say how images are prepared; assumed is "

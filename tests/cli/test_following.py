@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from absl import flags
-from support import ROOT, tiny
+from support import ROOT, tiny, write_run
 
 from mobilenet import config as config_lib
+from mobilenet import experiment
 from mobilenet.cli import common, following
 from mobilenet.cli.main import VERBS
 
@@ -17,7 +18,7 @@ from mobilenet.cli.main import VERBS
 def parsed(text: str) -> list[tuple[str, flags.FlagValues, dict[str, str], list[str]]]:
     """Verb, flags, overrides and arguments of each command, read as a shell and a verb do."""
     found = []
-    for line in text.splitlines():
+    for line in text.replace(" \\\n", " ").splitlines():
         label, program, verb, *words = shlex.split(line)
         assert label in ("next:", "or:") and program == "mobilenet" and verb in VERBS
         module: Any = importlib.import_module(f"mobilenet.cli.{verb}")
@@ -33,8 +34,10 @@ def parsed(text: str) -> list[tuple[str, flags.FlagValues, dict[str, str], list[
 
 @pytest.mark.parametrize("name", ["run", "a run", "it's; $(ls)"])
 def test_a_run_is_evaluated_and_predicts(name: str):
-    path = Path("runs") / name
-    evaluate, predict = parsed(following.trained(path, tiny(), ("train", "test")))
+    path = Path("runs/" + "of-last-week/" * 2) / name  # too wide for one line of 80 columns
+    text = following.trained(path, tiny(), ("train", "test"))
+    assert max(map(len, text.splitlines())) <= 80
+    evaluate, predict = parsed(text)
     assert evaluate[0] == "evaluate" and evaluate[1]["workdir"].value == str(path)
     assert evaluate[1]["split"].value == "test"
     assert predict[0] == "predict" and predict[3] == ["photo.jpg"]
@@ -45,9 +48,32 @@ def test_a_folder_is_predicted_and_a_split_is_one_with_images():
     config = tiny(data__name="folder", data__data_dir="my images")
     evaluate, predict = parsed(following.trained(Path("r"), config, ("train", "validation")))
     assert predict[3] == ["my images"] and evaluate[1]["split"].value == "validation"
-    (command,) = parsed(following.lines(following.train_on(Path("r"), config, Path("r_trained"))))
-    assert command[2] == {"data.data_dir": "my images", "pretrained": "r"}
-    assert command[1]["config"].value == following.EXPERIMENTS["folder"]
+
+
+def test_what_is_cut_is_trained_by_an_experiment_that_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+
+    def command(run: Path, **data: Any) -> tuple[str, dict[str, str]]:
+        words = following.train_on(run, tiny(**data), Path("trained"))
+        ((_, values, overrides, _),) = parsed(following.lines(words))
+        return values["config"].value, overrides
+
+    same = experiment.load_config(following.EXPERIMENTS["digits"], {})
+    small = experiment.load_config(f"{following.EXPERIMENTS['digits']}:smoke", {})
+    for name, config, file in (
+        ("same", same, following.EXPERIMENTS["digits"]),
+        ("small", small, f"{following.EXPERIMENTS['digits']}:smoke"),
+        ("other", tiny(model__width_multiplier=0.6), "FILE.py"),
+    ):
+        run = write_run(tmp_path / name, 0.9, {})
+        (run / "config.json").write_text(config_lib.to_json(config))
+        assert command(run) == (file, {"pretrained": str(run)})
+    run = write_run(tmp_path / "folder", 0.9, {})
+    file, overrides = command(run, data__name="folder", data__data_dir="my images")
+    assert file == following.EXPERIMENTS["folder"]
+    assert overrides == {"data.data_dir": "my images", "pretrained": str(run)}
 
 
 def test_the_experiments_exist():

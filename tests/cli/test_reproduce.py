@@ -34,8 +34,8 @@ def test_the_table_has_a_row_for_each_answer_and_fits(width: int):
 
 def test_a_claim_in_full_fits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
-    command = "mobilenet reproduce --scale=cifar --workdir=runs/reproduce fig6b_expansion"
+    command = "mobilenet reproduce --scale=cifar --workdir=runs/reproduce expansion_5_to_10"
     for claim in claims.CLAIMS:
-        text = reproduce.block(claim, MEASURED, command)
+        text = reproduce.block(claim, MEASURED, command.split())
         assert max(map(len, text.splitlines())) <= 80
         assert text.splitlines()[-1] == f"  {command}"  # whole, so that it can be pasted

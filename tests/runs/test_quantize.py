@@ -137,7 +137,8 @@ def test_a_budget_becomes_rules_of_the_next_run(
     assert main([*report[:2], f"--sensitivity={finished}", "--row=digits"]) == 2
     assert "has no sensitivity_*.csv" in capsys.readouterr().err
     assert "within 6 bits per weight" in out
-    line = [line for line in out.splitlines() if "quantize.rules=" in line][-1]
+    joined = out.replace(" \\\n", " ")
+    line = [line for line in joined.splitlines() if "quantize.rules=" in line][-1]
     overrides = [word for word in shlex.split(line) if word.startswith("--config.")]
     rules = ast.literal_eval(overrides[2].partition("=")[2])
     target = tmp_path / "mixed"

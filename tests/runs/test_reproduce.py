@@ -212,7 +212,7 @@ def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("fig6",), "'fig6' is no claim; there are fig6a, fig6b_expansion"),
+        (("fig6",), "'fig6' is no claim; did you mean fig6a"),
         (("fig6a",), "--scale is missing; fig6a needs runs"),
         (("fig6a", "--scale=huge"), "--scale is 'huge'; allowed are smoke, cifar, full, imagenet"),
         (("fig6a", "--scale=smoke"), "--workdir is missing"),
@@ -248,7 +248,7 @@ def test_a_checkout_without_reference_values_is_refused(
          r"bottleneck.py has no variants\(arg\); a claim's experiment needs"),
         ("list(variants(arg).values())", '[{"model.dropout_rate": 0.5}]',
          r"dropout_rate=0.5, seed=0 belongs to none of its variants \(linear, ReLU6\)"),
-        ('{"fig6a"', '{"fig6"', "'fig6' is no claim; there are fig6a"),
+        ('{"fig6a"', '{"fig6"', "'fig6' is no claim; did you mean fig6a"),
     ],
 )  # fmt: skip
 def test_experiments_that_do_not_fit_their_claims_are_refused(

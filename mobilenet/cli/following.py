@@ -6,6 +6,8 @@ next: mobilenet evaluate --workdir=runs/digits --split=test
 
 import contextlib
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from mobilenet import experiment, rundir
@@ -28,11 +30,19 @@ def command(verb: str, *words: object, **flags: object) -> list[str]:
       words: arguments after the flags: paths, or overrides as in "--config.seed=1".
       flags: name -> value; "config__seed" is --config.seed, True is the flag alone.
     """
-    parts = ["mobilenet", verb]
+    parts = [_quoted(program()), verb]
     for name, value in flags.items():
         dotted = name.replace("__", ".")
         parts.append(f"--{dotted}" if value is True else f"--{dotted}={_quoted(str(value))}")
     return [*parts, *(_quoted(str(word)) for word in words)]
+
+
+def program() -> str:
+    """How the program was called, where its name alone would not be found: .venv/bin/mobilenet."""
+    called = sys.argv[0]
+    if Path(called).name == "mobilenet" and shutil.which("mobilenet") is None:
+        return called
+    return "mobilenet"
 
 
 def _quoted(text: str) -> str:

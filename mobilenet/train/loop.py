@@ -258,7 +258,8 @@ def train_lanes(
         pending: list[tuple[int, Any]] = []
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
-        program = _Program(parts, state)
+        arrays = len(jax.tree.leaves(state.params))
+        program = compiling.Program(parts.program and f"{parts.program} {parts.lanes}", arrays)
 
         def alive() -> list[Lane]:
             """Lanes that still train; raises if the last one has stopped."""
@@ -326,13 +327,13 @@ def train_lanes(
                 waited += time.monotonic() - asked
                 sharded = steps.shard(batch, lanes=parts.lanes is not None)
                 if compiled_at is None:
-                    program.announce(progress)
+                    program.begin(progress.line)
                 state, values = parts.train_step(state, sharded, parts.hyper(step - 1))
                 pending.append((step, values))
                 if compiled_at is None:
                     jax.block_until_ready(values)
                     compiled_at = time.time()
-                    program.done()
+                    program.end()
                     progress.compiled(step)
                     for lane in lanes:
                         lane.summary["first_step_seconds"] = round(compiled_at - began, 3)
@@ -428,26 +429,6 @@ def train_lanes(
                 lane.summary.update(parts.findings(lane.of(final)))
             lane.conclude("done", end)
         return [lane.summary for lane in lanes]
-
-
-class _Program:
-    """The compiled train step of a run: says how long it compiles, and keeps how long it took."""
-
-    def __init__(self, parts: Parts, state: TrainState) -> None:
-        self._key = f"{parts.program} {parts.lanes} {jax.device_count()} {jax.__version__}"
-        self._arrays = len(jax.tree.leaves(state.params))
-        self._shown = bool(parts.program) and jax.process_index() == 0
-        self._began = 0.0
-
-    def announce(self, progress: Progress) -> None:
-        text = compiling.announcement(self._key, self._arrays) if self._shown else None
-        if text is not None:
-            progress.line(text)
-        self._began = time.monotonic()
-
-    def done(self) -> None:
-        if self._shown:
-            compiling.remember(self._key, self._arrays, time.monotonic() - self._began)
 
 
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:

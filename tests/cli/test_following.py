@@ -2,6 +2,7 @@
 
 import importlib
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ def test_the_experiments_exist():
     (command,) = parsed(following.lines(following.fine_tune(Path("runs/imagenet"))))
     assert command[1]["workdir"].value == "runs/imagenet_finetuned"
     assert command[2]["pretrained"] == "runs/imagenet"
+
+
+def test_a_program_that_is_not_on_the_path_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/mobilenet", "train"])
+    assert following.command("compare", workdir="r")[0] == ".venv/bin/mobilenet"
+    monkeypatch.setattr(sys, "argv", ["/site/mobilenet/__main__.py", "train"])
+    assert following.command("compare", workdir="r")[0] == "mobilenet"
+    (tmp_path / "mobilenet").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/mobilenet", "train"])
+    assert following.command("compare", workdir="r")[0] == "mobilenet"
 
 
 def test_rules_survive_the_shell():

@@ -112,6 +112,15 @@ def test_a_program_is_announced_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((cache / compiling.FILE).read_text())["a"]["seconds"] == 50.0
 
 
+def test_a_first_step_is_announced_and_timed(cache: Path):
+    said: list[str] = []
+    for key in ("a", "a", "b", ""):
+        program = compiling.Program(key, 10)
+        program.begin(said.append)
+        program.end()
+    assert len(said) == 2 and len(json.loads((cache / compiling.FILE).read_text())) == 2
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 3}', '{"a": {"seconds": "x"}}'])
 def test_a_damaged_record_is_no_obstacle(cache: Path, text: str):
     (cache / compiling.FILE).write_text(text)

@@ -162,8 +162,8 @@ def _final(summary: Row) -> dict[str, float]:
 class _Service:
     """What Weights & Biases and MLflow share.
 
-    Every row is logged once, whatever was killed when: opening logs the rows of metrics.jsonl that
-    the service lacks. A service that fails later does not end a training of days: the rows stay in
+    Every row is logged once: opening logs the rows of metrics.jsonl that the service was not handed
+    yet, and rows that the run repeats after a kill are left out. A service that fails later does not end a training of days: the rows stay in
     metrics.jsonl, and are logged when the run continues.
     """
 
@@ -202,7 +202,11 @@ class _Service:
 
 
 class _Wandb(_Service):
-    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise."""
+    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise.
+
+    Its own process writes and sends in the background: a SIGKILL takes the rows of the last seconds
+    from it. They are not logged again, since steps could then stand twice.
+    """
 
     label = "Weights & Biases"
 
@@ -297,7 +301,9 @@ class _Mlflow(_Service):
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             self._id = self._continue_or_create(workdir)
-        except mlflow.MlflowException as error:
+        except rundir.RunDirectoryError:
+            raise
+        except Exception as error:  # its file store raises plain ones
             raise rundir.RunDirectoryError(
                 f"MLflow cannot log this run: {error} Set MLFLOW_TRACKING_URI to the store that "
                 "has it, or leave mlflow out of --config.log.writers."

@@ -137,17 +137,14 @@ def write(path: Path, report: dict[str, Any], evaluation: Evaluation, names: Seq
     Raises:
       RunDirectoryError: they cannot be written.
     """
-    rows = io.BytesIO()
-    np.savez_compressed(
-        rows,
-        name=np.array([names[index] for index in evaluation.index]),
-        index=evaluation.index,
-        label=evaluation.label,
-        top=evaluation.top,
-        loss=evaluation.loss,
-        **({} if evaluation.logits is None else {"logits": evaluation.logits}),
-    )
-    rundir.write_bytes_atomically(path.with_suffix(".npz"), rows.getvalue())
+    rows: dict[str, Any] = {"name": np.array([names[index] for index in evaluation.index])}
+    rows |= {"index": evaluation.index, "label": evaluation.label, "top": evaluation.top}
+    rows["loss"] = evaluation.loss
+    if evaluation.logits is not None:
+        rows["logits"] = evaluation.logits
+    content = io.BytesIO()
+    np.savez_compressed(content, **rows)
+    rundir.write_bytes_atomically(path.with_suffix(".npz"), content.getvalue())
     rundir.write_atomically(path.with_suffix(".csv"), class_rows(evaluation, report["class_names"]))
     rundir.write_json(path, report)
 
@@ -237,13 +234,13 @@ def _totals(evaluation: Evaluation) -> list[str]:
 
 def _class_table(evaluation: Evaluation, names: Sequence[str], width: int) -> list[str]:
     classes = evaluation.per_class()
-    shown = np.arange(evaluation.num_classes)
+    shown = list(range(evaluation.num_classes))
     lines = ["\nper class, in %:"]
     if len(shown) > MOST_CLASSES:
-        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES]
+        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES].tolist()
         lines = [f"\nthe {MOST_CLASSES} of {len(names):,} classes with the lowest F1, in %:"]
     ratios = [key for key in ("recall", "precision", "f1", "confidence") if key in classes]
-    numbers = max(len("#"), len(str(shown.max())))
+    numbers = max(len("#"), len(str(max(shown))))
     head = "  images" + "".join(f"  {key:>{max(6, len(key))}}" for key in ratios)
     longest = max(len("class"), *(columns.size(names[i]) for i in shown))
     wide = min(longest, max(len("class"), width - numbers - 2 - len(head)))

@@ -10,6 +10,9 @@ mlruns/           of MLflow, where MLFLOW_TRACKING_URI names no other place; mlf
                   the run's id
 """
 
+# Weights & Biases and MLflow are extras; types are not checked against them.
+# pyright: reportMissingImports=false
+
 import contextlib
 import csv
 import importlib.util
@@ -163,8 +166,9 @@ class _Service:
     """What Weights & Biases and MLflow share.
 
     Every row is logged once: opening logs the rows of metrics.jsonl that the service was not handed
-    yet, and rows that the run repeats after a kill are left out. A service that fails later does not end a training of days: the rows stay in
-    metrics.jsonl, and are logged when the run continues.
+    yet, and rows that the run repeats after a kill are left out. A service that fails later does
+    not end a training of days: the rows stay in metrics.jsonl, and are logged when the run
+    continues.
     """
 
     label = ""

@@ -1,5 +1,7 @@
 """Where metrics go besides metrics.jsonl: each row once, whatever was killed in between."""
 
+# pyright: reportMissingImports=false
+
 import csv
 import importlib.util
 import io

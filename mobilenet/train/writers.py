@@ -165,10 +165,9 @@ def _final(summary: Row) -> dict[str, float]:
 class _Service:
     """What Weights & Biases and MLflow share.
 
-    Every row is logged once: opening logs the rows of metrics.jsonl that the service was not handed
-    yet, and rows that the run repeats after a kill are left out. A service that fails later does
-    not end a training of days: the rows stay in metrics.jsonl, and are logged when the run
-    continues.
+    Every row is logged once: opening logs the rows of metrics.jsonl that the service lacks, and
+    rows that the run repeats after a kill are left out. A service that fails later does not end a
+    training of days: the rows stay in metrics.jsonl, and are logged when the run continues.
     """
 
     label = ""
@@ -208,8 +207,9 @@ class _Service:
 class _Wandb(_Service):
     """A run of Weights & Biases; offline unless WANDB_MODE says otherwise.
 
-    Its own process writes and sends in the background: a SIGKILL takes the rows of the last seconds
-    from it. They are not logged again, since steps could then stand twice.
+    Its own process writes and sends in the background, so that a kill takes the rows of the last
+    seconds from it, or all. Offline, the part of a run that was not closed is put aside, and its
+    rows are logged again by the next part; online, the service knows up to which step it has them.
     """
 
     label = "Weights & Biases"
@@ -245,21 +245,34 @@ class _Wandb(_Service):
                 f"Weights & Biases cannot log this run: {error} Set WANDB_MODE=offline, or leave "
                 "wandb out of --config.log.writers."
             ) from error
+        self._remember({"part": Path(self._run.dir).parent.name})
+        # Of a run that it continues online, the service refuses earlier steps.
+        self._first = self._run.step
         if mode == "offline":
             log.info("Weights & Biases: `wandb sync %s/wandb/offline-run-*` uploads.", workdir)
         for row in rows():
             self.write(row)
 
     def _read(self) -> tuple[str, set[tuple[int, str]]]:
-        """The run's id, "" before there is one, and the rows that it has."""
+        """The run's id, "" before there is one, and the rows of its parts that were closed."""
         id, logged = "", set()
+        part, rows = "", set()
         for line in (rundir.read_bytes(self._path) or b"").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill cuts the last line
                 known = json.loads(line)
                 if "id" in known:
                     id = str(known["id"])
+                elif "part" in known:
+                    part, rows = str(known["part"]), set()
+                elif "closed" in known:
+                    logged |= rows
+                    part = ""
                 else:
-                    logged.add((known["step"], known["split"]))
+                    rows.add((known["step"], known["split"]))
+        if part.startswith("offline-"):  # so `wandb sync wandb/offline-run-*` passes it over
+            with contextlib.suppress(OSError):
+                directory = self._path.parent / "wandb"
+                (directory / part).rename(directory / f"killed-{part}")
         return id, logged
 
     def _remember(self, known: Row) -> None:
@@ -269,7 +282,7 @@ class _Wandb(_Service):
 
     def _log(self, row: Row) -> None:
         place = (row["step"], row["split"])
-        if place in self._logged:
+        if place in self._logged or row["step"] < self._first:
             return
         # A training row waits for the validation of its step, if there is one.
         self._run.log(
@@ -284,8 +297,9 @@ class _Wandb(_Service):
         self._run.summary.update({**_final(summary), "status": status})
 
     def _close(self) -> None:
-        self._file.close()
         self._run.finish()
+        self._remember({"closed": True})
+        self._file.close()
 
 
 class _Mlflow(_Service):

@@ -5,10 +5,10 @@
     mobilenet evaluate --workdir=runs/keras --config.data.name=folder \
         --config.data.data_dir=photos --config.data.test_fraction=1
 
-Three files in the run directory keep the result:
-    evaluation_SPLIT.json   all of it
-    evaluation_SPLIT.csv    one row per class
-    evaluation_SPLIT.npz    one row per image: name, index, label, logits, top, loss
+The run directory keeps the result in three files: evaluation_SPLIT.json has all of it,
+evaluation_SPLIT.csv a row per class, and evaluation_SPLIT.npz a row per image (name, index, label,
+logits, top, loss).
+
 Overrides of data.* name other images than the run's. Their classes are found among the run's by
 name or by WordNet id (n01440764_tench), and the names of the files end in a hash of the overrides.
 """
@@ -99,7 +99,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             if common.keeps("evaluate", lambda: write(path, report, evaluation, names)):
                 print(f"\nwritten to {workdir}:")
                 for suffix, what in FILES.items():
-                    print(f"  {path.with_suffix(suffix).name}  {what}")
+                    name = path.with_suffix(suffix).name
+                    print(f"  {name:<{len(path.name)}}  {what}")
     return 0
 
 

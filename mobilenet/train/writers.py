@@ -36,6 +36,8 @@ Rows = Callable[[], Sequence[Row]]
 
 # Names of a row that say where it belongs; the others are metrics.
 PLACE = ("step", "epoch", "split")
+# Writers whose packages are extras -> what installs them.
+EXTRAS = {"wandb": "pip install -e '.[wandb]'", "mlflow": "pip install -e '.[mlflow]'"}
 PROJECT = "mobilenet"  # of Weights & Biases, and MLflow's experiment, where nothing else is asked
 
 
@@ -55,7 +57,7 @@ class Writer(Protocol):
 
 def missing_package(names: Sequence[str]) -> str | None:
     """The first of the writers whose package is not installed."""
-    packages = (name for name in names if name in ("wandb", "mlflow"))
+    packages = (name for name in names if name in EXTRAS)
     return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 

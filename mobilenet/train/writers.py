@@ -37,7 +37,7 @@ Rows = Callable[[], Sequence[Row]]
 # Names of a row that say where it belongs; the others are metrics.
 PLACE = ("step", "epoch", "split")
 # Writers whose packages are extras -> what installs them.
-EXTRAS = {"wandb": "pip install -e '.[wandb]'", "mlflow": "pip install -e '.[mlflow]'"}
+EXTRAS = {"wandb": "`pip install -e '.[wandb]'`", "mlflow": "`pip install -e '.[mlflow]'`"}
 PROJECT = "mobilenet"  # of Weights & Biases, and MLflow's experiment, where nothing else is asked
 
 

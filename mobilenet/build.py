@@ -1109,7 +1109,7 @@ def check_writers(config: Config) -> None:
     if missing:
         raise ConfigError(
             f"log.writers is {config.log.writers!r}, but {missing} is not installed; "
-            f"`pip install -e '.[{missing}]'` in the checkout brings it, or leave it out of "
+            f"{writers.EXTRAS[missing]} in the checkout brings it, or leave it out of "
             "--config.log.writers."
         )
 

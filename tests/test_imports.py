@@ -42,7 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # What is committed: rows, tables, pages, claims.
     "mobilenet/report": (
         "mobilenet.report", "mobilenet.analysis", "mobilenet.rundir", "mobilenet.config",
-        "mobilenet.identity", "mobilenet.terminal",
+        "mobilenet.identity", "mobilenet.terminal", "mobilenet.sweep.naming",
+        "mobilenet.sweep.ledger",
     ),
     "mobilenet/teacher.py": (
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenet.analysis import stats
-from mobilenet.report import comparison, comparison_views, networks, results
+from mobilenet.report import comparison, comparison_text, comparison_views, networks, results
 from mobilenet.report.pages import blocks, recipes
 from mobilenet.report.pages.blocks import Grid, Line, Page, Row, Section
 
@@ -96,7 +96,7 @@ def _range(row: Row, field: str) -> str:
     if not row[field]:
         return "–"
     middle, low, high = (
-        comparison_views.digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high")
+        comparison_text.digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high")
     )
     return f"{middle} ({low}–{high})"
 

@@ -34,17 +34,12 @@ from mobilenet.data import images
 from mobilenet.export.runtimes import LiteRT, compare_operations, difference, installed
 from mobilenet.quantize import integer, tflite_file
 from mobilenet.report import rows as csv_rows
+from mobilenet.report.deployments import EXECUTOR
 from mobilenet.train import records
 
 KERNELS = ("builtin", "xnnpack")
 # LiteRT's own, and the executor's default.
 ROUNDINGS: tuple[integer.Rounding, ...] = ("builtin", "double")
-FIELDS = (
-    *("file", "part", "kernels", "rounding", "images", "values", "equal", "off_by_one"),
-    *("largest", "mean", "largest_real", "mean_real"),
-    *("top1_agreement", "top1", "top5", "litert_top1", "litert_top5"),
-    *("processor", "versions", "commit"),
-)
 
 
 class Photographs(NamedTuple):
@@ -182,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    csv_rows.write(args.out, FIELDS, found)
+    csv_rows.write(args.out, EXECUTOR.fields, found)
     return int(any(row["largest"] > 1 for row in found if row["part"] != "network"))
 
 

@@ -21,6 +21,7 @@ from mobilenet import architecture, rundir, runtime
 from mobilenet import config as config_lib
 from mobilenet.config import Config
 from mobilenet.models import cost
+from mobilenet.report import benchmarks
 from mobilenet.report import rows as table
 
 TURN_SECONDS = 1.0  # a turn repeats short steps for about this time
@@ -29,36 +30,6 @@ MAX_STEPS = 50  # per turn
 SLOW_SECONDS, SLOW_ROUNDS = 5.0, 3
 AGREEMENT = 2e-3  # relative difference of the first step's check between float32 implementations
 ROUNDED = 0.05  # the same if one of them rounds: bfloat16, or eight bits
-
-FIELDS = (
-    "case",
-    "work",
-    "implementation",
-    "model",
-    "image_size",
-    "batch_size",
-    "params",
-    "macs",
-    "seconds",
-    "seconds_low",
-    "seconds_high",
-    "images_per_second",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "first_step_seconds",
-    "peak_mb",
-    "temp_mb",
-    "bandwidth_share",
-    "check",
-    "rounds",
-    "memory",
-    "device",
-    "processor",
-    "versions",
-    "environment",
-    "commit",
-)
 
 
 class BenchmarkError(RuntimeError):
@@ -316,7 +287,7 @@ def run(
         say(f"{case.name}:")
         new = measure(case, rounds, environment, say)
         rows += new
-        table.write(path, FIELDS, rows)
+        table.write(path, benchmarks.TABLE.fields, rows)
         rundir.write_json(path.with_suffix(".json"), rows)
         for row in new:
             say(describe(row))

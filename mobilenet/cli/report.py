@@ -1,214 +1,271 @@
-"""Turns finished runs into committed results, and results into the README's tables.
+"""Turns finished runs into committed rows, and rows into pages.
 
-    mobilenet report --table=baselines --row=digits --config_file=experiments/baselines/digits.py \
-        runs/digits_s0 runs/digits_s1 runs/digits_s2
-    mobilenet report --benchmark=runs/benchmark    # what `mobilenet benchmark` measured
-    mobilenet report --claims=runs/reproduce --scale=cifar     # what `mobilenet reproduce` trained
-    mobilenet report --comparison=runs/networks --scale=cpu \
-        --config_file=experiments/comparison/architectures.py:cifar # what `mobilenet compare` shows
-    mobilenet report --variants=runs/bits --table=quantization --row=bits \
-        --config_file=experiments/quantization/bits.py:cifar       # a sweep of named variants
-    mobilenet report --sensitivity=runs/w8a8 --row=cifar  # of `quantize --sensitivity`
-    mobilenet report --exports=runs/files --row=cifar   # a folder of `export --verify`
-    mobilenet report --evaluation=runs/int8/evaluation_test_HASH.json --row=int8  # of `convert`
-    mobilenet report                # the README's tables again, from the rows
+Without arguments it writes the pages of experiments/results and the README's table again, from the
+rows. With a subject it first commits what runs say: their logs, and a row in the subject's CSV.
+
+    mobilenet report        # the pages again
+    mobilenet report baselines runs/digits_s0 runs/digits_s1 runs/digits_s2 --row=digits \
+        --config=experiments/baselines/digits.py
+    mobilenet report quantization runs/bits --row=bits \
+        --config=experiments/quantization/bits.py:cifar
+    mobilenet report ablations runs/reproduce --scale=cifar
+    mobilenet report speed runs/benchmark
+
+SUBJECT and RUNS are: "ablations" and the --workdir of `mobilenet reproduce`; "quantization" and the
+directory of a sweep, or a run after `mobilenet quantize --sensitivity`, which needs --row alone;
+"compression" and the directory of a sweep; "transfer" or "baselines" and runs of one configuration,
+one for each seed; "comparison" and the --workdir of `mobilenet compare`; "speed" and the --workdir
+of `mobilenet benchmark`; "exports" and the directory of `mobilenet export --verify`; "parity" and
+the evaluation_*.json of a converted run.
 """
 
-import functools
+import difflib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from mobilenet import experiment, rundir
 from mobilenet.cli import common
-from mobilenet.report import (
-    benchmarks,
-    claims,
-    comparison,
-    deployments,
-    pretrained,
-    results,
-    rows,
-    variants,
-)
 
-# Who makes the README's table of a results file; experiments' rows are the usual ones.
-TABLES: dict[str, Callable[..., str]] = {
-    "benchmark": benchmarks.markdown,
-    claims.TABLE: claims.markdown,
-    comparison.TABLE: comparison.markdown,
-    **{name: functools.partial(variants.markdown, name) for name in variants.TABLES},
-    deployments.EXECUTOR: deployments.executor_markdown,
-    deployments.EXPORTS: deployments.exports_markdown,
-    pretrained.ACCURACY: pretrained.accuracy_markdown,
-    pretrained.PARITY: pretrained.parity_markdown,
+if TYPE_CHECKING:  # it imports pandas and Matplotlib, which flags need not wait for
+    from mobilenet.report.subjects import Subject
+
+ARGUMENTS = "[SUBJECT RUNS ...]"
+OVERRIDES = ""  # --config names the runs' experiment; nothing is configured
+# Flags of subjects -> an example.
+FLAGS = {
+    "row": "digits",
+    "config": "experiments/baselines/digits.py",
+    "scale": "cifar",
+    "overrides": "--config.train.num_epochs=4",
+    "published_top1": "92.88",
+    "published_source": "README of its repository",
+    "remarks": "two processes on one machine",
 }
 
 
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
-    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
-    flags.DEFINE_string("benchmark", "", "directory of a benchmark to commit", flag_values=values)
-    flags.DEFINE_string("claims", "", "directory of the reproduction", flag_values=values)
-    flags.DEFINE_string("comparison", "", "directory of compared networks", flag_values=values)
     flags.DEFINE_string(
-        "variants", "", "directory of a sweep of named variants", flag_values=values
+        "row",
+        "",
+        "name of the new row; required for quantization, compression, transfer, baselines, "
+        "exports and parity",
+        flag_values=values,
     )
     flags.DEFINE_string(
-        "sensitivity", "", "run whose layers were rounded alone, to commit", flag_values=values
+        "config",
+        "",
+        "experiment file of the runs; required for quantization, compression, transfer, baselines "
+        "and comparison",
+        flag_values=values,
     )
-    flags.DEFINE_string("exports", "", "directory of verified exports", flag_values=values)
     flags.DEFINE_string(
-        "scale", "cifar", "of the claims' or the comparison's runs to commit", flag_values=values
+        "scale",
+        "",
+        "name of the runs' scale; required for ablations and comparison",
+        flag_values=values,
     )
-    flags.DEFINE_string("evaluation", "", "of converted weights, to commit", flag_values=values)
-    flags.DEFINE_string("table", "", "results file to add a row to", flag_values=values)
-    flags.DEFINE_string("row", "", "name of the row", flag_values=values)
-    flags.DEFINE_string("config_file", "", "experiment file of the runs", flag_values=values)
-    flags.DEFINE_string("overrides", "", "what its command line added", flag_values=values)
-    flags.DEFINE_string("published_top1", "", "the published figure, percent", flag_values=values)
+    flags.DEFINE_string("overrides", "", "what the runs' command line added", flag_values=values)
+    flags.DEFINE_string(
+        "published_top1",
+        "",
+        "the published figure in percent, for transfer, baselines and parity",
+        flag_values=values,
+    )
     flags.DEFINE_string("published_source", "", "where it stands", flag_values=values)
-    flags.DEFINE_string("remarks", "", "what a reader must know beside it", flag_values=values)
+    flags.DEFINE_string("remarks", "", "what a reader must know next to it", flag_values=values)
+    flags.DEFINE_string("root", ".", "the checkout", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
     """Runs the verb."""
     if overrides:
-        raise common.UsageError("report takes no --config overrides; use --overrides=TEXT.")
+        raise common.UsageError(
+            "report changes no configuration; say what the runs had by --overrides=TEXT."
+        )
     root = Path(common.flag(values, "root"))
     directory = root / "experiments" / "results"
     if not directory.is_dir():
         raise common.UsageError(f"{directory} does not exist; run in the checkout or give --root.")
+    from mobilenet.report import subjects
+
     try:
         if rest:
-            row = results.add(
-                directory,
-                common.require(values, "table", "baselines"),
-                common.require(values, "row", "digits"),
-                [Path(run) for run in rest],
-                config=common.require(values, "config_file", "experiments/baselines/digits.py"),
-                overrides=common.flag(values, "overrides"),
-                published_top1=common.flag(values, "published_top1"),
-                published_source=common.flag(values, "published_source"),
-                remarks=common.flag(values, "remarks"),
-            )
-            print(f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}")
-        if common.flag(values, "evaluation"):
-            made = pretrained.make_row(
-                common.require(values, "row", "int8"),
-                Path(common.flag(values, "evaluation")),
-                published_top1=common.flag(values, "published_top1"),
-                published_source=common.flag(values, "published_source"),
-                remarks=common.flag(values, "remarks"),
-            )
-            pretrained.add(directory, made)
-            print(f"{made['row']}: top-1 {made['top1']} % of {made['examples']} pictures")
-        if common.flag(values, "claims"):
-            from mobilenet.report import reproduction  # with JAX, which tables need not wait for
-
-            scale = common.flag(values, "scale")
-            runs = Path(common.flag(values, "claims")) / scale
-            reproduction.add(root, runs, scale, common.flag(values, "remarks"))
-        if common.flag(values, "comparison"):
-            compared = comparison.add(
-                directory,
-                Path(common.flag(values, "comparison")),
-                scale=common.flag(values, "scale"),
-                config=common.require(
-                    values, "config_file", "experiments/comparison/architectures.py:cifar"
-                ),
-                remarks=common.flag(values, "remarks"),
-            )
-            print(f"{len(compared)} networks compared at scale {common.flag(values, 'scale')}")
-        if common.flag(values, "exports"):
-            exported = deployments.add(
-                directory,
-                common.require(values, "row", "cifar"),
-                Path(common.flag(values, "exports")),
-                remarks=common.flag(values, "remarks"),
-            )
-            print(f"{len(exported)} rows of exported files")
-        if common.flag(values, "sensitivity"):
-            print(_add_sensitivity(values, directory))
-        if common.flag(values, "variants"):
-            print(_add_variants(values, directory))
-        if common.flag(values, "benchmark"):
-            measured = Path(common.flag(values, "benchmark")) / "benchmark.csv"
-            shutil.copyfile(measured, directory / "benchmark.csv")
-            benchmarks.plot(rows.read(measured), directory / "figures" / "benchmark.svg")
-        tables = {
-            path.stem: TABLES.get(path.stem, results.markdown)(rows.read(path))
-            for path in sorted(directory.glob("*.csv"))
-        }
-        readme = root / "README.md"
-        readme.write_text(results.render(readme.read_text(), tables))
+            print(_commit(values, root, find(rest[0]), [Path(run) for run in rest[1:]]))
+        else:
+            check_flags(values, "report without a subject", (), ())
+        written = subjects.write(root)
     except FileNotFoundError as error:
-        raise common.UsageError(str(error)) from error
-    print(f"README tables: {', '.join(tables)}")
+        raise common.UsageError(common.explain(error)) from error
+    print(f"written: {', '.join(written)}")
     return 0
 
 
-def _add_variants(values: flags.FlagValues, directory: Path) -> str:
-    file = common.require(values, "config_file", "experiments/quantization/bits.py:cifar")
-    table = common.require(values, "table", "quantization")
-    if table not in variants.TABLES:
-        raise common.UsageError(
-            f"--table is {table!r}; with --variants it is one of {', '.join(variants.TABLES)}."
-        )
+def find(name: str) -> "Subject":
+    """The subject of a name; UsageError, with the nearest one, for another."""
+    from mobilenet.report.subjects import SUBJECTS
+
+    if name in SUBJECTS:
+        return SUBJECTS[name]
+    near = difflib.get_close_matches(name, SUBJECTS, 1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise common.UsageError(f"{name!r} is no subject; there are {', '.join(SUBJECTS)}.{guess}")
+
+
+def check_flags(
+    values: flags.FlagValues, what: str, required: Sequence[str], optional: Sequence[str]
+) -> None:
+    """Refuses flags that do not belong to what is reported, and missing ones."""
+    taken = (*required, *optional)
+    for name in FLAGS:
+        if common.flag(values, name) and name not in taken:
+            takes = " and ".join(f"--{each}" for each in taken) or "none of its own"
+            raise common.UsageError(f"--{name} is no flag of {what}, which takes {takes}.")
+    for name in required:
+        common.require(values, name, FLAGS[name])
+
+
+def _commit(values: flags.FlagValues, root: Path, subject: "Subject", runs: list[Path]) -> str:
+    """Commits what runs say of a subject; what was done, in a line."""
+    if not runs:
+        raise common.UsageError(f"{subject.name} needs RUNS: {subject.runs}.")
+    several = subject.name in ("baselines", "transfer")
+    if len(runs) > 1 and not several:
+        raise common.UsageError(f"{subject.name} takes one of RUNS, {subject.runs}; not {runs[1]}.")
+    directory = root / "experiments" / "results"
+    if subject.name == "quantization" and list(runs[0].glob("sensitivity_*.csv")):
+        check_flags(values, "the sensitivity of a run", ("row",), ())
+        return _add_sensitivity(directory, common.flag(values, "row"), runs[0])
+    check_flags(values, subject.name, subject.required, subject.optional)
+    given = {name: common.flag(values, name) for name in FLAGS}
+    notes = {name: given[name] for name in subject.optional}
+    if several:
+        return _add_recipe(directory, subject.name, runs, given, notes)
+    adds = {
+        "ablations": lambda: _add_claims(root, runs[0], given),
+        "quantization": lambda: _add_variants(directory, subject.name, runs[0], given),
+        "compression": lambda: _add_variants(directory, subject.name, runs[0], given),
+        "comparison": lambda: _add_comparison(directory, runs[0], given),
+        "speed": lambda: _add_speed(directory, runs[0]),
+        "exports": lambda: _add_exports(directory, runs[0], given),
+        "parity": lambda: _add_evaluation(directory, runs[0], given["row"], notes),
+    }
+    return adds[subject.name]()
+
+
+def _add_recipe(
+    directory: Path,
+    table: str,
+    runs: Sequence[Path],
+    given: Mapping[str, str],
+    notes: Mapping[str, str],
+) -> str:
+    from mobilenet.report import results
+
+    row = results.add(directory, table, given["row"], runs, config=given["config"], **notes)
+    return f"{row['row']}: top-1 {row['top1_mean']} % over seeds {row['seeds']}"
+
+
+def _add_claims(root: Path, workdir: Path, given: Mapping[str, str]) -> str:
+    from mobilenet.report import reproduction  # with JAX, which pages need not wait for
+
+    made = reproduction.add(root, workdir / given["scale"], given["scale"], given["remarks"])
+    return f"{len(made)} rows of claims at scale {given['scale']}"
+
+
+def _add_variants(directory: Path, table: str, sweep: Path, given: Mapping[str, str]) -> str:
+    from mobilenet.report import variants
+
+    file = given["config"]
     module, scale = experiment.load_module(file), file.partition(":")[2]
     named = getattr(module, "variants", None)
     if named is None:
-        raise common.UsageError(f"{file} has no variants(arg), which --variants needs.")
-    sweep = Path(common.flag(values, "variants"))
+        raise common.UsageError(f"{file} has no variants(arg), which `report {table}` needs.")
     if table == "compression":
         _describe(sweep, named(scale))
     made = variants.add(
         directory,
         table,
-        common.require(values, "row", "bits"),
+        given["row"],
         sweep,
         named(scale),
         config=file,
         baselines=module.baselines(scale) if hasattr(module, "baselines") else {},
-        common=common.flag(values, "overrides"),
-        remarks=common.flag(values, "remarks"),
+        common=given["overrides"],
+        remarks=given["remarks"],
     )
     return f"{len(made)} variants of {file}"
 
 
-def _add_sensitivity(values: flags.FlagValues, directory: Path) -> str:
+def _add_comparison(directory: Path, sweep: Path, given: Mapping[str, str]) -> str:
+    from mobilenet.report import comparison
+
+    made = comparison.add(
+        directory, sweep, scale=given["scale"], config=given["config"], remarks=given["remarks"]
+    )
+    return f"{len(made)} networks compared at scale {given['scale']}"
+
+
+def _add_speed(directory: Path, workdir: Path) -> str:
+    from mobilenet.report import benchmarks, rows
+
+    measured = rows.read(workdir / "benchmark.csv", benchmarks.TABLE.fields)
+    if not measured:
+        raise common.UsageError(
+            f"{workdir} has no benchmark.csv with rows; `mobilenet benchmark` makes it."
+        )
+    benchmarks.TABLE.add(directory, measured)
+    benchmarks.plot(measured, directory / "figures" / "benchmark.svg")
+    return f"{len(measured)} rows of {workdir}"
+
+
+def _add_exports(directory: Path, exported: Path, given: Mapping[str, str]) -> str:
+    from mobilenet.report import deployments
+
+    made = deployments.add(directory, given["row"], exported, remarks=given["remarks"])
+    return f"{len(made)} rows of exported files"
+
+
+def _add_evaluation(directory: Path, evaluation: Path, name: str, notes: Mapping[str, str]) -> str:
+    from mobilenet.report import pretrained
+
+    made = pretrained.make_row(name, evaluation, **notes)
+    pretrained.ACCURACY.add(directory, [made])
+    return f"{made['row']}: top-1 {made['top1']} % of {made['examples']} images"
+
+
+def _add_sensitivity(directory: Path, row: str, run: Path) -> str:
     import pandas as pd
 
     from mobilenet.analysis import plots
+    from mobilenet.report import results
 
-    run, row = Path(common.flag(values, "sensitivity")), common.require(values, "row", "cifar")
     results.check_name("The row's name", row)
     found = sorted(run.glob("sensitivity_*.csv"))
-    if not found:
-        raise common.UsageError(
-            f"{run} has no sensitivity_*.csv; `mobilenet quantize --sensitivity` makes them."
-        )
     target = directory / "logs" / "sensitivity" / row
     shutil.rmtree(target, ignore_errors=True)
     results.copy_logs(run, target, ["config.json", "summary.json", *(path.name for path in found)])
+    network = plots.network(rundir.read_config(run))
     for path in found:
         figure = directory / "figures" / f"{path.stem}_{row}.svg"
-        plots.save(plots.sensitivity(pd.read_csv(path)), figure)
+        of = path.stem.partition("_")[2]
+        plots.save(plots.sensitivity(pd.read_csv(path), of=of, network=network), figure)
     return f"{len(found)} tables of {run}"
 
 
 def _describe(sweep: Path, named: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes beside every run what is left of its network, and how fast it was measured to be."""
-    from mobilenet import compression  # with JAX, which tables need not wait for
+    """Writes next to every run what is left of its network, and how fast it was measured to be."""
+    from mobilenet import compression  # with JAX, which pages need not wait for
+    from mobilenet.report import comparison, variants
 
     # Of `mobilenet compare`: the first run of each network stands for it.
     speeds = {Path(row["run"]).name: row for row in comparison.read(sweep / "comparison.csv")}
-    for run in (
-        run for runs in variants.find_runs(sweep / "points", named).values() for run in runs
-    ):
+    runs = variants.find_runs(sweep / "points", named)
+    for run in (run for paths in runs.values() for run in paths):
         found = compression.describe_run(run)
         speed = speeds.get(run.name, {})
         found["speed"] = {name: speed[name] for name in variants.SPEEDS if speed.get(name)}

@@ -1,4 +1,4 @@
-"""What the papers claim, as data; verdicts of our runs on it; rows and tables of both.
+"""Verdicts of runs on what the papers claim, and their committed rows.
 
 A claim about accuracy compares two variants of one experiment over seeds. The runs of a seed share
 initial values and data order, so the difference is taken seed by seed, and judged by its 95 %
@@ -12,7 +12,6 @@ was fixed before; differences are in percentage points.
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,211 +21,13 @@ from mobilenet.analysis import stats
 from mobilenet.analysis.runs import processor
 from mobilenet.analysis.stats import Interval
 from mobilenet.report import results
-from mobilenet.report import rows as table_rows
-from mobilenet.report.results import ResultError, copy_logs
+from mobilenet.report.claim_list import CLAIMS, Claim
+from mobilenet.report.results import ResultError
+from mobilenet.report.table import Table
 
 POWER = 0.8
 LOGGED = ("config.json", "summary.json", "metrics.jsonl", "point.json")
-TABLE = "ablations"
-SANDLER = "Sandler et al. 2018, arXiv 1801.04381"
 CONFIRMED, CONTRADICTED, INCONCLUSIVE = "confirmed", "contradicted", "inconclusive"
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One claim of a paper.
-
-    Attributes:
-      name: on the command line.
-      source: paper and place.
-      statement: what is claimed, in a sentence.
-      published: the printed figure, or what the text says without one.
-      check: how it is judged. "analytic": by arithmetic (`mobilenet.report.analytic`). "higher":
-        the first variant is more accurate than the second. "equivalent": they differ by less than
-        `margin`.
-      experiment: its file, for claims that need runs; its `comparisons` name the two variants.
-      margin: of "equivalent", in percentage points, chosen before anything was measured.
-      recalled: the statement was not read in its source: no threshold, only a direction.
-    """
-
-    name: str
-    source: str
-    statement: str
-    published: str
-    check: str
-    experiment: str = ""
-    margin: float = 0.0
-    recalled: bool = False
-
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "fig6a",
-        f"{SANDLER}, Fig. 6a, sections 3.2 and 6.4",
-        "Linear bottlenecks are more accurate than bottlenecks with ReLU6.",
-        "higher; a curve without numbers",
-        "higher",
-        "experiments/ablations/bottleneck.py",
-    ),
-    Claim(
-        "fig6b_expansion",
-        f"{SANDLER}, Fig. 6b, section 6.4",
-        "Shortcuts between bottlenecks are better than shortcuts between expanded layers.",
-        "higher; a curve without numbers",
-        "higher",
-        "experiments/ablations/shortcut.py",
-    ),
-    Claim(
-        "fig6b_none",
-        f"{SANDLER}, Fig. 6b",
-        "Shortcuts between expanded layers are better than none.",
-        "higher; a curve without numbers",
-        "higher",
-        "experiments/ablations/shortcut.py",
-        recalled=True,
-    ),
-    Claim(
-        "expansion_5_to_10",
-        f"{SANDLER}, section 4",
-        "Expansion ratios of 5 to 10 give nearly the same accuracy at the same cost: here 10 and 6 "
-        "at nearly equal MACs, within 1 point.",
-        "nearly the same curves, without numbers",
-        "equivalent",
-        "experiments/ablations/expansion.py",
-        margin=1.0,
-    ),
-    Claim(
-        "se",
-        "Hou et al. 2021, arXiv 2103.02907; README of houqb/CoordAttention",
-        "Squeeze-and-excitation makes MobileNetV2 more accurate.",
-        "+1.2 points on ImageNet (72.3 to 73.5)",
-        "higher",
-        "experiments/ablations/squeeze_excite.py",
-    ),
-    Claim(
-        "head",
-        f"{SANDLER}, section 4",
-        "Below width 1 the last 1x1 convolution is better kept wide than thinned.",
-        "higher; no numbers",
-        "higher",
-        "experiments/ablations/head.py",
-    ),
-    Claim(
-        "fig5_width",
-        f"{SANDLER}, Fig. 5",
-        "Accuracy rises with the width multiplier.",
-        "higher; +11.5 points on ImageNet from 0.35 to 1.0 at 224 px (released checkpoints)",
-        "higher",
-        "experiments/ablations/width_resolution.py",
-    ),
-    Claim(
-        "fig5_resolution",
-        f"{SANDLER}, Fig. 5",
-        "Accuracy rises with the resolution.",
-        "higher; +11.5 points on ImageNet from 96 to 224 px at width 1.0 (released checkpoints)",
-        "higher",
-        "experiments/ablations/width_resolution.py",
-    ),
-    Claim(
-        "table1",
-        f"{SANDLER}, Table 1",
-        "A block is a 1x1 expansion, a 3x3 depthwise layer with the stride, a 1x1 projection.",
-        "h x w x k to h/s x w/s x k'",
-        "analytic",
-    ),
-    Claim(
-        "table2",
-        f"{SANDLER}, Table 2",
-        "The network's inputs, ratios, channels, repeats and strides.",
-        "11 rows",
-        "analytic",
-    ),
-    Claim(
-        "table3",
-        f"{SANDLER}, Table 3",
-        "The most channels, and the memory in 16 bits, between bottlenecks at each resolution.",
-        "16/32/64/160/320/1280 channels, at most 400 kB",
-        "analytic",
-    ),
-    Claim(
-        "table4_params",
-        f"{SANDLER}, Table 4",
-        "Parameters at widths 1.0 and 1.4.",
-        "3.4 M, 6.9 M",
-        "analytic",
-    ),
-    Claim(
-        "table4_macs",
-        f"{SANDLER}, Table 4",
-        "Multiply-adds at widths 1.0 and 1.4, within 1 %.",
-        "300 M, 585 M",
-        "analytic",
-    ),
-    Claim(
-        "checkpoint_costs",
-        "tensorflow/models: research/slim/nets/mobilenet/README.md",
-        "Weights and multiply-adds of the released checkpoints.",
-        "22 rows",
-        "analytic",
-    ),
-    Claim(
-        "fig5_range",
-        f"{SANDLER}, section 4",
-        "The family spans 7 to 585 M multiply-adds and 1.7 to 6.9 M parameters.",
-        "7 to 585 M, 1.7 to 6.9 M",
-        "analytic",
-    ),
-    Claim(
-        "block_cost",
-        f"{SANDLER}, section 3.3",
-        "A stride-1 block with an expansion costs h w d' t (d' + k^2 + d'') multiply-adds.",
-        "the formula",
-        "analytic",
-    ),
-    Claim(
-        "bottlenecks",
-        f"{SANDLER}, section 4",
-        "The network has 19 residual bottleneck layers.",
-        "19",
-        "analytic",
-    ),
-    Claim(
-        "shortcuts",
-        "tensorflow/models: research/slim/nets/mobilenet/conv_blocks.py",
-        "A block has a shortcut when its stride is 1 and its channels agree.",
-        "10 of 17 blocks",
-        "analytic",
-    ),
-    Claim(
-        "head_width",
-        f"{SANDLER}, section 4",
-        "Widths below 1 do not thin the last 1x1 convolution.",
-        "1280 channels",
-        "analytic",
-    ),
-    Claim(
-        "expansion_below_1",
-        f"{SANDLER}, section 3.4",
-        "An expansion ratio below 1 gives the classical residual bottleneck.",
-        "structure",
-        "analytic",
-    ),
-    Claim(
-        "se_params",
-        "Hou et al. 2021, arXiv 2103.02907; README of houqb/CoordAttention",
-        "Parameters with squeeze-and-excitation in every block.",
-        "3.89 M",
-        "analytic",
-    ),
-    Claim(
-        "t_way_split",
-        f"{SANDLER}, section 5.1",
-        "A block computed in groups of channels has the same outputs and multiply-adds in less "
-        "memory.",
-        "equal outputs and multiply-adds",
-        "analytic",
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,6 +232,7 @@ FIELDS = (
     "logs",
     "remarks",
 )
+TABLE = Table("ablations", FIELDS, by="scale", page="ablations")
 
 
 def make_rows(
@@ -541,19 +343,19 @@ def was_run(variants: Mapping[str, Measured], comparison: tuple[str, str]) -> bo
 
 def logs_of(scale: str) -> str:
     """Where the logs of a scale's runs are, below experiments/results."""
-    return f"logs/{TABLE}/{scale}"
+    return f"logs/{TABLE.name}/{scale}"
 
 
 def add(
-    results: Path,
+    directory: Path,
     scale: str,
     found: Sequence[tuple[Claim, Mapping[str, Measured], tuple[str, str]]],
     remarks: str = "",
 ) -> list[dict[str, str]]:
-    """Copies the runs' logs beside the table and replaces the rows of the scale.
+    """Copies the runs' logs next to the table and replaces the rows of the scale.
 
     Args:
-      results: the experiments/results directory.
+      directory: experiments/results.
       scale: of the runs.
       found: claim, its variants, and the two that it compares; claims of which no variant
         was begun are not run and have no rows.
@@ -578,76 +380,16 @@ def add(
             claim, scale, variants, comparison, logs=logs_of(scale), remarks=remarks
         )
     ]
-    target = results / logs_of(scale)
-    shutil.rmtree(target, ignore_errors=True)
-    for _, variants, _ in found:
-        for variant in variants.values():
-            for run in variant.variant.runs.values():
-                # Unfinished ones too: the verdict counts them.
-                logs = target / run.name
-                if rundir.status(run) != "pending" and not logs.exists():  # claims share variants
-                    copy_logs(run, logs, [file for file in LOGGED if (run / file).exists()])
-    path = results / f"{TABLE}.csv"
-    others = [row for row in table_rows.read(path) if row["scale"] != scale]
+    # Claims share variants; unfinished runs go along, as the verdict counts them.
+    runs = {
+        run.name: run
+        for _, variants, _ in found
+        for variant in variants.values()
+        for run in variant.variant.runs.values()
+        if rundir.status(run) != "pending"
+    }
+    results.replace_logs(directory / logs_of(scale), runs, LOGGED)
     order = [claim.name for claim in CLAIMS]
     # Sorting is stable: variants stay in their order.
-    both = sorted([*others, *made], key=lambda row: (row["scale"], order.index(row["claim"])))
-    table_rows.write(path, FIELDS, both)
+    TABLE.add(directory, sorted(made, key=lambda row: order.index(row["claim"])))
     return made
-
-
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """README tables of committed rows: one for each scale, with one row for each variant."""
-    known = {claim.name: claim for claim in CLAIMS}
-    parts = []
-    for scale in dict.fromkeys(row["scale"] for row in rows):
-        lines = [
-            f"Scale `{scale}`, logs in [`{logs_of(scale)}`](experiments/results/{logs_of(scale)}):",
-            "",
-            "| claim | variant | top-1 % [95 % interval], n | difference, points | verdict "
-            "| params | MACs |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        before = ""
-        for row in (row for row in rows if row["scale"] == scale):
-            claim = known[row["claim"]]
-            title = "" if row["claim"] == before else f"`{claim.name}`: {claim.statement}"
-            if title and claim.recalled:
-                title += " (recalled, not read)"
-            before = row["claim"]
-            lines.append(
-                f"| {title} | {row['variant']} | {_accuracy(row)} | {_difference(row)} | "
-                f"{_judged(row)} | {_count(row['params'])} | {_macs(row['macs'])} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _accuracy(row: Mapping[str, str]) -> str:
-    if not row["top1_mean"]:
-        return "not run"
-    interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
-    return f"{row['top1_mean']}{interval}, {len(row['seeds'].split())}"
-
-
-def _difference(row: Mapping[str, str]) -> str:
-    if not row["difference"]:
-        return "–"
-    ends = [f"{float(row[k]):+.2f}" for k in ("difference_low", "difference_high") if row[k]]
-    interval = f" [{', '.join(ends)}]" if ends else ""
-    return f"{float(row['difference']):+.2f}{interval}"
-
-
-def _judged(row: Mapping[str, str]) -> str:
-    if not row["verdict"]:
-        return f"compared with {row['baseline']}" if row["baseline"] else "–"
-    detectable = f"; detectable {row['detectable']}" if row["detectable"] else ""
-    return f"**{row['verdict']}**: {row['reason']}{detectable}"
-
-
-def _count(text: str) -> str:
-    return f"{int(text):,}" if text else "–"
-
-
-def _macs(text: str) -> str:
-    return f"{int(text) / 1e6:.1f} M" if text else "–"

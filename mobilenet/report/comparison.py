@@ -1,4 +1,4 @@
-"""Networks beside each other: rows from a sweep's finished runs, table, plot, committed results.
+"""Networks next to each other: rows from a sweep's finished runs, and committed results.
 
 A network is a configuration without its seed. Its accuracy is of the test split with the final
 weights, in percent, its speed and memory are of evaluation, and both stand in one row.
@@ -9,38 +9,20 @@ weights, in percent, its speed and memory are of evaluation, and both stand in o
 """
 
 import dataclasses
-import shutil
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.analysis import plots, runs, stats
 from mobilenet.analysis.stats import Frame
-from mobilenet.report import results
+from mobilenet.report import comparison_text, comparison_views, networks, results
 from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError
-from mobilenet.terminal import printable
-
-TABLE = "comparison"
-WIDTH = 100  # columns of a terminal
-
-# model.name -> family, which has a colour, and variant of it.
-NAMES = {
-    "mobilenet_v1": ("MobileNetV1", ""),
-    "mobilenet_v2": ("MobileNetV2", ""),
-    "mobilenet_v3_small": ("MobileNetV3", "small"),
-    "mobilenet_v3_large": ("MobileNetV3", "large"),
-    "resnet18": ("ResNet", "18"),
-    "resnet50": ("ResNet", "50"),
-}
+from mobilenet.report.table import Table
+from mobilenet.sweep import naming
 
 # What decides which pictures a run has learned from and is tested on.
 DATA_KEYS = (
@@ -63,6 +45,7 @@ FIELDS = (
     *("commit", *SPEED_FIELDS),
 )
 COMMITTED_FIELDS = ("scale", *FIELDS, "config", "logs", "remarks")
+TABLE = Table("comparison", COMMITTED_FIELDS, by="scale", page="comparison")
 LOGGED = (*results.LOGGED, "point.json")
 Row = Mapping[str, str]
 
@@ -113,7 +96,8 @@ def load(directory: Path) -> Comparison:
     }
     values = {group: _values(frame, members[group]) for group in members}
     groups_done = set(found.done["group"])
-    labels = _labels(values)
+    names = comparison_text.names(directory)
+    labels = _labels(values, names)
     _check(directory, found.done, summaries, labels)
     differing = _differences([mine for group, mine in values.items() if group in groups_done])
     rows = [
@@ -134,8 +118,9 @@ def load(directory: Path) -> Comparison:
     notes += [f"cannot be read: {run}: {unread.loc[run, 'error']}" for run in unread.index]
     if differing:
         notes.append(f"not only the networks differ: {', '.join(differing)}")
+    named = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
     return Comparison(
-        sorted(rows, key=_order),
+        sorted(rows, key=lambda row: (named.get(row["network"], len(named)), *_order(row))),
         {paths[0]: tuple(paths) for paths in members.values()},
         tuple(notes),
     )
@@ -189,20 +174,26 @@ def _varying(values: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key, distinct in found.items() if len(distinct) > 1]
 
 
-def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """group -> name and width, and more where two networks would have one label."""
+def _labels(values: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+    """group -> the sweep's name, else network and width; and more where two would have one label.
+
+    Args:
+      values: group -> configuration.
+      names: group -> name, of the groups that a sweep has named.
+    """
     resolutions = {mine.get("data.image_size") for mine in values.values()} - {None}
     labels = {}
     for group, mine in values.items():
+        if group in names:
+            labels[group] = names[group]
+            continue
         model, width = mine.get("model.name"), mine.get("model.width_multiplier")
         if model is None or width is None:
             # Of a point that has not begun only what it overrides is known.
             known = {key: value for key, value in mine.items() if value is not None}
-            labels[group] = _short(known) or f"configuration {group}"
+            labels[group] = naming.describe(known) if known else f"configuration {group}"
             continue
-        family, variant = NAMES.get(model, (model, ""))
-        labels[group] = f"{family}-{variant}" if variant else family
-        labels[group] += f" {float(width)}"
+        labels[group] = f"{networks.label(model)} {float(width)}"
         if len(resolutions) > 1 and mine.get("data.image_size") is not None:
             labels[group] += f", {mine['data.image_size']} px"
     complete = [group for group, mine in values.items() if mine.get("data.name") is not None]
@@ -210,7 +201,8 @@ def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         same = [group for group in complete if labels[group] == label]
         varying = _varying(values[group] for group in same)
         for group in same if varying else ():
-            labels[group] += f", {_short({key: values[group].get(key) for key in varying})}"
+            differing = naming.describe({key: values[group].get(key) for key in varying})
+            labels[group] += f", {differing}"
     return labels
 
 
@@ -221,11 +213,6 @@ def _differences(values: Iterable[Mapping[str, Any]]) -> list[str]:
         for key in _varying(values)
         if not key.startswith("model.") and key != "data.image_size" and key not in DATA_KEYS
     ]
-
-
-def _short(values: Mapping[str, Any]) -> str:
-    """Keys, of which the last part tells enough, and values."""
-    return ", ".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in values.items())
 
 
 def _text(value: Any) -> str:
@@ -362,7 +349,7 @@ def _by_number(seed: str) -> tuple[int, str]:
 
 
 def _percent(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.2f}"
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _unfinished(rows: Iterable[Row]) -> list[Row]:
@@ -370,15 +357,10 @@ def _unfinished(rows: Iterable[Row]) -> list[Row]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    known = list(NAMES)
+    known = list(networks.NAMES)
     place = known.index(row["model"]) if row["model"] in known else len(known)
     sizes = [float(row[field] or "inf") for field in ("width_multiplier", "image_size")]
     return place, *sizes, row["network"]
-
-
-def finished(rows: Iterable[Row]) -> list[Row]:
-    """The rows that have an accuracy."""
-    return [row for row in rows if row["top1_mean"]]
 
 
 def speed(single: Mapping[str, Any], many: Mapping[str, Any]) -> dict[str, str]:
@@ -414,7 +396,7 @@ def unmeasured(rows: Iterable[Row], batch_size: int, device: str, processor: str
       ResultError: other networks were measured otherwise, so that speeds could not be compared.
     """
     asked = {"batch_size": str(batch_size), "speed_device": device, "speed_processor": processor}
-    for row in finished(rows):
+    for row in comparison_views.finished(rows):
         other = [
             f"{field.removeprefix('speed_')} {row[field]}, not {value}"
             for field, value in asked.items()
@@ -422,229 +404,11 @@ def unmeasured(rows: Iterable[Row], batch_size: int, device: str, processor: str
         ]
         if other:
             raise ResultError(
-                f"{TABLE}.csv has {row['network']} measured with {'; '.join(other)}. Measure the "
-                f"others with the same, take {TABLE}.csv away to measure all of them again, or "
-                "give --measure=false to compare without."
+                f"{TABLE.name}.csv has {row['network']} measured with {'; '.join(other)}. Measure "
+                f"the others with the same, take {TABLE.name}.csv away to measure all of them "
+                "again, or give --measure=false to compare without."
             )
-    return [row for row in finished(rows) if not row["latency_ms"]]
-
-
-# --------------------------------------------------------------------------------------- table
-
-
-COUNTS = ("params", "macs", "bytes")
-
-
-def text(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """Rows as a table of at most WIDTH columns, and below it what holds for all of them."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-    sizes = "/".join(dict.fromkeys(row["batch_size"] for row in rows if row["batch_size"]))
-    table.add_column("network\n")
-    for head in (
-        *("top-1\n%", "n\n", "params\nM", "MACs\nM", "size\nMB", "peak\nMB"),
-        *("latency\nms", f"images/s\nat {sizes or '-'}", "time\na run"),
-    ):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        done = bool(row["top1_mean"])
-        table.add_row(
-            Text(printable(row["network"])),
-            _accuracy(row) if done else "-",
-            str(len(row["seeds"].split())),
-            *(_digits(int(row[field]) / 1e6) if done else "-" for field in COUNTS),
-            row["peak_mb"] or "-",
-            _spread(row, "latency_ms"),
-            _spread(row, "images_per_second"),
-            results.duration(float(row["seconds_mean"])) if done else "-",
-        )
-    console = Console(width=WIDTH, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-        for line in _footnotes(rows, notes):
-            console.print(line, highlight=False, markup=False, soft_wrap=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _accuracy(row: Row) -> str:
-    """The mean, and half of the interval, which is symmetric."""
-    if not row["low"]:
-        return row["top1_mean"]
-    return f"{row['top1_mean']} ±{(float(row['high']) - float(row['low'])) / 2:.2f}"
-
-
-def _spread(row: Row, field: str) -> str:
-    """A median, and how far the farthest round is from it, in percent."""
-    if not row[field]:
-        return "-"
-    middle, low, high = (float(row[f"{field}{end}"]) for end in ("", "_low", "_high"))
-    if row["rounds"] == "1":
-        return _digits(middle)
-    return f"{_digits(middle)} ±{100 * max(middle - low, high - middle) / middle:.0f}%"
-
-
-def _digits(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
-    done = finished(rows)
-
-    def several(field: str, of: Iterable[Row] = done) -> str:
-        return "; ".join(dict.fromkeys(row[field] for row in of if row[field]))
-
-    lines = [
-        "",
-        f"top-1: {several('data')}, split {several('split')}; mean over n seeds ± half of the "
-        "95 % t-interval",
-        f"trained on {several('device')}, {several('processor')}; wall time, mean over seeds",
-        "size: the parameters as float32",
-    ]
-    lanes = [row for row in done if row["lanes"]]
-    if lanes:
-        names = ", ".join(row["network"] for row in lanes)
-        lines.append(
-            f"trained as lanes, which share their time, {several('lanes', lanes)} at once: {names}"
-        )
-    if several("latency_ms"):
-        lines.append(
-            f"speed: evaluation, one picture and a batch; median ± the farthest of rounds "
-            f"({several('rounds')}); on {several('speed_device')}, {several('speed_processor')}"
-        )
-        lines.append("peak: memory for that batch, on an accelerator with the parameters")
-    return [*lines, *notes]
-
-
-# ---------------------------------------------------------------------------------------- plot
-
-PANELS = (
-    ("macs", *plots.COSTS["macs"]),
-    ("latency_ms", "latency of one picture, ms", 1.0),
-)
-# Where a label may stand around its point: points (1/72 inch) and alignments, the best first.
-PLACES = (
-    *((6, 5, "left", "bottom"), (6, -5, "left", "top")),
-    *((-6, 5, "right", "bottom"), (-6, -5, "right", "top")),
-    *((6, 16, "left", "bottom"), (6, -16, "left", "top")),
-    *((-6, 16, "right", "bottom"), (-6, -16, "right", "top")),
-)
-
-
-def plot(rows: Sequence[Row]) -> Figure:
-    """Accuracy against multiply-adds, and against latency where it was measured.
-
-    Args:
-      rows: of a `Comparison`; those without a finished run are left out.
-
-    Returns:
-      The figure. A family has one colour and marker; bars are 95 % intervals over seeds, and the
-      fastest and slowest round of the latency. One seed has no interval and no bar.
-    """
-    rows = finished(rows)
-    panels = [panel for panel in PANELS if any(row[panel[0]] for row in rows)]
-    figure = Figure(figsize=(0.8 + 4.6 * len(panels), 4.0), layout="constrained")
-    axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    families = dict.fromkeys(_family(row) for row in rows)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(families)))
-    for axis, (field, label, scale) in zip(axes, panels, strict=True):
-        shown = [row for row in rows if row[field]]
-        for family, colour, marker in zip(families, colours, plots.MARKERS, strict=False):
-            mine = [row for row in shown if _family(row) == family]
-            xs = [scale * float(row[field]) for row in mine]
-            ys = [float(row["top1_mean"]) for row in mine]
-            axis.errorbar(
-                xs,
-                ys,
-                _lengths(mine, ys, "low", "high"),
-                _lengths(mine, xs, f"{field}_low", f"{field}_high"),
-                color=colour,
-                marker=marker,
-                markersize=5,
-                capsize=2,
-                elinewidth=1,
-                linestyle="none",
-                label=family,
-            )
-        plots.log_axis(axis, [scale * float(row[field]) for row in shown])
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(0.12)
-    axes[0].set_ylabel(f"test {plots.TOP1}")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-    figure.draw_without_rendering()  # places are chosen where the layout puts the points
-    for axis, (field, _, scale) in zip(axes, panels, strict=True):
-        _name_points(axis, [row for row in rows if row[field]], field, scale)
-    return figure
-
-
-def _family(row: Row) -> str:
-    return NAMES.get(row["model"], (row["model"], ""))[0]
-
-
-def _lengths(rows: Sequence[Row], middles: Sequence[float], low: str, high: str) -> Any:
-    """Lengths of error bars [2, n], NaN where a row has none; None for values without bars."""
-    if not rows or low not in rows[0]:
-        return None
-    return [
-        [abs(float(row[end] or "nan") - middle) for row, middle in zip(rows, middles, strict=True)]
-        for end in (low, high)
-    ]
-
-
-def _name_points(axes: Axes, rows: Sequence[Row], field: str, scale: float) -> None:
-    """Labels each point where its text covers the least of other texts, points and bars."""
-    figure: Any = axes.figure
-    margin = 4 * figure.dpi / 72  # half of a marker, in pixels
-
-    def boxes(row: Row) -> list[tuple[float, ...]]:
-        """A point and its bars, in pixels."""
-        x, y = scale * float(row[field]), float(row["top1_mean"])
-        ends = [(x, float(row[end] or y)) for end in ("low", "high")]
-        ends += [(scale * float(row.get(f"{field}_{end}") or x), y) for end in ("low", "high")]
-        (left, bottom), *_ = axes.transData.transform([(x, y)]) - margin
-        found = [(left, bottom, left + 2 * margin, bottom + 2 * margin)]
-        for one, other in (ends[:2], ends[2:]):
-            low, high = axes.transData.transform([one, other])
-            found.append((low[0] - 1, low[1] - 1, high[0] + 1, high[1] + 1))
-        return found
-
-    taken = [box for row in rows for box in boxes(row)]
-    for row in rows:
-        family = _family(row)
-        label = row["network"].removeprefix(family).strip(" -").replace(" ", ", ", 1) or family
-        choices = []
-        for right, up, across, along in PLACES:
-            annotation = axes.annotate(
-                label,
-                (scale * float(row[field]), float(row["top1_mean"])),
-                xytext=(right, up),
-                textcoords="offset points",
-                ha=across,
-                va=along,
-                fontsize=8,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
-            annotation.set_in_layout(False)
-            box = annotation.get_window_extent().extents
-            outside = _overlap(box, box) - _overlap(box, axes.bbox.extents)
-            covered = sum(_overlap(box, other) for other in taken)
-            choices.append((covered + outside, annotation, box))
-        best = min(choices, key=lambda choice: choice[0])
-        taken.append(best[2])
-        for choice in choices:
-            if choice is not best:
-                choice[1].remove()
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes (left, bottom, right, top) share."""
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, wide) * max(0.0, high)
+    return [row for row in comparison_views.finished(rows) if not row["latency_ms"]]
 
 
 # --------------------------------------------------------------------------- committed results
@@ -652,7 +416,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 def logs_of(scale: str) -> str:
     """Where the logs of a scale's runs are, below experiments/results."""
-    return f"logs/{TABLE}/{scale}"
+    return f"logs/{TABLE.name}/{scale}"
 
 
 def make_rows(
@@ -675,13 +439,13 @@ def make_rows(
 
 
 def add(
-    results_dir: Path, directory: Path, *, scale: str, config: str, remarks: str = ""
+    directory: Path, sweep: Path, *, scale: str, config: str, remarks: str = ""
 ) -> list[dict[str, str]]:
     """Copies a sweep's logs, replaces the rows of the scale, and draws its figure.
 
     Args:
-      results_dir: the experiments/results directory.
-      directory: of the sweep, with the speeds that `mobilenet compare` left there.
+      directory: experiments/results.
+      sweep: directory of the sweep, with the speeds that `mobilenet compare` left there.
       scale, config, remarks: as `make_rows`.
 
     Returns:
@@ -691,88 +455,17 @@ def add(
       ResultError: as `load` and `read`, no speeds, or a scale that cannot name a folder.
     """
     results.check_name("The comparison's scale", scale)
-    measured = directory / f"{TABLE}.csv"
-    found, known = load(directory), read(measured)
+    measured = sweep / f"{TABLE.name}.csv"
+    found, known = load(sweep), read(measured)
     if not known:
         raise ResultError(
-            f"{measured} does not exist; `mobilenet compare --workdir={directory}` makes it."
+            f"{measured} does not exist; `mobilenet compare --workdir={sweep}` makes it."
         )
     made = make_rows(found, known, scale=scale, config=config, remarks=remarks)
-    target = results_dir / logs_of(scale)
-    shutil.rmtree(target, ignore_errors=True)
-    for paths in found.runs.values():
-        for path in paths:
-            # Unfinished ones too: rows tell of them.
-            files = [file for file in LOGGED if (directory / path / file).exists()]
-            results.copy_logs(directory / path, target / path, files)
-    csv = results_dir / f"{TABLE}.csv"
-    others = [row for row in table_rows.read(csv) if row["scale"] != scale]
-    both = sorted([*others, *made], key=lambda row: row["scale"])
-    table_rows.write(csv, COMMITTED_FIELDS, both)
-    plots.save(plot(made), results_dir / "figures" / f"{TABLE}_{scale}.svg")
+    # Unfinished ones too: rows tell of them.
+    runs = {path: sweep / path for paths in found.runs.values() for path in paths}
+    results.replace_logs(directory / logs_of(scale), runs, LOGGED)
+    TABLE.add(directory, made)
+    figure = directory / "figures" / f"{TABLE.name}_{scale}.svg"
+    plots.save(comparison_views.plot(made), figure)
     return made
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """README tables of committed rows: one a scale, with its figure."""
-    parts = []
-    for scale in dict.fromkeys(row["scale"] for row in rows):
-        mine = [row for row in rows if row["scale"] == scale]
-        logs = mine[0]["logs"]
-        remarks = "".join(f" Remarks: {row['remarks']}." for row in mine[:1] if row["remarks"])
-        lines = [
-            f"Scale `{scale}` of `{mine[0]['config']}`, logs in "
-            f"[`{logs}`](experiments/results/{logs}). {'. '.join(_facts(mine))}.{remarks}",
-            "",
-            f"![Accuracy against cost](experiments/results/figures/{TABLE}_{scale}.svg)",
-            "",
-            "| network | top-1 % [95 % interval], n | params | MACs | size, MB | peak MB (a step) "
-            "| latency, ms (range) | images/s (range), batch | training, a run |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        for row in mine:
-            name = row["network"] + (f" `{row['differs']}`" if row["differs"] else "")
-            if not row["top1_mean"]:
-                lines.append(f"| {name} | {row['unfinished']} |" + " – |" * 7)
-                continue
-            temporary = f" ({int(row['temp_mb']):,})" if row["temp_mb"] else ""
-            interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
-            batch = f", {row['batch_size']}" if row["batch_size"] else ""
-            missing = f" ({row['unfinished']})" if row["unfinished"] else ""
-            lines.append(
-                f"| {name} | {row['top1_mean']}{interval}, {len(row['seeds'].split())}"
-                f"{missing} | {int(row['params']):,} | {int(row['macs']) / 1e6:,.1f} M | "
-                f"{int(row['bytes']) / 1e6:.1f} | "
-                f"{row['peak_mb'] or '–'}{temporary} | {_range(row, 'latency_ms')} | "
-                f"{_range(row, 'images_per_second')}{batch} | "
-                f"{results.duration(float(row['seconds_mean']))} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _range(row: Row, field: str) -> str:
-    if not row[field]:
-        return "–"
-    middle, low, high = (_digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high"))
-    return f"{middle} ({low}–{high})"
-
-
-def _facts(rows: Sequence[Row]) -> list[str]:
-    """What the rows of a scale share, a sentence each, without full stops."""
-    done = finished(rows)
-
-    def several(field: str) -> str:
-        return "; ".join(dict.fromkeys(row[field] for row in done if row[field]))
-
-    facts = [
-        f"{several('data')}, split {several('split')}, {several('train_examples')} training images "
-        f"x {several('epochs')} epochs",
-        f"Trained on {several('processor')} ({several('device')}), commit {several('commit')}",
-    ]
-    if several("latency_ms"):
-        facts.append(
-            f"Speed on {several('speed_processor')} ({several('speed_device')}), medians of "
-            f"{several('rounds')} rounds, commit {several('speed_commit')}"
-        )
-    return facts

@@ -13,10 +13,9 @@ from typing import Any
 from mobilenet import rundir
 from mobilenet.analysis.stats import wilson
 from mobilenet.report import results
-from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError
+from mobilenet.report.table import Table
 
-EXPORTS, EXECUTOR = "exports", "integer_executor"
 ENDING = ".rows.json"
 FIELDS = (
     *("experiment", "file", "format", "runtime", "weight_bits", "activation_bits", "bytes"),
@@ -24,6 +23,17 @@ FIELDS = (
     *("operations", "equal_codes", "largest"),
     *("latency_ms_median", "latency_ms_min", "latency_ms_p90"),
     *("processor", "versions", "commit", "logs", "remarks"),
+)
+EXPORTS = Table("exports", FIELDS, by="experiment", page="exports")
+EXECUTOR = Table(
+    "integer_executor",
+    (
+        *("file", "part", "kernels", "rounding", "images", "values", "equal", "off_by_one"),
+        *("largest", "mean", "largest_real", "mean_real", "top1_agreement", "top1", "top5"),
+        *("litert_top1", "litert_top5", "processor", "versions", "commit"),
+    ),
+    by="",
+    page="exports",
 )
 Row = Mapping[str, str]
 
@@ -84,88 +94,29 @@ def _row(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def add(
-    results_dir: Path, experiment: str, directory: Path, *, remarks: str = ""
+    directory: Path, experiment: str, exported: Path, *, remarks: str = ""
 ) -> list[dict[str, str]]:
     """Copies what a folder of exported files was found to be, and replaces the experiment's rows.
 
     Args:
-      results_dir: the experiments/results directory.
+      directory: experiments/results.
       experiment: name of these rows, and of their folder.
-      directory: with `FILE.rows.json`.
+      exported: directory with `FILE.rows.json`.
       remarks: as `make_rows`.
 
     Raises:
       ResultError: as `make_rows`, a name that is no folder's, or no such files.
     """
     results.check_name("The experiment's name", experiment)
-    files = sorted(directory.glob(f"*{ENDING}"))
+    files = sorted(exported.glob(f"*{ENDING}"))
     if not files:
-        raise ResultError(f"{directory} has no *{ENDING}; `mobilenet export --verify` makes them.")
-    logs = f"logs/{EXPORTS}/{experiment}"
+        raise ResultError(f"{exported} has no *{ENDING}; `mobilenet export --verify` makes them.")
+    logs = f"logs/{EXPORTS.name}/{experiment}"
     made = make_rows(experiment, files, logs=logs, remarks=remarks)
-    target = results_dir / logs
+    target = directory / logs
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in files:
         shutil.copyfile(file, target / file.name)
-    table_rows.replace(results_dir / f"{EXPORTS}.csv", FIELDS, made, by="experiment")
+    EXPORTS.add(directory, made)
     return made
-
-
-def exports_markdown(rows: Sequence[Row]) -> str:
-    """README tables of exports.csv: one an experiment."""
-    parts = []
-    for experiment in dict.fromkeys(row["experiment"] for row in rows):
-        mine = [row for row in rows if row["experiment"] == experiment]
-        first = mine[0]
-        remarks = f" {first['remarks']}." if first["remarks"] else ""
-        lines = [
-            f"`{experiment}`: {first['examples']} images of {first['split']}; one picture at a "
-            f"time on one thread of {first['processor']}, which is not a phone's; commit "
-            f"{first['commit']}.{remarks}",
-            "",
-            "| file | runtime | kB | top-1 % [95 % interval] | as in JAX, % of classes | codes of "
-            "the integer executor, largest difference | ms a picture, median (least–90 %) |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in mine:
-            codes = "–"
-            if row["equal_codes"]:
-                codes = f"{100 * float(row['equal_codes']):.3f} %, {row['largest']}"
-            lines.append(
-                f"| {row['file']} | {row['runtime']} | {int(row['bytes']) / 1e3:,.0f} | "
-                f"{row['top1']} [{row['low']}, {row['high']}] | {row['agreement']} | {codes} | "
-                f"{float(row['latency_ms_median']):.2f} ({float(row['latency_ms_min']):.2f}–"
-                f"{float(row['latency_ms_p90']):.2f}) |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def executor_markdown(rows: Sequence[Row]) -> str:
-    """The README's table of integer_executor.csv: networks, and their worst operation."""
-    lines = [
-        "| file | executor's rounding | LiteRT's kernels | same class | equal codes of logits | "
-        "largest difference, codes (logits) | top-1 %, executor / LiteRT | worst operation |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in (row for row in rows if row["part"] == "network"):
-        operations = [
-            other
-            for other in rows
-            if other["part"] != "network"
-            and all(other[key] == row[key] for key in ("file", "rounding", "kernels"))
-        ]
-        worst = "–"
-        if operations:
-            least = min(operations, key=lambda other: float(other["equal"]))
-            largest = max(int(other["largest"]) for other in operations)
-            worst = f"{least['part']}: {100 * float(least['equal']):.3f} % equal, {largest} apart"
-        same = round(float(row["top1_agreement"]) * int(row["images"]))
-        lines.append(
-            f"| {row['file']} | {row['rounding']} | {row['kernels']} | "
-            f"{same} of {row['images']} | {100 * float(row['equal']):.2f} % | "
-            f"{row['largest']} ({float(row['largest_real']):.2f}) | {float(row['top1']):.1f} / "
-            f"{float(row['litert_top1']):.1f} | {worst} |"
-        )
-    return "\n".join(lines)

@@ -1,27 +1,33 @@
-"""Committed results about other projects' weights: parity of logits, and accuracy on pictures.
+"""Committed results about other projects' weights: parity of logits, and accuracy on images.
 
 experiments/results/parity.csv       of `python -m mobilenet.benchmark.parity`
 experiments/results/pretrained.csv   of `mobilenet evaluate` on converted weights
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mobilenet import rundir
 from mobilenet.analysis.runs import processor
 from mobilenet.analysis.stats import wilson
-from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError, versions
+from mobilenet.report.table import Table
 
-PARITY, ACCURACY = "parity", "pretrained"
 FIELDS = (
     *("row", "weights", "examples", "top1", "low", "high", "top5"),
     *("published_top1", "published_source", "overrides", "device", "processor", "versions"),
     *("commit", "remarks"),
 )
-Row = Mapping[str, str]
-
+ACCURACY = Table("pretrained", FIELDS, by="row", page="parity")
+PARITY = Table(
+    "parity",
+    (
+        *("framework", "width", "resolution", "max_abs_difference", "logits_scale"),
+        *("versions", "commit"),
+    ),
+    by="",
+    page="parity",
+)
 
 # What a row says of `evaluation_*.json`.
 EVALUATED = (
@@ -79,48 +85,3 @@ def make_row(
         "commit": found["commit"],
         "remarks": remarks,
     }
-
-
-def add(results_dir: Path, row: Row) -> None:
-    """Puts a row into pretrained.csv, in place of one of its name."""
-    table_rows.replace(results_dir / f"{ACCURACY}.csv", FIELDS, [row], by="row")
-
-
-def accuracy_markdown(rows: Sequence[Row]) -> str:
-    """The README's table of pretrained.csv."""
-    lines = [
-        "| weights | top-1 % [95 % Wilson interval], pictures | top-5 % | the original's top-1 | "
-        "remarks |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        gap = ""
-        if row["published_top1"]:
-            difference = float(row["top1"]) - float(row["published_top1"])
-            gap = f"{row['published_top1']} ({difference:+.2f}); {row['published_source']}"
-        lines.append(
-            f"| {row['row']} | {row['top1']} [{row['low']}, {row['high']}], {row['examples']} | "
-            f"{row['top5']} | {gap or '–'} | {row['remarks']} |"
-        )
-    return "\n".join(lines)
-
-
-def parity_markdown(rows: Sequence[Row]) -> str:
-    """The README's table of parity.csv: a row a framework, the worst of its cases."""
-    lines = [
-        "| framework | widths | pixels | largest difference of a logit | of logits up to |",
-        "|---|---|---|---|---|",
-    ]
-    for framework in dict.fromkeys(row["framework"] for row in rows):
-        mine = [row for row in rows if row["framework"] == framework]
-        worst = max(mine, key=lambda row: float(row["max_abs_difference"]))
-        widths, sizes = (
-            ", ".join(dict.fromkeys(row[key] for row in mine)) for key in ("width", "resolution")
-        )
-        lines.append(
-            f"| {mine[0]['versions'].split(',')[0]} | {widths} | {sizes} | "
-            f"{float(worst['max_abs_difference']):.1e} (width {worst['width']}, "
-            f"{worst['resolution']} px) | "
-            f"{max(float(row['logits_scale']) for row in mine):.1f} |"
-        )
-    return "\n".join(lines)

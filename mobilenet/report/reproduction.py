@@ -16,15 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import architecture
+from mobilenet import architecture, settings
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
 from mobilenet.experiment import load_config, load_module
 from mobilenet.models import cost, split
 from mobilenet.models.mobilenet_v2 import BlockPlan, InvertedResidual, Plan
-from mobilenet.report import analytic, claims, rows
+from mobilenet.report import analytic, claims
 from mobilenet.report.analytic import Finding
-from mobilenet.report.claims import Claim, Measured, Variant
+from mobilenet.report.claim_list import CLAIMS, Claim
+from mobilenet.report.claims import Measured, Variant
 from mobilenet.report.results import ResultError
 from mobilenet.sweep import points, scales
 from mobilenet.sweep.points import Point
@@ -35,9 +36,9 @@ IMAGENET_CLASSES = 1000  # of the networks that the papers count
 
 def find_claim(name: str) -> Claim:
     """The claim of a name; ConfigError, with the names that there are, for another one."""
-    known = {claim.name: claim for claim in claims.CLAIMS}
+    known = {claim.name: claim for claim in CLAIMS}
     if name not in known:
-        raise ConfigError(f"{name!r} is no claim; there are {', '.join(known)}.")
+        raise ConfigError(f"{name!r} is no claim; {settings.choices(name, known)}")
     return known[name]
 
 
@@ -128,7 +129,7 @@ def collect(
       ResultError: as `claims.measure`.
     """
     found = []
-    for file in dict.fromkeys(claim.experiment for claim in claims.CLAIMS):
+    for file in dict.fromkeys(claim.experiment for claim in CLAIMS):
         if not file:
             continue
         trial = load_trial(root, file, scale, runs, overrides or {})
@@ -327,8 +328,8 @@ def committed(root: Path, scale: str = "") -> dict[str, list[Answer]]:
       root: the checkout.
       scale: of `scales.SCALES`; "" is all of them.
     """
-    answers: dict[str, list[Answer]] = {c.name: [] for c in claims.CLAIMS if c.experiment}
-    for row in rows.read(root / "experiments" / "results" / f"{claims.TABLE}.csv"):
+    answers: dict[str, list[Answer]] = {c.name: [] for c in CLAIMS if c.experiment}
+    for row in claims.TABLE.rows(root / "experiments" / "results"):
         if row["role"] == "claimed" and scale in ("", row["scale"]):
             answers[row["claim"]].append(_from_row(row))
     return {name: found or [NOT_RUN] for name, found in answers.items()}

@@ -1,10 +1,10 @@
-"""Committed results: rows made from finished runs, logs beside them, README tables made from rows.
+"""Committed results: rows made from finished runs, and their logs next to them.
 
-    experiments/results/NAME.csv            one row an experiment, mean over its seeds
+    experiments/results/NAME.csv            one row for each experiment, mean over its seeds
     experiments/results/logs/NAME/ROW/      config, summary and metrics of every seed
 
-Nothing is typed into a table: `add` makes a row from run directories, `render` the README's tables
-from rows, and a test recomputes both from the logs.
+Nothing is typed into a table: `add` makes a row from run directories, `mobilenet.report.pages`
+makes pages from rows, and tests make both again from the logs.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 from mobilenet import identity, rundir
 from mobilenet.analysis.runs import processor
-from mobilenet.report import rows as table_rows
+from mobilenet.report.table import Table
 
 FIELDS = (
     "row",
@@ -43,6 +43,8 @@ FIELDS = (
     "logs",
     "remarks",
 )
+# Tables with a row for each experiment, over its seeds.
+TABLES = {name: Table(name, FIELDS, by="row", page=name) for name in ("baselines", "transfer")}
 LOGGED = ("config.json", "summary.json", "metrics.jsonl", "data.json")
 
 
@@ -197,12 +199,27 @@ def copy_logs(run: Path, target: Path, files: Sequence[str]) -> None:
         rundir.write_json(path, config)
 
 
-def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str) -> dict[str, str]:
-    """Copies the runs' logs beside the table and puts their row in it, replacing one of its name.
+def replace_logs(target: Path, runs: Mapping[str, Path], files: Sequence[str]) -> None:
+    """Replaces a folder of logs by those of runs.
 
     Args:
-      results: the experiments/results directory.
-      table: the CSV's name without ending.
+      target: the folder, below experiments/results/logs.
+      runs: name of a run in the folder -> run directory.
+      files: names of the files to copy, as far as a run has them.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+    for name, run in runs.items():
+        copy_logs(run, target / name, [file for file in files if (run / file).exists()])
+
+
+def add(
+    directory: Path, table: str, name: str, runs: Sequence[Path], **notes: str
+) -> dict[str, str]:
+    """Copies the runs' logs next to the table and puts their row in it, replacing one of its name.
+
+    Args:
+      directory: experiments/results.
+      table: name of one of TABLES.
       name: of the row: letters, digits, ".", "_" and "-", since it names a folder too.
       runs: finished run directories.
       **notes: `config`, `overrides`, `published_top1`, `published_source`, `remarks` of `make_row`.
@@ -213,50 +230,7 @@ def add(results: Path, table: str, name: str, runs: Sequence[Path], **notes: str
     check_name("The row's name", name)
     relative = f"logs/{table}/{name}"
     row = make_row(name, runs, logs=relative, config=notes.pop("config"), **notes)
-    target = results / relative
-    shutil.rmtree(target, ignore_errors=True)
-    for run, seed in zip(runs, row["seeds"].split(), strict=True):
-        copy_logs(run, target / f"seed{seed}", LOGGED)
-    table_rows.replace(results / f"{table}.csv", FIELDS, [row], by="row")
+    named = {f"seed{seed}": run for run, seed in zip(runs, row["seeds"].split(), strict=True)}
+    replace_logs(directory / relative, named, LOGGED)
+    TABLES[table].add(directory, [row])
     return row
-
-
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """A README table of rows."""
-    lines = [
-        "| experiment | top-1 % (mean ± std, n) | published | params | MACs | training "
-        "| device, time a run | config | logs | remarks |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        seeds = row["seeds"].split()
-        spread = f" ± {row['top1_std']}" if row["top1_std"] else ""
-        published = row["published_top1"] or "–"
-        if row["published_top1"]:
-            gap = float(row["top1_mean"]) - float(row["published_top1"])
-            published += f" ({gap:+.2f}); {row['published_source']}"
-        command = f"`{row['config']}`" + (f" `{row['overrides']}`" if row["overrides"] else "")
-        lines.append(
-            f"| {row['row']} | {row['top1_mean']}{spread}, {len(seeds)} | {published} | "
-            f"{int(row['params']):,} | {int(row['macs']) / 1e6:.1f} M | "
-            f"{row['train_examples']} images x {row['epochs']} epochs | "
-            f"{row['processor']}, {duration(float(row['seconds_mean']))} | {command} | "
-            f"[seeds {', '.join(seeds)}](experiments/results/{row['logs']}) | "
-            f"{row['remarks'] or '–'} |"
-        )
-    return "\n".join(lines)
-
-
-def render(readme: str, tables: dict[str, str]) -> str:
-    """Replaces what stands between `<!-- results:NAME -->` and `<!-- end:NAME -->`.
-
-    Raises:
-      ResultError: a marker is missing.
-    """
-    for name, text in tables.items():
-        start, end = f"<!-- results:{name} -->", f"<!-- end:{name} -->"
-        if start not in readme or end not in readme:
-            raise ResultError(f"The README has no {start} ... {end}; add both lines.")
-        head, rest = readme.split(start, 1)
-        readme = f"{head}{start}\n{text}\n{end}{rest.split(end, 1)[1]}"
-    return readme

@@ -7,7 +7,6 @@ experiments/results/logs/TABLE/EXPERIMENT/KEY/     config, summary, metrics of e
 import dataclasses
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from mobilenet import identity, rundir
 from mobilenet.analysis import plots, stats
 from mobilenet.analysis.runs import processor
 from mobilenet.report import results
-from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError, one
+from mobilenet.report.table import Table
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 # Of the rows of every table; what else a row says is in `TABLES`.
@@ -73,7 +72,9 @@ def _size(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
 def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
     del summary
     if not all(found):
-        raise ResultError("A run has no compression.json; `mobilenet report --variants` writes it.")
+        raise ResultError(
+            "A run has no compression.json; `mobilenet report compression` writes it."
+        )
 
     def mean(*keys: str) -> float:
         values: list[Any] = list(found)
@@ -91,6 +92,10 @@ def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
         **{f"{name}_bytes": f"{mean('bytes', name):.0f}" for name in BYTES},
         **{name: str(speed.get(name, "")) for name in SPEEDS},
     }
+
+
+def _scale(row: Row) -> str:
+    return row["config"].partition(":")[2] or "full"
 
 
 def draw_budgets(rows: Sequence[Row]) -> Figure:
@@ -120,57 +125,45 @@ def draw_budgets(rows: Sequence[Row]) -> Figure:
             }
         )
     table.sort(key=lambda point: (point["kind"] != "dense", point["kind"]))
-    return plots.budgets(pd.DataFrame(table), BUDGETS, named=BUDGETS[1])
+    first = rows[0]
+    title = (
+        f"Compressed networks and dense ones, {plots.data_set(_scale(first))}: "
+        f"{int(first['train_examples']):,} training images, {len(first['seeds'].split())} seeds"
+    )
+    return plots.budgets(
+        pd.DataFrame(table), BUDGETS, named=BUDGETS[1:2], front="dense", title=title
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Kind:
     """What the rows of one results file say besides `FIELDS`.
 
     Attributes:
-      fields: names of the columns.
-      facts: (facts of the runs, their first summary) -> those columns.
-      shown: heading in the README -> the cell of a row.
-      draw: rows of the same data -> the figure above them in the README.
+      table: the file.
+      facts: (facts of the runs, their first summary) -> its own columns.
+      draw: rows of the same data -> the figure of the page.
     """
 
-    fields: tuple[str, ...]
+    table: Table
     facts: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], dict[str, str]]
-    shown: Mapping[str, Callable[[Row], str]]
     draw: Callable[[Sequence[Row]], Figure] | None = None
 
 
+def _kind(name: str, fields: tuple[str, ...], *rest: Any) -> Kind:
+    return Kind(Table(name, (*FIELDS, *fields), by="experiment", page=name), *rest)
+
+
 TABLES = {
-    "quantization": Table(
-        ("mean_bits", "weight_bytes"),
-        _size,
-        {
-            "bits a weight": lambda row: row["mean_bits"],
-            "kernels, kB": lambda row: f"{float(row['weight_bytes']) / 1e3:,.0f}",
-        },
-    ),
-    "compression": Table(
+    "quantization": _kind("quantization", ("mean_bits", "weight_bytes"), _size),
+    "compression": _kind(
+        "compression",
         (
             *("sparsity", "params", "macs", "nonzero_params", "nonzero_macs"),
             *(f"{name}_bytes" for name in BYTES),
             *SPEEDS,
         ),
         _left,
-        {
-            "sparsity": lambda row: f"{float(row['sparsity']):.1f} %",
-            "params, not 0": lambda row: f"{int(row['params']):,}, {int(row['nonzero_params']):,}",
-            "MACs, not by 0": lambda row: (
-                f"{int(row['macs']) / 1e6:.2f} M, {int(row['nonzero_macs']) / 1e6:.2f} M"
-            ),
-            "kB: dense, gzip, sparse + gzip": lambda row: ", ".join(
-                f"{int(row[f'{name}_bytes']) / 1e3:,.0f}" for name in ("dense", "gzip", BYTES[-1])
-            ),
-            "ms, images/s": lambda row: (
-                f"{float(row['latency_ms']):.2f}, {float(row['images_per_second']):,.0f}"
-                if row["latency_ms"]
-                else "–"
-            ),
-        },
         draw_budgets,
     ),
 }
@@ -366,10 +359,10 @@ def _difference(runs: Sequence[Path], others: Sequence[Path]) -> dict[str, str]:
 
 
 def add(
-    results_dir: Path,
+    directory: Path,
     table: str,
     experiment: str,
-    directory: Path,
+    sweep: Path,
     variants: Mapping[str, Mapping[str, Any]],
     *,
     config: str,
@@ -380,10 +373,10 @@ def add(
     """Copies a sweep's logs and replaces the rows of the experiment.
 
     Args:
-      results_dir: the experiments/results directory.
+      directory: experiments/results.
       table: the CSV's name without ending, one of TABLES.
       experiment: name of these rows: letters, digits, ".", "_" and "-", as it names a folder too.
-      directory: of the sweep.
+      sweep: directory of the sweep.
       variants: name -> what it overrides, in the order of the rows.
       config, common, remarks: as `make_row`.
       baselines: variant -> the variant that it is compared with.
@@ -392,7 +385,7 @@ def add(
       ResultError: as `find_runs` and `make_row`, or a name with other characters.
     """
     results.check_name("The experiment's name", experiment)
-    runs = find_runs(directory / "points", variants)
+    runs = find_runs(sweep / "points", variants)
     logs = f"logs/{table}/{experiment}"
     baselines = baselines or {}
     unknown = [name for pair in baselines.items() for name in pair if name not in variants]
@@ -416,74 +409,19 @@ def add(
         )
         for variant in variants
     ]
-    target = results_dir / logs
-    shutil.rmtree(target, ignore_errors=True)
-    for run in (run for paths in runs.values() for run in paths):
-        files = [file for file in LOGGED if (run / file).exists()]
-        results.copy_logs(run, target / run.name, files)
-    fields, path = (*FIELDS, *TABLES[table].fields), results_dir / f"{table}.csv"
-    table_rows.replace(path, fields, made, by="experiment")
-    if draw := TABLES[table].draw:
-        for name, rows in _by_figure(table, table_rows.read(path)).items():
-            plots.save(draw(rows), results_dir / "figures" / name)
+    named = {run.name: run for paths in runs.values() for run in paths}
+    results.replace_logs(directory / logs, named, LOGGED)
+    kind = TABLES[table]
+    kind.table.add(directory, made)
+    if kind.draw:
+        for name, rows in by_figure(table, kind.table.rows(directory)).items():
+            plots.save(kind.draw(rows), directory / "figures" / name)
     return made
 
 
-def _by_figure(table: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_figure(table: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """File name of a figure -> the rows it shows: those of one scale, which share their data."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        scale = row["config"].partition(":")[2] or "full"
-        found.setdefault(f"{table}_{scale}.svg", []).append(row)
+        found.setdefault(f"{table}_{_scale(row)}.svg", []).append(row)
     return found
-
-
-def markdown(table: str, rows: Sequence[Row]) -> str:
-    """README tables of a table's committed rows: one an experiment."""
-    shown, parts = TABLES[table].shown, []
-    if TABLES[table].draw:
-        parts = [
-            f"![Accuracy against cost](experiments/results/figures/{name})"
-            for name in _by_figure(table, rows)
-        ]
-    for experiment in dict.fromkeys(row["experiment"] for row in rows):
-        mine = [row for row in rows if row["experiment"] == experiment]
-        first = mine[0]
-
-        def several(field: str, mine: Sequence[Row] = mine) -> str:
-            return ", ".join(dict.fromkeys(row[field] for row in mine))
-
-        compared = any(row["baseline"] for row in mine)
-        remarks = f" {first['remarks']}." if first["remarks"] else ""
-        lines = [
-            f"`{first['config']}`, logs in [`{first['logs']}`](experiments/results/"
-            f"{first['logs']}): {several('split')} split, {several('examples')} images; "
-            f"{several('processor')} ({several('device')}), commit {several('commit')}.{remarks}",
-            "",
-            "| variant | top-1 % [95 % interval] | interval of | "
-            + ("difference, points | " if compared else "")
-            + " | ".join([*shown, "epochs", "a run |"]),
-            "|---" * (len(shown) + (6 if compared else 5)) + "|",
-        ]
-        for row in mine:
-            seeds = len(row["seeds"].split())
-            of = f"{seeds} seeds" if row["interval"] == SEEDS else "pictures"
-            lines.append(
-                f"| {row['variant']} | {row['top1']} [{row['low']}, {row['high']}] | {of} | "
-                + (f"{_compared(row)} | " if compared else "")
-                + "".join(f"{cell(row)} | " for cell in shown.values())
-                + f"{row['epochs']} | {results.duration(float(row['seconds_mean']))} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _compared(row: Row) -> str:
-    """Cell of a table: how far a variant is from another, and whether seeds alone could say so."""
-    if not row["baseline"]:
-        return "–"
-    if not row["difference_low"]:
-        return f"{row['difference']} than {row['baseline']}"
-    low, high = float(row["difference_low"]), float(row["difference_high"])
-    verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
-    return f"{row['difference']} [{low:+.2f}, {high:+.2f}] than {row['baseline']}: **{verdict}**"

@@ -1,21 +1,16 @@
-"""Committed benchmark rows: complete, agreeing, shown as they are; tables and plots from rows."""
+"""Committed benchmark rows: complete and agreeing; the page and the plot from rows."""
 
 import math
 from pathlib import Path
 
 import pytest
 
-from mobilenet.report import benchmarks, results, rows
+from mobilenet.report import benchmarks, rows
+from mobilenet.report.pages import speed
 
 ROOT = Path(__file__).parents[2]
 ROWS = rows.read(ROOT / "experiments" / "results" / "benchmark.csv")
 CASES = sorted({row["case"] for row in ROWS})
-
-
-def test_the_readme_shows_the_rows():
-    readme = (ROOT / "README.md").read_text()
-    table = benchmarks.markdown(ROWS)
-    assert results.render(readme, {"benchmark": table}) == readme, "run `mobilenet report`"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -48,20 +43,15 @@ def test_depthwise_docstrings_claim_holds_in_the_committed_rows():
     assert ratios and min(ratios) >= 10
 
 
-def test_table_and_plot_of_rows(tmp_path: Path):
-    rows = [row for row in ROWS if row["case"] in ("train_224_plain", "evaluate_224_1")]
-    table = benchmarks.markdown(rows)
-    assert "| train, 224 px | 1.0 | 16 |" in table and "| plain Flax |" in table
+def test_the_page_and_the_plot_of_rows(tmp_path: Path):
+    mine = [row for row in ROWS if row["case"] in ("train_224_plain", "evaluate_224_1")]
     # Ratios are of one machine: the same case of another one is another line.
-    elsewhere = [{**row, "processor": "Other"} for row in rows]
-    both = benchmarks.markdown([*rows, *elsewhere]).splitlines()
-    assert both[2:] == [
-        line
-        for name in (rows[0]["processor"], "Other")
-        for line in benchmarks.markdown([{**row, "processor": name} for row in rows]).splitlines()[
-            2:
-        ]
-    ]
+    benchmarks.TABLE.add(tmp_path, [*mine, *({**row, "processor": "Other"} for row in mine)])
+    text = speed.page(tmp_path).text()
+    assert (
+        text.count("| train, 224 px, batch 16 | 1.0 | 295 | plain Flax | 12.61 (12.25–13.38)") == 2
+    )
+    assert "implementations: Other" in text
     benchmarks.plot(ROWS, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     benchmarks.plot([], tmp_path / "empty.png")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mobilenet.experiment import load_module
-from mobilenet.report import analytic, claims, reproduction, results, rows
-from mobilenet.report.claims import Claim, Variant, judge
+from mobilenet.report import analytic, claims, reproduction, rows
+from mobilenet.report.claim_list import CLAIMS, Claim
+from mobilenet.report.claims import Variant, judge
 from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +108,7 @@ def test_equivalence_needs_the_interval_inside_the_margin(
 
 def test_arithmetic_is_not_judged_by_runs():
     with pytest.raises(ValueError, match="table1 is judged by 'analytic'"):
-        judge(next(c for c in claims.CLAIMS if c.name == "table1"), WORSE, WORSE)
+        judge(next(c for c in CLAIMS if c.name == "table1"), WORSE, WORSE)
 
 
 # ----------------------------------------------------------------------------- claims as data
@@ -132,9 +133,9 @@ COVERED = {
 
 
 def test_claims_cover_the_reference_and_mark_what_was_recalled():
-    names = [claim.name for claim in claims.CLAIMS]
+    names = [claim.name for claim in CLAIMS]
     assert len(set(names)) == len(names)
-    known = {claim.name: claim for claim in claims.CLAIMS}
+    known = {claim.name: claim for claim in CLAIMS}
     table = rows.read(REFERENCE / "ablations.csv")
     assert {row["item"] for row in table} == set(COVERED)
     for row in table:
@@ -143,7 +144,7 @@ def test_claims_cover_the_reference_and_mark_what_was_recalled():
 
 
 def test_every_claim_can_be_checked():
-    for claim in claims.CLAIMS:
+    for claim in CLAIMS:
         if claim.check == "analytic":
             assert claim.name in analytic.CHECKS and not claim.experiment
         else:
@@ -152,11 +153,11 @@ def test_every_claim_can_be_checked():
             module = load_module(str(ROOT / claim.experiment))
             assert claim.name in module.comparisons("cifar")
             assert f"{claim.name}" in (module.__doc__ or "")
-    assert set(analytic.CHECKS) == {c.name for c in claims.CLAIMS if c.check == "analytic"}
+    assert set(analytic.CHECKS) == {c.name for c in CLAIMS if c.check == "analytic"}
 
 
 def test_published_differences_are_those_of_the_reference():
-    known = {claim.name: claim.published for claim in claims.CLAIMS}
+    known = {claim.name: claim.published for claim in CLAIMS}
     table = rows.read(REFERENCE / "imagenet_checkpoints.csv")
     slim = {
         (row["width"], row["resolution"]): float(row["top1"])
@@ -243,7 +244,7 @@ def test_missing_reference_files_are_named(tmp_path: Path):
         analytic.CHECKS["table2"](reproduction.Measure(), tmp_path)
 
 
-# -------------------------------------------------------------------- runs, rows and the README
+# ------------------------------------------------------------------------------- runs and rows
 
 
 def make_run(path: Path, seed: int, top1: float, status: str = "done") -> Path:
@@ -282,7 +283,7 @@ def variants(tmp_path: Path) -> dict[str, Variant]:
     }
 
 
-FIG6A = next(claim for claim in claims.CLAIMS if claim.name == "fig6a")
+FIG6A = next(claim for claim in CLAIMS if claim.name == "fig6a")
 CONTRAST = ("linear", "ReLU6")
 
 
@@ -384,18 +385,6 @@ def test_scales_are_replaced_one_by_one(variants: dict[str, Variant], tmp_path: 
     )
 
 
-def test_the_table_shows_intervals_verdicts_and_gaps(variants: dict[str, Variant]):
-    (variants["other"].runs[0] / "summary.json").unlink()
-    made = claims.make_rows(FIG6A, "cifar", measured(variants), CONTRAST)
-    text = claims.markdown(made)
-    assert "93.00 [90.52, 95.48], 3" in text and "+2.50 [+1.26, +3.74]" in text
-    assert "**confirmed**: the interval is above zero; detectable" in text
-    assert "| other | not run | – | – | – | – |" in text
-    assert text.count("`fig6a`") == 1 and "Scale `cifar`" in text
-    # Every row of the table has the columns of its head.
-    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {8}
-
-
 # ---------------------------------------------------------------------------- committed results
 
 COMMITTED = rows.read(RESULTS / "ablations.csv")
@@ -415,15 +404,7 @@ def test_committed_rows_follow_from_their_logs(scale: str):
             logs=claims.logs_of(scale), remarks=expected[0]["remarks"],
         )
     ]  # fmt: skip
-    key = [claim.name for claim in claims.CLAIMS].index
+    key = [claim.name for claim in CLAIMS].index
     assert sorted(again, key=lambda row: key(row["claim"])) == expected
     for row in expected:
         assert "dirty" not in row["commit"] and row["commit"] != "unknown"
-
-
-def test_the_readme_shows_the_committed_rows():
-    if not COMMITTED:
-        pytest.skip("no ablation is committed")
-    readme = (ROOT / "README.md").read_text()
-    table = {"ablations": claims.markdown(COMMITTED)}
-    assert results.render(readme, table) == readme, "run `mobilenet report`"

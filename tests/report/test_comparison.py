@@ -14,7 +14,8 @@ from support import write_run
 from mobilenet import config as config_lib
 from mobilenet import experiment
 from mobilenet.cli import common
-from mobilenet.report import comparison, results, rows
+from mobilenet.report import comparison, comparison_text, comparison_views, networks, rows
+from mobilenet.report.pages import comparison as comparison_page
 from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
 from mobilenet.sweep import points
@@ -56,7 +57,7 @@ def timed(
 
 
 def test_every_network_has_a_name():
-    assert tuple(sorted(comparison.NAMES)) == tuple(sorted(config_lib.CHOICES["model.name"]))
+    assert tuple(sorted(networks.NAMES)) == tuple(sorted(config_lib.CHOICES["model.name"]))
 
 
 def test_rows_hold_means_intervals_and_where_they_come_from(tmp_path: Path):
@@ -85,8 +86,9 @@ def test_one_seed_has_no_interval_and_machines_may_be_several(tmp_path: Path):
     v2, resnet = comparison.load(tmp_path).rows
     assert [v2[k] for k in ("top1_mean", "top1_std", "low", "high")] == ["50.00", "", "", ""]
     assert (resnet["commit"], resnet["lanes"]) == ("old; new", "2")
-    shown = comparison.text([v2, resnet])
-    assert " 50.00  1 " in shown and "share their time, 2 at once: ResNet-18 0.25" in shown
+    shown = comparison_text.text([v2, resnet])
+    assert ["MobileNetV2", "0.35", "1", "50.00"] in [line.split() for line in shown.splitlines()]
+    assert "share their time, 2 at once: ResNet-18 0.25" in shown
 
 
 def test_labels_tell_networks_of_one_name_apart(tmp_path: Path):
@@ -131,10 +133,10 @@ def test_unfinished_runs_are_told(tmp_path: Path):
     assert "not finished: MobileNetV2 0.35, seed 1 failed" in found.notes
     assert "points/0_1 ended with: out of memory" in found.notes
     assert any(note.startswith("cannot be read: points/1_1: config.json") for note in found.notes)
-    shown = comparison.text(found.rows, found.notes)
-    assert ["ResNet-18", "0.25", "-", "0"] in [line.split()[:4] for line in shown.splitlines()]
+    shown = comparison_text.text(found.rows, found.notes)
+    assert ["ResNet-18", "0.25", "0", "-"] in [line.split()[:4] for line in shown.splitlines()]
     assert "out of memory" in shown
-    assert len(comparison.finished(found.rows)) == 1
+    assert len(comparison_views.finished(found.rows)) == 1
 
 
 def test_directories_without_finished_runs_are_refused(tmp_path: Path):
@@ -188,11 +190,11 @@ def test_speeds_are_those_of_the_benchmark(tmp_path: Path):
     ]  # fmt: skip
     assert (row["batch_size"], row["peak_mb"], row["rounds"]) == ("64", "12", "3")
     assert (row["speed_device"], row["speed_commit"]) == ("1 x cpu (cpu)", "def")
-    shown = comparison.text([row])
+    shown = comparison_text.text([row])
     # The farthest round of the latency is the slowest, 25 % above; of images/s 20 % below.
     assert "2.00 ±25%  2,000 ±20%" in shown and "at 64" in shown
     (row,) = timed(comparison.load(tmp_path).rows, rounds=1)
-    assert " 2.00     2,000 " in comparison.text([row])
+    assert " 2.00     2,000 " in comparison_text.text([row])
 
 
 def test_only_what_was_not_measured_is_and_in_the_same_way(tmp_path: Path):
@@ -226,13 +228,13 @@ def test_files_of_other_versions_are_refused(tmp_path: Path):
 
 def every_network(root: Path) -> list[dict[str, str]]:
     """Rows with the widest texts there are, MACs and latencies all over."""
-    names = list(comparison.NAMES)
-    networks = [
+    names = list(networks.NAMES)
+    overrides = [
         {"model.name": name, "model.width_multiplier": width}
         for name in names
         for width in (0.35, 1.0)
     ]
-    found = timed(comparison.load(write_networks(root, *networks)).rows)
+    found = timed(comparison.load(write_networks(root, *overrides)).rows)
     for place, row in enumerate(found):
         row["macs"] = str(10**6 * 2**place + 321)
         row["params"], row["bytes"] = "23520842", "94083368"
@@ -243,21 +245,23 @@ def every_network(root: Path) -> list[dict[str, str]]:
 def test_the_table_fits_a_terminal(tmp_path: Path):
     found = every_network(tmp_path)
     notes = [f"a note that is {'very ' * 30}long"]
-    lines = comparison.text(found, notes).splitlines()
-    assert max(map(len, lines)) <= 100
-    head, rule = lines[0], lines[2 : 2 + len(found)]
-    assert head.split()[:3] == ["network", "top-1", "n"]
-    # A line a network, nothing cut.
-    assert [line.split("  ")[0] for line in rule] == [row["network"] for row in found]
+    lines = comparison_text.text(found, notes).splitlines()
+    assert max(map(len, lines)) <= 80
+    # Two tables with a line for each network, nothing cut.
+    starts = [place for place, line in enumerate(lines) if line.startswith("variant")]
+    first, second = (lines[start + 2 : start + 2 + len(found)] for start in starts)
+    for table in (first, second):
+        assert [line.split("  ")[0] for line in table] == [row["network"] for row in found]
     assert "…" not in "\n".join(lines)
-    assert rule[0].split()[2:9] == ["52.00", "±4.97", "3", "23.5", "1.00", "94.1", "1234"]
-    assert "mean over n seeds" in "\n".join(lines)
+    assert first[0].split()[2:] == ["3", "52.00", "[47.03,", "56.97]"]
+    assert second[0].split()[2:5] == ["23.5", "1.00", "1234"]
+    assert "95 % t-interval" in " ".join(lines)
 
 
 def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):
     found = every_network(tmp_path)
     found[0]["low"] = found[0]["high"] = ""
-    figure = comparison.plot(found)
+    figure = comparison_views.plot(found)
     left, right = figure.axes
     for axes, field, scale in ((left, "macs", 1e-6), (right, "latency_ms", 1.0)):
         assert axes.get_xscale() == "log"
@@ -276,7 +280,7 @@ def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):
         boxes = [t.get_window_extent() for t in names]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
-    colours = {c.get_label(): c[0].get_color().tobytes() for c in left.containers}  # type: ignore
+    colours = {c.get_label(): c[0].get_color() for c in left.containers}  # type: ignore
     assert list(colours) == ["MobileNetV1", "MobileNetV2", "MobileNetV3", "ResNet"]
     assert len(set(colours.values())) == 4
     # Both panels have vertical bars, the right one horizontal ones too: slowest and fastest round.
@@ -290,8 +294,8 @@ def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):
 
 def test_without_speeds_there_is_one_panel(tmp_path: Path):
     found = comparison.load(write_networks(tmp_path, V2, RESNET)).rows
-    assert [axes.get_xlabel() for axes in comparison.plot(found).axes] == [
-        "multiply-adds an image, millions"
+    assert [axes.get_xlabel() for axes in comparison_views.plot(found).axes] == [
+        "multiply-adds per image, millions"
     ]
 
 
@@ -345,22 +349,20 @@ def test_sweeps_that_were_not_compared_are_refused(tmp_path: Path):
         comparison.add(tmp_path, sweep, scale="../up", config="file.py")
 
 
-def test_the_readme_table_shows_ranges_and_gaps(tmp_path: Path):
+def test_the_page_shows_ranges_and_gaps(tmp_path: Path):
     rates = [{**V2, "optimizer.learning_rate": rate} for rate in (0.1, 0.2)]
     sweep = measured_sweep(tmp_path / "sweep", *rates, RESNET)
     for seed in range(3):
         edit(sweep / "points" / f"2_{seed}" / "summary.json", status="failed")
-    made = comparison.add(tmp_path, sweep, scale="s", config="f.py", remarks="busy machine")
-    text = comparison.markdown(made)
-    table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1 and len(table) == 5
-    assert "`optimizer.learning_rate=0.1` | 52.00 [47.03, 56.97], 3 | 250,000 | 5.0 M" in table[2]
-    assert "| 1.0 | 12 (4) | 2.00 (1.80–2.50) | 2,000 (1,600–2,222), 64 | 61 s |" in table[2]
-    assert "| ResNet-18 0.25 `optimizer.learning_rate=0.1` | seeds 0 1 2 failed | – |" in table[4]
-    for fact in ("digits, split test, 200 images, 900 training images x 10 epochs", "commit abc",
-                 "medians of 3 rounds, commit def", "Remarks: busy machine."):  # fmt: skip
-        assert fact in text
-    assert "(experiments/results/figures/comparison_s.svg)" in text
+    comparison.add(tmp_path, sweep, scale="s", config="f.py", remarks="busy machine")
+    page = comparison_page.page(tmp_path)
+    text = page.text()
+    rate = "`optimizer.learning_rate=0.1` |"
+    assert f"{rate} 52.00 [47.03, 56.97] | – | 250,000 | 5.0 M |" in text
+    assert f"{rate} 2.00 (1.80–2.50) | 2,000 (1,600–2,222) | 64 | 3 |" in text
+    assert f"| ResNet-18 0.25 {rate} not finished: seeds 0 1 2 failed |" in text
+    assert "900 training images x 10 epochs: 52.00 [47.03, 56.97] % top-1" in page.base
+    assert "- Busy machine." in text and "(figures/comparison_s.svg)" in text
 
 
 COMMITTED = rows.read(RESULTS / "comparison.csv")
@@ -373,7 +375,7 @@ def test_committed_rows_follow_from_their_logs(scale: str):
     notes = {key: expected[0][key] for key in ("scale", "config", "remarks")}
     found = comparison.load(RESULTS / comparison.logs_of(scale))
     assert comparison.make_rows(found, expected, **notes) == expected
-    for row in comparison.finished(expected):
+    for row in comparison_views.finished(expected):
         commits = f"{row['commit']} {row['speed_commit']}"
         assert "dirty" not in commits and "unknown" not in commits
 
@@ -388,11 +390,3 @@ def test_committed_runs_are_points_of_their_experiment(scale: str):
     logs = RESULTS / comparison.logs_of(scale)
     for file in logs.glob("**/config.json"):
         assert config_lib.fingerprint(config_lib.from_json(file.read_text())) in known, file
-
-
-def test_the_readme_shows_the_committed_rows():
-    if not COMMITTED:
-        pytest.skip("no comparison is committed")
-    readme = (ROOT / "README.md").read_text()
-    table = {"comparison": comparison.markdown(COMMITTED)}
-    assert results.render(readme, table) == readme, "run `mobilenet report`"

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from mobilenet.analysis import stats
-from mobilenet.benchmark import integer
 from mobilenet.cli.main import main
-from mobilenet.report import deployments, results, rows
+from mobilenet.report import deployments, rows
 from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
@@ -62,12 +61,11 @@ def test_rows_hold_accuracy_codes_and_latency(exported: Path):
 def test_report_commits_them(exported: Path, tmp_path: Path):
     root = tmp_path / "checkout"
     (root / "experiments/results").mkdir(parents=True)
-    (root / "README.md").write_text("<!-- results:exports -->\n<!-- end:exports -->\n")
     for _ in range(2):
-        assert main(["report", f"--root={root}", f"--exports={exported}", "--row=mine"]) == 0
-    readme = (root / "README.md").read_text()
-    assert "| m.tflite | litert (builtin) | 1 | 45.50 [" in readme and "99.500 %, 1" in readme
-    assert readme.count("| m.onnx |") == 1
+        assert main(["report", "exports", str(exported), f"--root={root}", "--row=mine"]) == 0
+    page = (root / "experiments/results/exports.md").read_text()
+    assert "| m.tflite | litert (builtin) | 45.50 [" in page and "| 99.500 (1) |" in page
+    assert page.count("| m.onnx |") == 1
     logs = root / "experiments/results/logs/exports/mine"
     assert sorted(path.name for path in logs.iterdir()) == [
         "m.onnx.rows.json", "m.tflite.rows.json",
@@ -84,23 +82,6 @@ def test_what_is_no_export_is_refused(tmp_path: Path):
         deployments.add(tmp_path, "e", empty)
     with pytest.raises(ResultError, match="a/b"):
         deployments.add(tmp_path, "a/b", empty)
-
-
-def test_networks_of_the_executor_show_their_worst_operation():
-    shared = {"file": "f.tflite", "rounding": "double", "kernels": "builtin", "images": "200"}
-    network = {
-        **shared, "part": "network", "equal": "0.9", "largest": "3", "largest_real": "0.3",
-        "top1_agreement": "0.995", "top1": "92.0", "litert_top1": "92.5",
-    }  # fmt: skip
-    parts = [
-        {**shared, "part": "Convolution", "equal": "0.999", "largest": "1"},
-        {**shared, "part": "Mean", "equal": "0.99", "largest": "1"},
-        {**shared, "part": "Add", "equal": "0.5", "largest": "9", "rounding": "builtin"},
-    ]
-    text = deployments.executor_markdown([network, *parts])
-    assert "| 199 of 200 | 90.00 % | 3 (0.30) | 92.0 / 92.5 | Mean: 99.000 % equal, 1 apart |" in (
-        text
-    )
 
 
 # ---- what is committed
@@ -126,20 +107,7 @@ def test_somebody_elses_networks_are_classified_as_by_litert():
         row for row in rows.read(RESULTS / "integer_executor.csv") if row["part"] == "network"
     ]
     for row in networks:
-        assert set(row) == set(integer.FIELDS) and int(row["images"]) == 200
+        assert set(row) == set(deployments.EXECUTOR.fields) and int(row["images"]) == 200
         assert not row["commit"].endswith("-dirty")
         if row["kernels"] == row["rounding"] == "builtin":
             assert float(row["top1_agreement"]) >= 199 / 200, row["file"]
-
-
-def test_the_readme_shows_the_rows():
-    readme = (ROOT / "README.md").read_text()
-    tables = {
-        name: make(rows.read(RESULTS / f"{name}.csv"))
-        for name, make in (
-            ("exports", deployments.exports_markdown),
-            ("integer_executor", deployments.executor_markdown),
-        )
-        if (RESULTS / f"{name}.csv").exists()
-    }
-    assert results.render(readme, tables) == readme, "run `mobilenet report`"

@@ -1,4 +1,4 @@
-"""Rows about other projects' weights: made from evaluations, and what the README shows of them."""
+"""Rows about other projects' weights: made from evaluations, and what is committed."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from mobilenet.report import pretrained, results, rows
+from mobilenet.report import pretrained, rows
 from mobilenet.report.results import ResultError
 
 ROOT = Path(__file__).parents[2]
@@ -34,13 +34,9 @@ def test_a_row_has_the_weights_and_a_wilson_interval(tmp_path: Path):
     assert row["weights"] == "tflite a.tflite, sha256 0"
     (tmp_path / "results").mkdir()
     for top1 in (0.9, 0.915):
-        pretrained.add(
-            tmp_path / "results", pretrained.make_row("a", evaluation(tmp_path, top1=top1))
-        )
+        made = pretrained.make_row("a", evaluation(tmp_path, top1=top1))
+        pretrained.ACCURACY.add(tmp_path / "results", [made])
     assert [r["top1"] for r in rows.read(tmp_path / "results" / "pretrained.csv")] == ["91.50"]
-    text = pretrained.accuracy_markdown([row])
-    ends = f"[{row['low']}, {row['high']}]"
-    assert f"| a | 91.50 {ends}, 200 | 99.50 | 92.5 (-1.00); its card |" in text
 
 
 def test_what_is_no_evaluation_of_converted_weights_is_refused(tmp_path: Path):
@@ -53,24 +49,7 @@ def test_what_is_no_evaluation_of_converted_weights_is_refused(tmp_path: Path):
         pretrained.make_row("a", path)
 
 
-def test_parity_shows_the_worst_case_of_each_framework():
-    cases = [
-        {"framework": "keras", "width": w, "resolution": "97", "max_abs_difference": d,
-         "logits_scale": "8.04", "versions": "keras 3, jax 0", "commit": "a"}
-        for w, d in (("0.35", "1e-06"), ("1.0", "2.5e-05"))
-    ]  # fmt: skip
-    text = pretrained.parity_markdown(cases)
-    assert "| keras 3 | 0.35, 1.0 | 97 | 2.5e-05 (width 1.0, 97 px) | 8.0 |" in text
-
-
-def test_the_readme_shows_the_committed_rows():
-    readme = (ROOT / "README.md").read_text()
-    accuracy = rows.read(RESULTS / "pretrained.csv")
-    parity = rows.read(RESULTS / "parity.csv")
-    assert accuracy and len(parity) == 4 * 4 * 3
-    tables = {
-        "pretrained": pretrained.accuracy_markdown(accuracy),
-        "parity": pretrained.parity_markdown(parity),
-    }
-    assert results.render(readme, tables) == readme
-    assert all(float(row["max_abs_difference"]) <= 1e-4 for row in parity)
+def test_committed_cases_are_complete_and_agree():
+    cases = pretrained.PARITY.rows(RESULTS)
+    assert pretrained.ACCURACY.rows(RESULTS) and len(cases) == 4 * 4 * 3
+    assert all(float(row["max_abs_difference"]) <= 1e-4 for row in cases)

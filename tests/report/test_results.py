@@ -1,4 +1,4 @@
-"""Committed results: every row follows from its logs, the README from the rows."""
+"""Committed results: every row follows from its logs."""
 
 import json
 import shutil
@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from mobilenet import experiment
-from mobilenet.cli import common, report
+from mobilenet.cli import common
 from mobilenet.cli.main import main
 from mobilenet.config import from_json, inherit, to_json, update
 from mobilenet.report import results, rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-TABLES = sorted(path for path in RESULTS.glob("*.csv") if path.stem not in report.TABLES)
-ROWS = [(path.stem, row) for path in TABLES for row in rows.read(path)]
+ROWS = [(name, row) for name, table in results.TABLES.items() for row in table.rows(RESULTS)]
 
 
 def ids(value: Any) -> str:
@@ -71,12 +70,6 @@ def test_logs_end_where_the_row_says(table: str, row: dict[str, str]):
         assert validation[result] == summary["validation"]["top1"]
 
 
-def test_the_readme_shows_the_rows():
-    readme = (ROOT / "README.md").read_text()
-    tables = {path.stem: results.markdown(rows.read(path)) for path in TABLES}
-    assert results.render(readme, tables) == readme, "run `mobilenet report`"
-
-
 def test_quickstart_claims_hold_in_the_committed_row():
     row = next(row for _, row in ROWS if row["row"] == "digits")
     assert float(row["top1_mean"]) >= 98.0 and len(row["seeds"].split()) >= 3
@@ -88,7 +81,6 @@ def test_quickstart_claims_hold_in_the_committed_row():
 def checkout(tmp_path: Path) -> Path:
     target = tmp_path / "experiments" / "results"
     target.mkdir(parents=True)
-    (tmp_path / "README.md").write_text("<!-- results:t -->\nold\n<!-- end:t -->\n")
     return tmp_path
 
 
@@ -99,15 +91,16 @@ def runs(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "runs").iterdir())
 
 
-def test_report_makes_a_row_and_the_table(
+def test_report_makes_a_row_and_the_page(
     checkout: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ):
     config = "experiments/baselines/digits.py"
-    common_flags = [f"--root={checkout}", "--table=t", "--row=mine", f"--config_file={config}"]
-    assert main(["report", *common_flags, *map(str, runs)]) == 0
+    given = [f"--root={checkout}", "--row=mine", f"--config={config}"]
+    assert main(["report", "baselines", *map(str, runs), *given]) == 0
     assert "mine: top-1" in capsys.readouterr().out
-    row = rows.read(checkout / "experiments/results/t.csv")[0]
-    assert f"{row['top1_mean']} ± {row['top1_std']}, 3" in (checkout / "README.md").read_text()
+    row = rows.read(checkout / "experiments/results/baselines.csv")[0]
+    page = (checkout / "experiments/results/baselines.md").read_text()
+    assert f"| `mine` | {row['top1_mean']} [" in page and "100.00] | 3 |" in page
     assert (checkout / "experiments/results" / row["logs"] / "seed0" / "metrics.jsonl").exists()
 
 
@@ -130,9 +123,4 @@ def test_rows_refuse_what_is_not_one_experiment(runs: list[Path]):
 
 def test_row_names_name_folders(checkout: Path, runs: list[Path]):
     with pytest.raises(results.ResultError, match="use letters, digits"):
-        results.add(checkout / "experiments/results", "t", "my row", runs, config="c")
-
-
-def test_a_readme_without_markers_is_refused():
-    with pytest.raises(results.ResultError, match="has no <!-- results:x -->"):
-        results.render("text", {"x": "table"})
+        results.add(checkout / "experiments/results", "baselines", "my row", runs, config="c")

@@ -1,4 +1,4 @@
-"""Variants of an experiment: rows from run directories written here, table, commits."""
+"""Variants of an experiment: rows from run directories written here, and commits."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from mobilenet import experiment
 from mobilenet.analysis import stats
 from mobilenet.cli import common
 from mobilenet.cli.main import main
-from mobilenet.report import results, rows, variants
+from mobilenet.report import rows, variants
+from mobilenet.report.pages import blocks
 from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
 from mobilenet.sweep import space
@@ -99,14 +100,14 @@ def test_variants_are_compared_seed_by_seed(tmp_path: Path):
     assert [better[f"difference{end}"] for end in ("", "_low", "_high")] == [
         "+2.00", "-0.48", "+4.48",
     ]  # fmt: skip
-    assert "than float: **inconclusive**" in variants.markdown("quantization", [better])
+    assert blocks.verdict(better) == "inconclusive"
     for run in runs["cut"]:
         summary = json.loads((run / "summary.json").read_text())
         summary["test"]["top1"] += 0.1
         write_json(run / "summary.json", summary)
-    text = variants.markdown("quantization", [row("cut", "float"), row("float", "cut")])
-    assert "+12.00 [+9.52, +14.48] than float: **better**" in text
-    assert "than cut: **worse**" in text
+    better, worse = row("cut", "float"), row("float", "cut")
+    assert blocks.difference(better) == "+12.00 [+9.52, +14.48]"
+    assert (blocks.verdict(better), blocks.verdict(worse)) == ("higher", "lower")
 
 
 def test_unknown_and_disjoint_variants_are_not_compared(sweep: Path, tmp_path: Path):
@@ -173,21 +174,19 @@ def test_report_commits_logs_rows_and_the_table(
 ):
     root = tmp_path / "checkout"
     (root / "experiments/results").mkdir(parents=True)
-    marked = "<!-- results:quantization -->\nold\n<!-- end:quantization -->\n"
-    (root / "README.md").write_text(marked)
     file = tmp_path / "named.py"
     file.write_text(EXPERIMENT)
-    flags = [f"--root={root}", f"--variants={sweep}", "--table=quantization", "--row=mine"]
+    flags = ["quantization", str(sweep), f"--root={root}", "--row=mine"]
     for _ in range(2):  # again: rows are replaced
-        assert main(["report", *flags, f"--config_file={file}", "--remarks=three pictures"]) == 0
+        assert main(["report", *flags, f"--config={file}", "--remarks=three images"]) == 0
     assert "2 variants of" in capsys.readouterr().out
     found = rows.read(root / "experiments/results/quantization.csv")
     assert [row["variant"] for row in found] == ["float", "w8"]
-    readme = (root / "README.md").read_text()
-    assert "| float | 52.00 [47.03, 56.97] | 3 seeds | – | 32 | 1,000 |" in readme
+    page = (root / "experiments/results/quantization.md").read_text()
+    assert "| float | 52.00 [47.03, 56.97] | – | – | – |" in page
     # Of one seed; the float run of that seed is at 50 %.
-    assert "| w8 | 45.50 [38.75, 52.42] | pictures | -4.50 than float | 8 | 1 |" in readme
-    assert "three pictures." in readme
+    assert "| w8 | 45.50 [38.75, 52.42] | float | -4.50 |" in page
+    assert "- Three images." in page
     logs = root / "experiments/results/logs/quantization/mine"
     assert sorted(path.name for path in logs.iterdir()) == ["f0", "f1", "f2", "w8"]
     assert json.loads((logs / "w8/config.json").read_text())["data"]["data_dir"] == ""
@@ -197,11 +196,9 @@ def test_report_commits_logs_rows_and_the_table(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--table=ablations", "--row=a"],
-            "with --variants it is one of quantization, compression",
-        ),
-        (["--table=quantization", "--row=a/b"], "a/b"),
+        (["--row=a/b"], "a/b"),
+        (["--row=a", "--scale=cifar"], "--scale is no flag of quantization, which takes --row and"),
+        ([], "--row is missing; for example --row=digits"),
     ],
 )
 def test_report_refuses(
@@ -210,7 +207,7 @@ def test_report_refuses(
     (tmp_path / "experiments/results").mkdir(parents=True)
     file = tmp_path / "named.py"
     file.write_text(EXPERIMENT)
-    given = [f"--root={tmp_path}", f"--variants={sweep}", f"--config_file={file}", *flags]
+    given = ["quantization", str(sweep), f"--root={tmp_path}", f"--config={file}", *flags]
     assert main(["report", *given]) == 2
     assert message in capsys.readouterr().err
 
@@ -267,13 +264,3 @@ def test_logged_configurations_are_what_the_files_say(table: str, row: dict[str,
         for config in (got, expected):
             config_lib.update(config, {"data.data_dir": "", "quantize.calibration_dir": ""})
         assert config_lib.to_json(got) == config_lib.to_json(expected)
-
-
-def test_the_readme_shows_the_rows():
-    readme = (ROOT / "README.md").read_text()
-    tables = {
-        name: variants.markdown(name, rows.read(RESULTS / f"{name}.csv"))
-        for name in variants.TABLES
-        if (RESULTS / f"{name}.csv").exists()
-    }
-    assert results.render(readme, tables) == readme, "run `mobilenet report`"

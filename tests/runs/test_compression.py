@@ -250,14 +250,12 @@ def test_what_is_left_of_runs_becomes_a_table(
     fields = [*comparison.FIELDS]
     rows.write(sweep / "comparison.csv", fields, [dict.fromkeys(fields, "") | speed])
     (root / "experiments/results").mkdir(parents=True)
-    marked = "<!-- results:compression -->\n<!-- end:compression -->\n"
-    (root / "README.md").write_text(marked)
     file = tmp_path / "named.py"
     file.write_text(
         "from mobilenet.config import get_config\n"
         "def variants(arg=''):\n    return {'60 %': {'model.dropout_rate': 0.1}}\n"
     )
-    flags = [f"--variants={sweep}", "--table=compression", "--row=mine", f"--config_file={file}"]
+    flags = ["compression", str(sweep), "--row=mine", f"--config={file}"]
     assert main(["report", f"--root={root}", *flags]) == 0
     (row,) = rows.read(root / "experiments/results/compression.csv")
     left = compression.describe_run(pruned)
@@ -265,9 +263,9 @@ def test_what_is_left_of_runs_becomes_a_table(
     assert (row["params"], row["macs"]) == (str(left["params"]), str(left["macs"]))
     assert int(row["nonzero_params"]) == left["nonzero_params"] < left["params"]
     assert int(row["sparse_gzip_bytes"]) == left["bytes"]["sparse_gzip"] < left["bytes"]["dense"]
-    readme = (root / "README.md").read_text()
-    assert "| 60 % |" in readme and "| 1.25, 2,400 |" in readme
-    assert "![Accuracy against cost](experiments/results/figures/compression_full.svg)" in readme
+    page = (root / "experiments/results/compression.md").read_text()
+    assert "| 60 % |" in page and "| 1.25 |" in page
+    assert "(figures/compression_full.svg)" in page
     assert (root / "experiments/results/figures/compression_full.svg").is_file()
     logs = root / "experiments/results/logs/compression/mine/a"
     assert json.loads((logs / "compression.json").read_text())["macs"] == left["macs"]

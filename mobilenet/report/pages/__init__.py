@@ -1,0 +1,1 @@
+"""The pages of experiments/results, one for each subject, made from committed rows."""

@@ -112,7 +112,8 @@ def test_a_sweep_ends_with_its_variants_and_the_next_command(
         finish(point, workdir, 0.5)
     outcome = runner.Outcome(runner.statuses(planned, workdir))
     assert sweep.report(planned, outcome, workdir) == 0
-    shown = capsys.readouterr().out.splitlines()
+    # A command wider than the terminal goes on after a backslash.
+    shown = capsys.readouterr().out.replace(" \\\n      ", " ").splitlines()
     assert shown[2].startswith("without") and "9 runs: 9 done" in shown
     assert shown[-1] == f"next: mobilenet compare --workdir='{workdir}'"
     # Without a finished run there is nothing to compare.

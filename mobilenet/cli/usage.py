@@ -160,11 +160,33 @@ def _row(name: str, help_text: str, columns: int) -> str:
 
 
 def _paragraph(text: str, columns: int) -> str:
-    """A paragraph in lines; its indented lines, which are a list, stay as they are."""
+    """A paragraph in lines; its indented lines are a list, and stay lines of their own."""
     found = []
     for indented, group in itertools.groupby(text.split("\n"), lambda line: line[:1].isspace()):
-        found += list(group) if indented else [_wrap("\n".join(group), columns)]
+        lines = list(group)
+        if indented:
+            found += [
+                _item(line, columns) for line in textwrap.dedent("\n".join(lines)).split("\n")
+            ]
+        else:
+            found.append(_wrap("\n".join(lines), columns))
     return "\n".join(found)
+
+
+def _item(line: str, columns: int) -> str:
+    """A line of a list; what is too wide goes on below its second column, if it has one."""
+    second = re.match(r"\S.*?\s{2,}", line)
+    indent = " " * (2 + (second.end() if second else 2))
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            columns,
+            initial_indent="  ",
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    )
 
 
 def _wrap(paragraph: str, columns: int) -> str:

@@ -59,7 +59,7 @@ def test_what_is_cut_is_trained_by_an_experiment_that_takes_it(
     def command(run: Path, **data: Any) -> tuple[str, dict[str, str]]:
         words = following.train_on(run, tiny(**data), Path("trained"))
         ((_, values, overrides, _),) = parsed(following.lines(words))
-        return values["config"].value, overrides
+        return str(values["config"].value), overrides
 
     same = experiment.load_config(following.EXPERIMENTS["digits"], {})
     small = experiment.load_config(f"{following.EXPERIMENTS['digits']}:smoke", {})

@@ -11,8 +11,9 @@ from PIL import Image
 from random_weights import small_weights
 
 from mobilenet import conversion, imagenet
-from mobilenet.cli import columns, evaluate
+from mobilenet.cli import columns, common, evaluate
 from mobilenet.cli.main import main
+from mobilenet.train import loop
 from mobilenet.train.metrics import Evaluation
 
 
@@ -53,9 +54,17 @@ def test_the_matrix_of_long_names_has_numbers_whose_key_is_the_table():
     assert short.split("\n")[-3:] == ["     cat  dog", "cat    1    0", "dog    1    1"]
 
 
-def test_top5_is_not_shown_where_it_is_always_100(capsys: pytest.CaptureFixture[str]):
-    assert "top-5" not in evaluate.table(evaluation([0, 1], [0, 1], 5), list("abcde"))
-    assert "top-5" in evaluate.table(evaluation([0, 1], [0, 1], 6), list("abcdef"))
+@pytest.mark.parametrize(("classes", "shown"), [(2, False), (5, False), (6, True)])
+def test_top5_is_not_shown_where_it_is_always_100(classes: int, shown: bool, tmp_path: Path):
+    found = evaluation([0, 1], [0, 1], classes)
+    summary = {"num_classes": classes, "params": 1, "macs": 1, "step": 1, "wall_seconds": 1.0,
+               "device": "cpu", "test": found.summary()}  # fmt: skip
+    texts = (
+        evaluate.table(found, "abcdef"[:classes]),
+        loop._describe("test", 1, found, None),
+        common.describe_summary(summary, tmp_path),
+    )
+    assert ["top-5" in text for text in texts] == [shown] * 3
 
 
 def test_intervals_stay_within_0_and_100_percent():

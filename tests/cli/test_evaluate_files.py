@@ -78,13 +78,29 @@ def test_a_row_per_class():
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["name"] for row in rows] == [*names, "class 3"]
     assert [row["readable_name"] for row in rows][2] == "tench (n01440764)"
-    confidence = f"{np.exp(2) / (np.exp(2) + 3):.6f}"
+    confidence = f"{confidence_of(4):.6f}"
     assert list(rows[0].values()) == [
         "0", "cat, a", "cat, a", "3", "2", "0.666667", "0.207660", "0.938508", "1.000000",
         "0.800000", confidence,
     ]  # fmt: skip
     # What has no images has no ratio.
     assert list(rows[3].values())[3:] == ["0", "0", *[""] * 6]
+
+
+def test_classes_without_images_are_not_the_worst():
+    label = list(range(3, 43))
+    text = evaluate.table(evaluation(label, [0, *label[1:]], 100), [f"c{i}" for i in range(100)])
+    assert "the 30 classes with the lowest F1, of 40 with images, in %:" in text
+    rows = [line.split() for line in text.split("\n")[5:]]
+    assert rows[0] == ["3", "c3", "1", "0.00", "-", "0.00", f"{100 * confidence_of(100):.2f}"]
+    assert [row[0] for row in rows[1:3]] == ["4", "5"] and len(rows) == 30
+    few = evaluate.table(evaluation([0], [0], 2), "ab")
+    assert "\n1  b           0       -          -       -           -\n" in few
+
+
+def confidence_of(classes: int) -> float:
+    """Of `evaluation`: a logit of 2 next to zeros."""
+    return float(np.exp(2) / (np.exp(2) + classes - 1))
 
 
 def test_wordnet_ids_are_shown_with_their_names():

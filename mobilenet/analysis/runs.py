@@ -1,7 +1,7 @@
-"""Run directories as pandas frames: one row a run, and every metric that was recorded.
+"""Run directories as pandas frames: one row for each run, and every metric that was recorded.
 
-A run is read as it lies: finished, running, failed, half written. What cannot be read is said in
-its row and counted; no run is left out.
+Runs are read in any state: finished, running, failed, half written. The row of a run says what
+could not be read; no run is left out.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ class NoRunsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What `load_runs` found.
+    """The runs that `load_runs` read.
 
     Attributes:
-      frame: one row a run; see `load_runs`.
-      metrics: one row a recorded number: run, step, epoch, split, metric, value.
+      frame: one row for each run; see `load_runs`.
+      metrics: one row for each recorded number: run, step, epoch, split, metric, value.
     """
 
     frame: Frame
@@ -63,7 +63,7 @@ class Runs:
     def describe(self) -> str:
         """One line: "12 runs: 10 done, 1 failed, 1 diverged", and damaged metric lines if any."""
         found = self.frame["status"].tolist()
-        # What is usable, what went wrong, what is under way.
+        # First usable runs, then failed ones, then those under way.
         asked = ("done", "failed", "diverged", "damaged")
         order = (*asked, *(name for name in rundir.STATUSES if name not in asked))
         shown = ", ".join(f"{found.count(name)} {name}" for name in order if name in found)
@@ -97,7 +97,7 @@ def load_runs(directory: str | Path) -> Runs:
     Returns:
       The frames. `frame` is indexed by the run's path relative to `directory` and has the columns
 
-        status            of `rundir.status`; also "damaged" when config.json is no JSON object
+        status            of `rundir.status`; also "damaged" when config.json is not a JSON object
         error             what ended the run or could not be read, or None
         seed              of the run
         group             `identity.fingerprint` without the seed: equal for replicates

@@ -188,7 +188,8 @@ def _look(
 
     def write() -> None:
         table_rows.write(path, quantization.FIELDS, [vars(loss) for loss in losses])
-        plots.save(plots.sensitivity(pd.read_csv(path)), path.with_suffix(".png"))
+        figure = plots.sensitivity(pd.read_csv(path), of=which, network=plots.network(config))
+        plots.save(figure, path.with_suffix(".png"))
 
     if common.keeps("quantize", write):
         print(f"results: {path}, .png")

@@ -249,9 +249,11 @@ def _add_sensitivity(directory: Path, row: str, run: Path) -> str:
     target = directory / "logs" / "sensitivity" / row
     shutil.rmtree(target, ignore_errors=True)
     results.copy_logs(run, target, ["config.json", "summary.json", *(path.name for path in found)])
+    network = plots.network(rundir.read_config(run))
     for path in found:
         figure = directory / "figures" / f"{path.stem}_{row}.svg"
-        plots.save(plots.sensitivity(pd.read_csv(path)), figure)
+        of = path.stem.partition("_")[2]
+        plots.save(plots.sensitivity(pd.read_csv(path), of=of, network=network), figure)
     return f"{len(found)} tables of {run}"
 
 

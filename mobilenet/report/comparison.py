@@ -9,11 +9,10 @@ weights, in percent, its speed and memory are of evaluation, and both stand in o
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mobilenet import config as config_lib
 from mobilenet import rundir
@@ -343,7 +342,7 @@ def _by_number(seed: str) -> tuple[int, str]:
 
 
 def _percent(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.2f}"
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _unfinished(rows: Iterable[Row]) -> list[Row]:

@@ -94,6 +94,10 @@ def _left(found: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     }
 
 
+def _scale(row: Row) -> str:
+    return row["config"].partition(":")[2] or "full"
+
+
 def draw_budgets(rows: Sequence[Row]) -> Figure:
     """What compressed networks cost and how accurate they are, beside dense ones.
 
@@ -121,7 +125,14 @@ def draw_budgets(rows: Sequence[Row]) -> Figure:
             }
         )
     table.sort(key=lambda point: (point["kind"] != "dense", point["kind"]))
-    return plots.budgets(pd.DataFrame(table), BUDGETS, named=BUDGETS[1])
+    first = rows[0]
+    title = (
+        f"Compressed networks and dense ones, {plots.data_set(_scale(first))}: "
+        f"{int(first['train_examples']):,} training images, {len(first['seeds'].split())} seeds"
+    )
+    return plots.budgets(
+        pd.DataFrame(table), BUDGETS, named=BUDGETS[1:2], front="dense", title=title
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +423,5 @@ def by_figure(table: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """File name of a figure -> the rows it shows: those of one scale, which share their data."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        scale = row["config"].partition(":")[2] or "full"
-        found.setdefault(f"{table}_{scale}.svg", []).append(row)
+        found.setdefault(f"{table}_{_scale(row)}.svg", []).append(row)
     return found

@@ -75,6 +75,9 @@ def test_sensitivity_keeps_the_order_of_the_layers():
     legend = axes.get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["depthwise", "other"]
     assert axes.get_yscale() == "log"
+    figure = plots.sensitivity(SENSITIVITY, of="activations", network="width 0.35, digits")
+    expected = "Effect of rounding the activations of one layer alone: width 0.35, digits"
+    assert figure.get_suptitle() == expected
 
 
 BENCHMARK = rows.read(Path(__file__).parents[2] / "experiments" / "results" / "benchmark.csv")

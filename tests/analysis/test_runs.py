@@ -168,8 +168,8 @@ def test_every_status_is_shown_and_described(tmp_path: Path):
     }
     errors = runs.frame["error"]
     assert errors["failed"] == "No space" and errors["diverged"] == "The loss became nan"
-    assert "summary.json is no JSON" in errors["torn"]
-    assert errors["mangled"] == "config.json holds a list where an object belongs"
+    assert "summary.json is not JSON" in errors["torn"]
+    assert errors["mangled"] == "config.json holds a list instead of an object"
     assert errors["done0"] is None
     assert runs.done.index.tolist() == ["done0", "done1"]
     assert runs.describe() == (

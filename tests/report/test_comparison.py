@@ -277,7 +277,7 @@ def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):
         boxes = [t.get_window_extent() for t in names]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
-    colours = {c.get_label(): c[0].get_color().tobytes() for c in left.containers}  # type: ignore
+    colours = {c.get_label(): c[0].get_color() for c in left.containers}  # type: ignore
     assert list(colours) == ["MobileNetV1", "MobileNetV2", "MobileNetV3", "ResNet"]
     assert len(set(colours.values())) == 4
     # Both panels have vertical bars, the right one horizontal ones too: slowest and fastest round.
@@ -292,7 +292,7 @@ def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):
 def test_without_speeds_there_is_one_panel(tmp_path: Path):
     found = comparison.load(write_networks(tmp_path, V2, RESNET)).rows
     assert [axes.get_xlabel() for axes in comparison_views.plot(found).axes] == [
-        "multiply-adds an image, millions"
+        "multiply-adds per image, millions"
     ]
 
 

@@ -87,17 +87,24 @@ def pareto(
 
 
 @style.styled
-def budgets(table: Frame, costs: Sequence[str], *, named: Sequence[str], title: str = "") -> Figure:
+def budgets(
+    table: Frame,
+    costs: Sequence[str],
+    *,
+    named: Sequence[str],
+    front: str = "",
+    title: str = "",
+) -> Figure:
     """Accuracy of kinds of networks against several costs, a panel each.
 
     Args:
       table: columns kind, label (written at the point, "" nothing), mean, low, high
         (fractions; NaN ends draw no bar) and every one of `costs` (NaN where it was not measured;
         with the columns COST_low and COST_high bars are drawn).
-        The first kind is what the others are compared with: its front is a line, and what lies
-        above it is the better buy.
       costs: columns, labelled as in COSTS; drawn on log axes.
       named: costs in whose panels labels are written: in others points lie on each other.
+      front: the kind that the others are compared with: its front is a line, and what lies above
+        it is the better buy. "" draws none.
       title: of the figure: what was measured on which data.
 
     Raises:
@@ -109,7 +116,7 @@ def budgets(table: Frame, costs: Sequence[str], *, named: Sequence[str], title: 
     figure = style.new(width, 2.9 + 0.13 * -(-len(kinds) // 4), title)
     panels = list(figure.subplots(1, len(costs), sharey=True, squeeze=False)[0])
     for axes, cost in zip(panels, costs, strict=True):
-        _draw_kinds(axes, table[table[cost].notna()], cost, kinds)
+        _draw_kinds(axes, table[table[cost].notna()], cost, kinds, front)
     panels[0].set_ylabel(style.TOP1)
     style.letter(panels)
     entries, texts = panels[0].get_legend_handles_labels()
@@ -124,7 +131,7 @@ def budgets(table: Frame, costs: Sequence[str], *, named: Sequence[str], title: 
     return figure
 
 
-def _draw_kinds(axes: Axes, known: Frame, cost: str, kinds: Sequence[str]) -> None:
+def _draw_kinds(axes: Axes, known: Frame, cost: str, kinds: Sequence[str], compared: str) -> None:
     """One panel of `budgets`."""
     name, scale = style.COSTS.get(cost, (cost, 1.0))
     _check_drawable(known, cost)
@@ -142,7 +149,7 @@ def _draw_kinds(axes: Axes, known: Frame, cost: str, kinds: Sequence[str]) -> No
             **{**style.points(colour), "marker": marker, "capsize": 0, "elinewidth": 0.5},
             label=kind,
         )  # fmt: skip
-        if kind == kinds[0]:
+        if kind == compared:
             front = mine[stats.pareto(mine, cost, "mean")].sort_values(cost)
             axes.plot(scale * front[cost], 100 * front["mean"], color=colour, zorder=1)
     if len(known):

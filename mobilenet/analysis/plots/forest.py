@@ -142,7 +142,7 @@ def with_range(mean: float, low: float, high: float, form: str) -> str:
 
 def _percent(table: Frame, form: str) -> list[str]:
     numbers = (100 * table[["mean", "low", "high"]]).to_numpy(dtype=float)
-    return [with_range(*row, form) for row in numbers]
+    return [with_range(mean, low, high, form) for mean, low, high in numbers]
 
 
 def _seeds(table: Frame) -> list[int] | None:

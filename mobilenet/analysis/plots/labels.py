@@ -59,7 +59,8 @@ def place(
             # A layout that made room for labels would move the points they were placed for.
             annotation.set_in_layout(False)
             box = np.array(annotation.get_window_extent().extents)
-            outside = _shared(box, box[None]) - _shared(box, axes.bbox.extents[None])
+            visible = np.array([axes.bbox.extents])
+            outside = _shared(box, box[None]) - _shared(box, visible)
             choices.append((_shared(box, taken) + 3 * outside, annotation, box))
         best = min(choices, key=lambda choice: choice[0])
         taken = np.concatenate([taken, best[2][None]])

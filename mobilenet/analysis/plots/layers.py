@@ -97,18 +97,20 @@ def tensor_sizes(
 
 
 @style.styled
-def sensitivity(frame: Frame, *, title: str = "") -> Figure:
+def sensitivity(frame: Frame, *, of: str = "weights", network: str = "") -> Figure:
     """What a network loses when one site alone is rounded: a line for each number of bits.
 
     Args:
       frame: columns site, bits and divergence (nats; those of 0 are drawn at the axis's end), as
         `mobilenet quantize --sensitivity` writes them, sites in the order to be drawn in.
-      title: of the figure: which network on which data.
+      of: what was rounded: "weights" or "activations".
+      network: which one on which data, for the title.
 
     Raises:
       ValueError: a column that is missing.
     """
     stats.require(frame, ["site", "bits", "divergence"])
+    title = f"Effect of rounding the {of} of one layer alone{': ' if network else ''}{network}"
     names = [_layer(str(site)) for site in frame["site"]]
     frame = frame.assign(layer=names)
     layers = list(dict.fromkeys(names))

@@ -34,24 +34,21 @@ def steps(rows: Sequence[Row], names: Mapping[str, str]) -> Figure:
         if row["implementation"] == name != "ours" and row["work"] not in ("block", "input")
     ]
     places, headings = forest.arrange([names[r["implementation"]] for r in peers], len(peers))
-    heights = [
-        *([2.1] if curves else []),
-        *([0.7 + 0.17 * (len(peers) + len(headings))] * (bool(peers))),
-    ]
+    heights = [2.1] if curves else []
+    heights += [0.7 + 0.17 * (len(peers) + len(headings))] if peers else []
     title = f"Time per step of MobileNetV2, {rows[0]['processor']}" if rows else ""
-    figure = style.new(style.PAGE, max(1.0, sum(heights) + 0.3), title)
-    parts = (
-        list(np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights))) if heights else []
-    )
+    figure = style.new(style.PAGE, sum(heights) + 0.3, title)
+    if not heights:
+        return figure
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     panels: list[Axes] = []
     if curves:
         panels += list(parts[0].subplots(1, len(curves), squeeze=False)[0])
         for axes, (points, label) in zip(panels, curves, strict=True):
             _draw_curve(axes, points, label)
     if peers:
-        axes = parts[-1].subplots()
-        panels.append(axes)
-        _draw_ratios(axes, peers, places, headings)
+        panels.append(parts[-1].subplots())
+        _draw_ratios(panels[-1], peers, places, headings)
     style.letter(panels)
     return figure
 

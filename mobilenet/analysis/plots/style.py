@@ -24,7 +24,7 @@ from mobilenet.analysis.stats import Column
 COLUMN, PAGE = 3.5, 7.0
 SMALL = 7.0  # points: values, legends and the labels of ticks
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     # Verdana has the widths of DejaVu Sans, which the layout measures.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -60,11 +60,16 @@ COSTS = {
     "latency_ms": ("latency of one image, ms", 1.0),
 }
 TOP1 = "top-1, %"
+# How papers spell data sets; scales of experiments are named after theirs.
+DATA_SETS = {"cifar10": "CIFAR-10", "cifar": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATA_SETS |= {"imagenet2012": "ImageNet", "tf_flowers": "flowers"}
+NETWORKS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}
 
 # Names the folder that `keep` writes to.
 FIGURES_VARIABLE = "MOBILENET_FIGURES"
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -138,17 +143,29 @@ def new(
 
 
 def _break(shown: Text, width: float) -> int:
-    """Breaks a text between words into lines of at most so many pixels; returns their number."""
+    """Breaks a text between words into lines of at most so many pixels; returns their number.
+
+    Lines are as short as their number allows, so that no word stands alone on the last one.
+    """
+    words = shown.get_text().split()
+    lines = _fill(shown, words, width)
+    while len(shorter := _fill(shown, words, width := 0.95 * width)) == len(lines) > 1:
+        lines = shorter
+    shown.set_text("\n".join(lines))
+    return len(lines)
+
+
+def _fill(shown: Text, words: Sequence[str], width: float) -> list[str]:
+    """Lines of words that are at most so many pixels wide; a longer word has a line of its own."""
     lines: list[str] = []
-    for word in shown.get_text().split():
+    for word in words:
         longer = f"{lines[-1]} {word}" if lines else word
         shown.set_text(longer)
         if lines and shown.get_window_extent().width <= width:
             lines[-1] = longer
         else:
             lines.append(word)
-    shown.set_text("\n".join(lines))
-    return len(lines)
+    return lines
 
 
 def new_axes(
@@ -226,6 +243,18 @@ def log_axis(axes: Axes, values: Sequence[float] | Column) -> None:
 def text(value: Any) -> str:
     """A number in its shortest form, anything else as it is."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def data_set(name: str) -> str:
+    """The name of a data set as papers spell it, or as it is."""
+    return DATA_SETS.get(name, name)
+
+
+def network(config: Any) -> str:
+    """The network of a configuration and its data, as a title says them."""
+    name = NETWORKS.get(config.model.name, config.model.name)
+    data = f"{data_set(config.data.name)} at {config.data.image_size} pixels"
+    return f"{name} {config.model.width_multiplier:g}, {data}"
 
 
 def number(value: float, form: str) -> str:

@@ -98,7 +98,7 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
         )
     if several("latency_ms"):
         lines.append(
-            f"speed: evaluation, one picture and a batch; median ± the farthest of rounds "
+            f"speed: evaluation, one image and a batch; median ± the farthest of rounds "
             f"({several('rounds')}); on {several('speed_device')}, {several('speed_processor')}"
         )
         lines.append("peak: memory for that batch, on an accelerator with the parameters")

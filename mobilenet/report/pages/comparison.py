@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenet.analysis import stats
+from mobilenet.analysis import plots, stats
 from mobilenet.report import comparison, comparison_views, networks, results
 from mobilenet.report.pages import blocks, recipes
 from mobilenet.report.pages.blocks import Grid, Line, Page, Row, Section
@@ -23,7 +23,7 @@ def page(directory: Path) -> Page:
     base = next((row for row in done if row["model"] == REFERENCE), best)
     found = apart[best["scale"]].get(best["network"])
     reference = f", {recipes.signed(found)} points from {base['network']}" if found else ""
-    data = networks.DATA.get(base["data"], base["data"])
+    data = plots.data_set(base["data"])
     return Page(
         title="Comparison: MobileNetV2 next to other networks",
         question=(

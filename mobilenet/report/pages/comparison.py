@@ -47,11 +47,16 @@ def page(directory: Path) -> Page:
             _section(scale, [row for row in rows if row["scale"] == scale], found)
             for scale, found in apart.items()
         ),
-        figures={
-            f"comparison_{scale}.svg": "Accuracy against multiply-adds and latency"
-            for scale in apart
-        },
-        caution=blocks.caution("These networks", [float(row["top1_mean"]) for row in done]),
+        figures=blocks.figures(
+            directory,
+            {
+                f"comparison_{scale}.svg": "Accuracy against multiply-adds and latency"
+                for scale in apart
+            },
+        ),
+        caution=blocks.caution(
+            "These networks", [float(row["top1_mean"]) for row in done if row["data"] == "cifar10"]
+        ),
         legend=(
             "Speed is of evaluation on the processor that the CSV names: the median over rounds, "
             "with the fastest and the slowest round in parentheses. Memory and training time are "

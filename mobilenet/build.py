@@ -797,7 +797,7 @@ HOST_KEYS = (
     *("data.train_examples", "data.crop_fraction", "data.normalization", "data.in_memory"),
     *("data.num_workers", "data.prefetch_batches", "data.on_error"),
     *("train.global_batch_size", "train.num_epochs", "train.best_by", "train.patience"),
-    "compress.distillation.teacher",  # its weights are an argument, its network another key
+    "compress.distillation.teacher",  # its weights are an argument, its network is passed apart
     *("eval.", "checkpoint.", "log."),
 )
 # Further sections and keys that do not affect initial variables, which are of the float network.
@@ -1109,7 +1109,7 @@ def check_writers(config: Config) -> None:
     if missing:
         raise ConfigError(
             f"log.writers is {config.log.writers!r}, but {missing} is not installed; "
-            f"`pip install -e '.[{missing}]'` in the checkout brings it, or leave it out of "
+            f"{writers.EXTRAS[missing]} in the checkout brings it, or leave it out of "
             "--config.log.writers."
         )
 

@@ -546,8 +546,8 @@ def _leave_network(config: Config, overrides: Mapping[str, Any]) -> None:
     """Takes keys of the network that `overrides` replace back to their defaults, in place.
 
     Those are keys that the new network does not read, and the strides of the stages, which are a
-    row of the old one's table. An experiment file sets them for its own network; what stands beside
-    the new name is meant for the new one.
+    row of the old one's table. An experiment file sets them for its own network; what stands next
+    to the new name is meant for the new one.
     """
     network, model = str(overrides.get("model.name")), config.model
     if network not in CHOICES["model.name"] or network == model.name:
@@ -836,7 +836,7 @@ def _validate_model(model: Config) -> None:
         len(widths) in (0, count) and all(isinstance(w, int) and w >= 1 for w in widths),
         "model.expanded_features",
         widths,
-        f"it must be () or {count} numbers of channels, one a block",
+        f"it must be () or {count} numbers of channels, one per block",
     )
     stages = len(_table_strides(model))
     strides = model.stage_strides
@@ -844,7 +844,7 @@ def _validate_model(model: Config) -> None:
         len(strides) in (0, stages) and all(s in (1, 2) for s in strides),
         "model.stage_strides",
         strides,
-        f"it must be () or {stages} strides of 1 or 2, one a stage",
+        f"it must be () or {stages} strides of 1 or 2, one per stage",
     )
     stride = total_stride(model)
     _check(
@@ -860,13 +860,13 @@ def _validate_model(model: Config) -> None:
         numbers and all(0 < r <= 64 for r in ratios),
         "model.expansion_ratio",
         ratio,
-        "it must be None, a number in (0, 64], or a tuple of them, one a stage",
+        "it must be None, a number in (0, 64], or a tuple of them, one per stage",
     )
     _check(
         not isinstance(ratio, tuple) or len(ratio) == stages,
         "model.expansion_ratio",
         ratio,
-        f"a tuple must have {stages} values, one a stage",
+        f"a tuple must have {stages} values, one per stage",
     )
     _check(
         not (model.shortcut_projection and model.shortcut != "bottleneck"),
@@ -882,7 +882,7 @@ def _table_strides(model: Config) -> tuple[int, ...]:
 
 def total_stride(model: Config) -> int:
     """Input pixels for one pixel of the last feature map, along one side."""
-    # A ResNet's stem of stride 2 has max-pooling of stride 2 behind it.
+    # A ResNet's stem of stride 2 has max-pooling of stride 2 after it.
     pooling = 2 if model.name.startswith("resnet") and model.stem_strides == 2 else 1
     strides = model.stage_strides or _table_strides(model)
     stride = math.prod((model.stem_strides, pooling, *strides))
@@ -896,7 +896,7 @@ def _validate_data(config: Config) -> None:
         data.name != "folder" or data.data_dir != "",
         "data.data_dir",
         data.data_dir,
-        "with data.name='folder' it must be the path of a folder of pictures",
+        "with data.name='folder' give a folder of images: data.data_dir=DIR",
     )
     stride = total_stride(config.model)
     _check(
@@ -924,7 +924,7 @@ def _validate_data(config: Config) -> None:
             not (grey and augment[key]),
             f"augment.{key}",
             augment[key],
-            "it must be 0 with data.channels=1: grey pictures have no colour to change",
+            "it must be 0 with data.channels=1: grey images have no colour to change",
         )
     _check(
         not (grey and data.normalization == "imagenet"),
@@ -962,7 +962,7 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
         per_device % train.accumulation_steps == 0,
         "train.accumulation_steps",
         train.accumulation_steps,
-        f"it must divide the {per_device} pictures of one device",
+        f"it must divide the {per_device} images of one device",
     )
     part = per_device // train.accumulation_steps
     mixes = augment.mixup_alpha > 0 or augment.cutmix_alpha > 0
@@ -970,14 +970,14 @@ def _validate_batches(config: Config, devices: int, processes: int) -> None:
         not mixes or part % 2 == 0,
         "train.global_batch_size",
         train.global_batch_size,
-        f"mixup and cutmix pair neighbours: the {part} pictures that a device computes at once "
+        f"mixup and cutmix pair neighbours: the {part} images that a device computes at once "
         "must be even",
     )
     _check(
         part > 1 or model.bn_statistics != "local",
         "train.global_batch_size",
         train.global_batch_size,
-        "with model.bn_statistics='local' each device needs at least 2 pictures a step",
+        "with model.bn_statistics='local' each device needs at least 2 images per step",
     )
     _validate_statistics(config, devices, part)
 
@@ -1008,7 +1008,7 @@ def _validate_finetuning(config: Config) -> None:
         bool(config.pretrained) or config.data.normalization != "pretrained",
         "data.normalization",
         "pretrained",
-        "it needs pretrained, the run directory of the weights",
+        "it needs the weights: set pretrained=RUN, a run directory",
     )
     patience = config.train.patience
     _check(
@@ -1099,7 +1099,7 @@ def _validate_quantization(config: Config) -> None:
         config.train.num_epochs > 0 or bool(config.pretrained),
         "train.num_epochs",
         config.train.num_epochs,
-        "without training there must be weights to start from: set pretrained",
+        "without training there must be weights to start from: set pretrained=RUN, a run directory",
     )
     if not is_quantized(config):
         for key, off in (
@@ -1208,7 +1208,12 @@ def _validate_pruning(config: Config) -> None:
         f"modules that stay as they are cannot be pruned; leave it out, or {key}.method='none'",
     )
     if pruning.method == "zeros":
-        _check(bool(config.pretrained), f"{key}.method", "zeros", "it needs pretrained, with zeros")
+        _check(
+            bool(config.pretrained),
+            f"{key}.method",
+            "zeros",
+            "it needs weights with zeros: set pretrained=RUN",
+        )
         _check(
             not pruning.sparsity and pruning.rewind_epoch is None,
             f"{key}.sparsity",

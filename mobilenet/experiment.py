@@ -15,6 +15,7 @@ line has them. A file may import modules that lie next to it (`mobilenet.neighbo
 """
 
 import contextlib
+import difflib
 import functools
 import importlib.metadata
 import importlib.util
@@ -62,7 +63,13 @@ def load_module(path: str) -> types.ModuleType:
     """
     file = _locate(path.partition(":")[0])
     if not Path(file).is_file():
-        raise ConfigError(f"--config is {file!r}, which is not a file; experiments/ has examples.")
+        near = difflib.get_close_matches(
+            Path(file).name, [each.name for each in Path(file).parent.glob("*.py")], n=1
+        )
+        hint = f"did you mean {Path(file).parent / near[0]}?" if near else ""
+        raise ConfigError(
+            f"--config is {file!r}, which is not a file; {hint or 'experiments/ has examples.'}"
+        )
     spec = importlib.util.spec_from_file_location("experiment_config", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config={file} is not Python: its name must end in .py.")

@@ -51,7 +51,7 @@ def readable(known: Sequence[str]) -> list[str]:
     among the 1,000, stay as they are.
     """
     if not any(map(leading_id, known)):
-        return list(known)  # most data sets; nothing has to be read for them
+        return list(known)  # most data sets, for which no list need be read
     words = {
         wordnet: name.split(",")[0] for wordnet, name in zip(wordnet_ids(), names(), strict=False)
     }

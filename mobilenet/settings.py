@@ -89,6 +89,14 @@ def unknown_key(known: Iterable[str], key: str) -> UnknownKeyError:
     return UnknownKeyError(f"{key} is not a configuration key; {hint}")
 
 
+def choices(given: str, known: Iterable[str]) -> str:
+    """What to give in place of a name that is not known: the nearest ones, or else all."""
+    known = list(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+    near = near or [each for each in known if given and given in each][:3]
+    return f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(known)}."
+
+
 def suggest(known: Iterable[str], key: str) -> str:
     """The key or section that was probably meant by one that does not exist; "" if none is near.
 

@@ -27,6 +27,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 step", "1,200 steps"; `plural` is for nouns that add no s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 class _Plain:
     """A text stream that passes printable lines on; styles of other programs are left out."""
 

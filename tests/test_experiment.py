@@ -104,6 +104,14 @@ def test_what_else_a_file_is_asked_for_is_checked_too(tmp_path: Path):
         module.cases()
 
 
+def test_a_file_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path):
+    path = write(tmp_path, digits="def get_config(arg=''): ...")
+    with pytest.raises(ConfigError, match=f"did you mean {path}?"):
+        experiment.load_module(str(path.with_name("digit.py")))
+    with pytest.raises(ConfigError, match="experiments/ has examples"):
+        experiment.load_module(str(tmp_path / "nowhere" / "digit.py"))
+
+
 def test_a_sweep_may_yield_and_use_numpy(tmp_path: Path):
     text = """
         import numpy as np

@@ -42,7 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # What is committed: rows, tables, pages, claims.
     "mobilenet/report": (
         "mobilenet.report", "mobilenet.analysis", "mobilenet.rundir", "mobilenet.config",
-        "mobilenet.identity", "mobilenet.terminal",
+        "mobilenet.identity", "mobilenet.terminal", "mobilenet.sweep.naming",
+        "mobilenet.sweep.ledger",
     ),
     "mobilenet/teacher.py": (
         "mobilenet.architecture", "mobilenet.config", "mobilenet.rundir", "mobilenet.models",
@@ -94,6 +95,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.data.datasets",  # when a smoke form sees data of a user's own
     ),
     "mobilenet/report/reproduction.py": (
+        "mobilenet.settings",
         "mobilenet.config", "mobilenet.experiment", "mobilenet.build",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.models",
         "mobilenet.sweep", "mobilenet.report", "mobilenet.train.records",
@@ -109,7 +111,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mobilenet.sweep", "mobilenet.config", "mobilenet.build", "mobilenet.identity",
         "mobilenet.architecture", "mobilenet.inference", "mobilenet.rundir",
         "mobilenet.runtime", "mobilenet.train", "mobilenet.models", "mobilenet.data.datasets",
-        "mobilenet.streams", "mobilenet.terminal", "mobilenet.analysis.stats",
+        "mobilenet.settings", "mobilenet.streams", "mobilenet.terminal",
+        "mobilenet.analysis.stats",
     ),
     # Names of variants, for those who read runs.
     "mobilenet/sweep/naming.py": (),

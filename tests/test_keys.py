@@ -81,6 +81,19 @@ def test_the_section_is_matched_before_the_key(key: str, meant: str):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("trian", "did you mean train?"),
+        ("val", "did you mean evaluate?"),
+        ("xyzzy", "allowed are train, evaluate."),
+        ("", "allowed are train, evaluate."),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(given: str, message: str):
+    assert settings.choices(given, ["train", "evaluate"]) == message
+
+
+@pytest.mark.parametrize(
     ("key", "message"),
     [
         ("optimiser.lr", "is not a configuration key; did you mean optimizer.learning_rate?"),

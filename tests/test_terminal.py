@@ -42,6 +42,28 @@ def test_printable(text, shown):
     assert terminal.printable(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("number", "words", "shown"),
+    [
+        (1, ("step",), "1 step"),
+        (0, ("step",), "0 steps"),
+        (1200, ("image",), "1,200 images"),
+        (1, ("class", "classes"), "1 class"),
+        (2, ("class", "classes"), "2 classes"),
+    ],
+)
+def test_one_thing_is_not_many(number, words, shown):
+    assert terminal.counted(number, *words) == shown
+
+
+def test_a_run_of_one_step_has_one_step(tmp_path):
+    scores = {"top1": 1.0, "top5": 1.0, "loss": 0.5, "examples": 1}
+    summary = {"params": 5, "macs": 1, "step": 1, "wall_seconds": 1.0, "device": "cpu"}
+    text = common.describe_summary(summary | {"test": scores, "unreadable": {"3": "x"}}, tmp_path)
+    assert "1 step in 1 s" in text and text.count("1 image\n") == 1
+    assert "1 training image" in text and "1 training images" not in text
+
+
 def test_what_verbs_print_is_plain(capsys):
     def printing(values, overrides, rest):
         print("one", RED, "two")

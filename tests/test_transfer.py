@@ -319,7 +319,7 @@ def test_with_patience_left_the_result_is_still_the_best(best_by: str, tmp_path:
         ({"eval__every_epochs": 0.0}, "train.patience is 2; it counts validations"),
         ({"data__validation_fraction": 0.0}, "train.patience is 2, but there is no validation"),
         ({"train__patience": -1}, "train.patience is -1"),
-        ({"data__normalization": "pretrained"}, "it needs pretrained"),
+        ({"data__normalization": "pretrained"}, "set pretrained=RUN, a run directory"),
         ({"finetune__batch_norm": "fixed"}, "allowed are adapt, frozen"),
         ({"finetune__backbone_rate": 2.0}, r"must be in \[0, 1\]"),
     ],

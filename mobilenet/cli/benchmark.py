@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import config as config_lib
+from mobilenet import settings
 from mobilenet.cli import common
 from mobilenet.experiment import load_config, load_module
 
@@ -78,8 +79,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     only = common.flag(values, "only")
     missing = [name for name in only if name not in {case.name for case in cases}]
     if missing:
-        known = ", ".join(case.name for case in cases)
-        raise common.UsageError(f"--only has {missing[0]!r}; allowed are {known}.")
+        known = settings.choices(missing[0], [case.name for case in cases])
+        raise common.UsageError(f"--only has {missing[0]!r}; {known}")
     cases = [case for case in cases if not only or case.name in only]
     workdir.mkdir(parents=True, exist_ok=True)
     try:

@@ -251,7 +251,7 @@ def run_config(
     experiment.override(changed, overrides)
     refused = [key for key in config_lib.differences(config, changed) if key not in also]
     if refused:
-        more = f", and of which pictures are seen: {', '.join(also)}" if also else ""
+        more = f", and of which images are seen: {', '.join(also)}" if also else ""
         raise ConfigError(
             f"{', '.join(refused)} would change what the run computes; {verb} takes overrides of "
             "how it is carried out, such as --config.data.data_dir or --config.eval.batch_size"
@@ -279,9 +279,10 @@ def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
     """A finished run's result in a few lines."""
     from mobilenet.train.metrics import shows_top5
 
+    steps = terminal.counted(summary["step"], "step")
     lines = [
         f"{summary['params']:,} parameters, {summary['macs'] / 1e6:.1f} M MACs, "
-        f"{summary['step']} steps in {summary['wall_seconds']:.0f} s on {summary['device']}"
+        f"{steps} in {summary['wall_seconds']:.0f} s on {summary['device']}"
     ]
     for split in ("validation", "test"):
         if split in summary:
@@ -291,10 +292,11 @@ def describe_summary(summary: dict[str, Any], workdir: Path) -> str:
                 top5 = ""
             lines.append(
                 f"{split}: top-1 {100 * scores['top1']:.2f} %{top5}, "
-                f"loss {scores['loss']:.4f} over {scores['examples']} images"
+                f"loss {scores['loss']:.4f} over {terminal.counted(scores['examples'], 'image')}"
             )
     if summary.get("unreadable"):
-        lines.append(f"{len(summary['unreadable'])} training images were unreadable and replaced")
+        images = terminal.counted(len(summary["unreadable"]), "training image")
+        lines.append(f"unreadable and replaced: {images}")
     lines.append(f"run directory: {workdir}")
     return "\n".join(lines)
 

@@ -1,12 +1,15 @@
-"""How networks compare: accuracy, size, speed and training time, a row a network.
+"""How the variants of a sweep compare: accuracy, size, speed and training time.
 
     mobilenet sweep --config=experiments/comparison/architectures.py --workdir=runs/networks
-    mobilenet compare --workdir=runs/networks                  # WORKDIR/comparison.csv and .png
+    mobilenet compare --workdir=runs/networks                  # also WORKDIR/comparison.csv, .png
     mobilenet compare --workdir=runs/networks --measure=false  # without timing anything
 
-Takes every finished run below WORKDIR; runs that differ in their seed alone are one network. Speed
-is of evaluation on this machine: each network in a process of its own, in alternating turns, one
-picture and --batch_size pictures a step. What comparison.csv has is not measured again.
+Every finished run below WORKDIR is compared; runs that differ only in their seed are one variant.
+The difference to the baseline that the experiment file names is paired by seed.
+
+Speed is that of evaluation on this machine: each network runs in a process of its own, in
+alternating rounds, with one image and with --batch_size images per step. What comparison.csv has
+already is not measured again.
 """
 
 import functools
@@ -30,8 +33,8 @@ def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     flags.DEFINE_string("workdir", "", "directory of a sweep", flag_values=values)
     flags.DEFINE_boolean("measure", True, "time what has not been timed", flag_values=values)
-    flags.DEFINE_integer("rounds", 7, "turns of every network", flag_values=values)
-    flags.DEFINE_integer("batch_size", 64, "pictures a step, for images/s", flag_values=values)
+    flags.DEFINE_integer("rounds", 7, "rounds of timing every network", flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "images per step, for images/s", flag_values=values)
 
 
 def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -> int:
@@ -43,7 +46,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     common.require_at_least(values, rounds=1, batch_size=1)
 
     from mobilenet.analysis import plots
-    from mobilenet.report import comparison, comparison_views
+    from mobilenet.report import comparison, comparison_text, comparison_views
 
     path = workdir / f"{comparison.TABLE.name}.csv"
     found, known = comparison.load(workdir), comparison.read(path)
@@ -57,7 +60,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         )
     table_rows.write(path, comparison.FIELDS, rows)
     plots.save(comparison_views.plot(rows), path.with_suffix(".png"))
-    print(comparison_views.text(rows, notes))
+    apart = comparison_text.differences(workdir, rows, found.runs)
+    print(comparison_text.text(rows, notes, apart))
     print(f"results: {path}, .png")
     return 0
 

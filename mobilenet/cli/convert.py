@@ -17,8 +17,8 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment
-from mobilenet.cli import common
-from mobilenet.terminal import printable
+from mobilenet.cli import common, following
+from mobilenet.terminal import counted, printable
 
 REQUIRED = ("to",)
 ARGUMENTS = "[FILE]"
@@ -76,8 +76,8 @@ def _read(
 ) -> int:
     if len(rest) != 1:
         raise common.UsageError(
-            f"{len(rest)} files were given; write mobilenet convert --from={file_format} FILE "
-            f"--to={target}."
+            f"{counted(len(rest), 'file')} given; write mobilenet convert --from={file_format} "
+            f"FILE --to={target}."
         )
     for name in ("names", "checkpoint"):
         if values[name].present:
@@ -92,13 +92,18 @@ def _read(
     weights = pretrained.read(file_format, Path(rest[0]))
     config = conversion.write_run(weights, target, labels=labels, overrides=changes)
     model, data = config.model, config.data
-    outputs = f"{model.num_classes:,} outputs" if model.num_classes else "no classifier"
+    outputs = counted(model.num_classes, "output") if model.num_classes else "no classifier"
     print(
         f"{target}: MobileNetV2 {model.width_multiplier:g}, {outputs}, {data.image_size} pixels, "
-        f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, pictures {data.normalization}"
+        f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, images {data.normalization}"
     )
     for note in (*weights.notes, *conversion.assumptions(weights, labels, changes)):
         print(printable(note))
+    commands = [
+        following.command("predict", "photo.jpg", workdir=target),
+        following.fine_tune(target),
+    ]
+    print(following.lines(*commands[0 if model.num_classes else 1 :]))
     return 0
 
 

@@ -74,11 +74,11 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     )
     if peaks:
         print(
-            f"\n{'peak activations, batch 1':<26} {'elements':>12} {'int8':>10} {'float32':>10}  at"
+            f"\n{'peak activations, batch 1':<25} {'elements':>10} {'int8':>9} {'float32':>10}  at"
         )
     for name, peak in peaks.items():
         sizes = [f"{scale * peak.elements / 1024:,.0f} KiB" for scale in (1, 4)]
-        print(f"{name:<26} {peak.elements:>12,} {sizes[0]:>10} {sizes[1]:>10}  {peak.at}")
+        print(f"{name:<25} {peak.elements:>10,} {sizes[0]:>9} {sizes[1]:>10}  {peak.at}")
     if not peaks:
         print(
             "\npeak activations: defined for MobileNetV2's blocks alone, with shortcuts between\n"

@@ -5,10 +5,10 @@
     mobilenet evaluate --workdir=runs/keras --config.data.name=folder \
         --config.data.data_dir=photos --config.data.test_fraction=1
 
-Three files in the run directory keep the result:
-    evaluation_SPLIT.json   all of it
-    evaluation_SPLIT.csv    one row per class
-    evaluation_SPLIT.npz    one row per image: name, index, label, logits, top, loss
+The run directory keeps the result in three files: evaluation_SPLIT.json has all of it,
+evaluation_SPLIT.csv a row per class, and evaluation_SPLIT.npz a row per image (name, index, label,
+logits, top, loss).
+
 Overrides of data.* name other images than the run's. Their classes are found among the run's by
 name or by WordNet id (n01440764_tench), and the names of the files end in a hash of the overrides.
 """
@@ -99,7 +99,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             if common.keeps("evaluate", lambda: write(path, report, evaluation, names)):
                 print(f"\nwritten to {workdir}:")
                 for suffix, what in FILES.items():
-                    print(f"  {path.with_suffix(suffix).name}  {what}")
+                    name = path.with_suffix(suffix).name
+                    print(f"  {name:<{len(path.name)}}  {what}")
     return 0
 
 
@@ -137,17 +138,14 @@ def write(path: Path, report: dict[str, Any], evaluation: Evaluation, names: Seq
     Raises:
       RunDirectoryError: they cannot be written.
     """
-    rows = io.BytesIO()
-    np.savez_compressed(
-        rows,
-        name=np.array([names[index] for index in evaluation.index]),
-        index=evaluation.index,
-        label=evaluation.label,
-        top=evaluation.top,
-        loss=evaluation.loss,
-        **({} if evaluation.logits is None else {"logits": evaluation.logits}),
-    )
-    rundir.write_bytes_atomically(path.with_suffix(".npz"), rows.getvalue())
+    rows: dict[str, Any] = {"name": np.array([names[index] for index in evaluation.index])}
+    rows |= {"index": evaluation.index, "label": evaluation.label, "top": evaluation.top}
+    rows["loss"] = evaluation.loss
+    if evaluation.logits is not None:
+        rows["logits"] = evaluation.logits
+    content = io.BytesIO()
+    np.savez_compressed(content, **rows)
+    rundir.write_bytes_atomically(path.with_suffix(".npz"), content.getvalue())
     rundir.write_atomically(path.with_suffix(".csv"), class_rows(evaluation, report["class_names"]))
     rundir.write_json(path, report)
 
@@ -237,13 +235,13 @@ def _totals(evaluation: Evaluation) -> list[str]:
 
 def _class_table(evaluation: Evaluation, names: Sequence[str], width: int) -> list[str]:
     classes = evaluation.per_class()
-    shown = np.arange(evaluation.num_classes)
+    shown = list(range(evaluation.num_classes))
     lines = ["\nper class, in %:"]
     if len(shown) > MOST_CLASSES:
-        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES]
+        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES].tolist()
         lines = [f"\nthe {MOST_CLASSES} of {len(names):,} classes with the lowest F1, in %:"]
     ratios = [key for key in ("recall", "precision", "f1", "confidence") if key in classes]
-    numbers = max(len("#"), len(str(shown.max())))
+    numbers = max(len("#"), len(str(max(shown))))
     head = "  images" + "".join(f"  {key:>{max(6, len(key))}}" for key in ratios)
     longest = max(len("class"), *(columns.size(names[i]) for i in shown))
     wide = min(longest, max(len("class"), width - numbers - 2 - len(head)))

@@ -21,8 +21,8 @@ from typing import Any
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import rundir
-from mobilenet.cli import common
+from mobilenet import rundir, terminal
+from mobilenet.cli import common, following
 
 FORMATS = ("litert", "onnx", "stablehlo")
 
@@ -81,6 +81,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         run.write(to, path, integer_io=common.flag(values, "integer_io"))
         print(f"{path}: {path.stat().st_size:,} bytes, metadata in {path.name}.json")
         if not common.flag(values, "verify"):
+            again = {"checkpoint": values["checkpoint"], "out": values["out"]}
+            given = {name: found.value for name, found in again.items() if found.present}
+            io = {"integer_io": True} if common.flag(values, "integer_io") else {}
+            command = following.command(
+                "export", workdir=workdir, to=to, **given, **io, verify=True
+            )
+            print(following.lines(command))
             return 0
         split, examples = common.flag(values, "split"), common.flag(values, "examples")
         rows = run.check(to, path, split, examples)
@@ -142,8 +149,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines += _differences(row)
     first = rows[0]
     lines.append(
-        f"{first['examples']} images of {first['split']}; latency: {first['latency_note']}: "
-        f"{first['processor']}"
+        f"{terminal.counted(first['examples'], 'image')} of {first['split']}; latency: "
+        f"{first['latency_note']}: {first['processor']}"
     )
     if "operations" in first:
         lines.append(", ".join(f"{n} {kind}" for kind, n in first["operations"].items()))

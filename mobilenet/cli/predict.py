@@ -43,10 +43,11 @@ Answer = tuple[int, float]  # class, probability
 def define(values: flags.FlagValues) -> None:
     """Declares the verb's flags."""
     common.define_checkpoint(values)
-    flags.DEFINE_string(
+    flags.DEFINE_enum(
         "format",
         "table",
-        "table, csv (a row per file and class) or json (an object per line and file)",
+        FORMATS,
+        "csv is a row per file and class, json an object per line and file",
         flag_values=values,
     )
     flags.DEFINE_integer("top", 5, "classes to show per file, the best first", flag_values=values)
@@ -60,8 +61,6 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             "files, folders or patterns."
         )
     layout = common.flag(values, "format")
-    if layout not in FORMATS:
-        raise common.UsageError(f"--format is {layout!r}; allowed are {', '.join(FORMATS)}.")
     common.require_at_least(values, top=1)
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     config = common.run_config(workdir, overrides, verb="predict")

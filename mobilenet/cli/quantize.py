@@ -24,8 +24,8 @@ from typing import Any
 from absl import flags
 
 from mobilenet import config as config_lib
-from mobilenet import experiment, rundir
-from mobilenet.cli import common
+from mobilenet import experiment, rundir, settings, terminal
+from mobilenet.cli import common, following
 from mobilenet.config import Config
 from mobilenet.report import rows as table_rows
 
@@ -129,25 +129,30 @@ def _quantize(
     )
     print(
         f"kernels: {facts['float_bytes'] / 1e6:.2f} MB in float32, "
-        f"{facts['weight_bytes'] / 1e6:.2f} MB at {facts['mean_bits']:.3g} bits a weight"
+        f"{facts['weight_bytes'] / 1e6:.2f} MB at {facts['mean_bits']:.3g} bits per weight"
     )
     for split in ("validation", "test"):
         if split in summary:
             scores = summary[split]
-            print(f"{split}: top-1 {100 * scores['top1']:.2f} % of {scores['examples']} images")
+            images = terminal.counted(scores["examples"], "image")
+            print(f"{split}: top-1 {100 * scores['top1']:.2f} % of {images}")
     print(f"run directory: {target}")
+    print(
+        following.lines(
+            following.command("export", workdir=target, to="litert", verify=True),
+            following.command("quantize", workdir=target, sensitivity="2,4,8"),
+        )
+    )
     return 0
 
 
 def _look(
     values: flags.FlagValues, workdir: Path, texts: list[str], overrides: dict[str, str]
 ) -> int:
-    if not all(text.strip().isdigit() for text in texts):
-        raise common.UsageError(
-            f"--sensitivity is {','.join(texts)!r}; it must be whole numbers, as in 2,4,8."
-        )
-    bits = [int(text) for text in texts]
-    which, budgets = common.flag(values, "of"), _numbers(common.flag(values, "budget"))
+    bits = [settings.parse("--sensitivity", settings.Kind(int), text) for text in texts]
+    which = common.flag(values, "of")
+    given = common.flag(values, "budget")
+    budgets = [settings.parse("--budget", settings.Kind(float), text) for text in given]
     if budgets and which != "weights":
         raise common.UsageError("--budget is one of weights; drop --of=activations.")
     common.require_at_least(values, examples=1)
@@ -172,17 +177,23 @@ def _look(
             examples=common.flag(values, "examples"),
             progress=print,
         )
+    commands = []
     for budget in budgets:
         chosen, rules = quantization.choose_bits(losses, config, restored.eval_variables, budget)
         counts = {b: sum(1 for c in chosen.values() if c == b) for b in sorted(set(bits))}
         print(
-            f"within {budget:g} bits a weight: "
-            + ", ".join(f"{n} layers at {b}" for b, n in counts.items())
+            f"within {budget:g} bits per weight: "
+            + ", ".join(f"{terminal.counted(n, 'layer')} at {b}" for b, n in counts.items())
         )
-        print(
-            f"--config.quantize.weights.bits={config.quantize.weights.bits} "
-            f"--config.quantize.activations.bits={config.quantize.activations.bits} "
-            f'"--config.quantize.rules={rules!r}"'
+        commands.append(
+            following.command(
+                "quantize",
+                workdir=config.pretrained or "FLOAT_RUN",
+                to=f"{workdir}_{budget:g}_bits",
+                config__quantize__weights__bits=config.quantize.weights.bits,
+                config__quantize__activations__bits=config.quantize.activations.bits,
+                config__quantize__rules=rules,
+            )
         )
     path = workdir / f"sensitivity_{which}.csv"
 
@@ -193,13 +204,6 @@ def _look(
 
     if common.keeps("quantize", write):
         print(f"results: {path}, .png")
+    if commands:
+        print(following.lines(*commands))
     return 0
-
-
-def _numbers(texts: list[str]) -> list[float]:
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        raise common.UsageError(
-            f"--budget is {','.join(texts)!r}; it must be numbers, as in 4 or 5,4.5."
-        ) from None

@@ -100,7 +100,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
             check_flags(values, "report without a subject", (), ())
         written = subjects.write(root)
     except FileNotFoundError as error:
-        raise common.UsageError(str(error)) from error
+        raise common.UsageError(common.explain(error)) from error
     print(f"written: {', '.join(written)}")
     return 0
 

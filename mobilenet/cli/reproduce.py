@@ -6,29 +6,28 @@ r"""Prints what the papers claim, and what this project's runs say about it.
         --config.data.data_dir=DIR
     mobilenet reproduce --scale=cifar --workdir=runs/reproduce    # all claims, from these runs
 
-Claims about structure, cost and memory are computed at once. Claims about accuracy train the
-variants and seeds of an experiment in WORKDIR/SCALE, where claims share runs. They are judged by
-the 95 % interval of the difference over seeds. The exit code is 0 when a claim is contradicted; it
-is 1 when runs did not finish.
+The list has a row for each claim; --details adds each in full. Claims about structure, cost and
+memory are computed at once. Claims about accuracy train the variants and seeds of an experiment in
+WORKDIR/SCALE, where claims share runs. They are judged by the 95 % interval of the difference over
+seeds. The exit code is 0 when a claim is contradicted; it is 1 when runs did not finish.
 """
 
 import collections
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mobilenet.cli import common
+from mobilenet.cli import columns, common, following
 from mobilenet.cli.main import FAILED
 
 if TYPE_CHECKING:  # they import JAX, which flags need not wait for
     from mobilenet.report.claim_list import Claim
     from mobilenet.report.claims import Measured
     from mobilenet.report.reproduction import Answer
-
-WIDTH = 100  # columns
 
 
 ARGUMENTS = "[CLAIM]"
@@ -71,7 +70,13 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if len(rest) > 1:
         raise common.UsageError(f"{rest[1]!r} is one claim too many; give one, or none for a list.")
     if not rest:
-        return show_all(root, scale, common.flag(values, "workdir"), overrides)
+        return show_all(
+            root,
+            scale,
+            common.flag(values, "workdir"),
+            overrides,
+            details=common.flag(values, "details"),
+        )
     claim = reproduction.find_claim(rest[0])
     if claim.check == "analytic":
         (answer,) = reproduction.computed(root, [claim.name])[claim.name]
@@ -115,37 +120,79 @@ def reproduce(values: flags.FlagValues, claim: "Claim", overrides: Mapping[str, 
     return 0 if len(outcome.done) == len(outcome.statuses) else FAILED
 
 
-def show_all(root: Path, scale: str, workdir: str, overrides: Mapping[str, str]) -> int:
-    """Prints every claim; those that need runs from a workdir, or from committed rows."""
+def show_all(
+    root: Path, scale: str, workdir: str, overrides: Mapping[str, str], *, details: bool
+) -> int:
+    """Prints a table of all claims, and each in full with details.
+
+    Claims that need runs are answered from those of a workdir, or else from committed rows.
+    """
     from mobilenet.report import reproduction
     from mobilenet.report.claim_list import CLAIMS
 
     if workdir and not scale:
-        raise common.UsageError("--scale is missing: --workdir holds a directory a scale.")
+        raise common.UsageError("--scale is missing: --workdir holds a directory for each scale.")
     answers = reproduction.computed(root)
     if workdir:
         answers |= reproduction.measured(root, Path(workdir), scale, overrides)
     else:
         answers |= reproduction.committed(root, scale)
+    print(overview(answers, columns.width()))
     for claim in CLAIMS:
-        command = ""
+        command: list[str] = []
         if claim.experiment:
-            command = (
-                f"mobilenet reproduce {claim.name} --scale={scale or 'cifar'} "
-                f"--workdir={workdir or 'runs/reproduce'}"
+            command = following.command(
+                "reproduce",
+                claim.name,
+                scale=scale or "cifar",
+                workdir=workdir or "runs/reproduce",
             )
-        for answer in answers[claim.name]:
-            print(f"{block(claim, answer, command)}\n")
-    counts = collections.Counter(a.verdict for found in answers.values() for a in found)
-    print(", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts)))
+        for answer in answers[claim.name] if details else ():
+            print(f"\n{block(claim, answer, command)}")
+    if not details:
+        print("`mobilenet reproduce --details` has each claim in full, and how to run it.")
     return 0
+
+
+def overview(answers: "Mapping[str, Sequence[Answer]]", width: int) -> str:
+    """A row for each answer to each claim, and how many there are of each verdict.
+
+    Args:
+      answers: claim -> its answers.
+      width: columns that the table may take.
+    """
+    from mobilenet.report import claims
+
+    rows = [("claim", "scale", "verdict", "ours, points [95 %]", "paper's")]
+    for claim in claims.CLAIMS:
+        published = claim.published.partition(";")[0]
+        for answer in answers[claim.name]:
+            scale = re.match(r"scale (\w+)", answer.provenance)
+            found = scale[1] if scale else "-"
+            rows.append((claim.name, found, answer.verdict, _brief(answer), published))
+    sizes = [max(len(row[i]) for row in rows) for i in range(4)]
+    sizes.append(max(8, width - sum(sizes) - 2 * len(sizes)))
+    lines = ["  ".join(map(columns.fit, row, sizes)).rstrip() for row in rows]
+    counts = collections.Counter(each.verdict for found in answers.values() for each in found)
+    total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
+    return "\n".join([*lines, "", total])
+
+
+def _brief(answer: "Answer") -> str:
+    """This project's numbers in a few characters: a difference with its interval, or a count."""
+    found = re.search(r"([+-][\d.]+) points( \[[^]]*\])?", answer.ours)
+    return (
+        f"{found[1]}{found[2] or ''}"
+        if found
+        else answer.reason.partition(";")[0].removesuffix(" agree")
+    )
 
 
 def table(variants: "Mapping[str, Measured]") -> str:
     """Variants with mean and interval over seeds; runs that did not finish stand below."""
     width = max(map(len, variants))
     lines = [
-        f"{'variant':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params    MMACs"
+        f"{'variant':<{width}}  {'top-1 %':>7}  {'95 % interval':>16}  seeds      params  M MACs"
     ]
     unfinished = []
     for name, variant in variants.items():
@@ -163,8 +210,9 @@ def table(variants: "Mapping[str, Measured]") -> str:
     return "\n".join([*lines, *(f"not finished: {text}" for text in unfinished)])
 
 
-def block(claim: "Claim", answer: "Answer", command: str = "") -> str:
-    """A claim and its answer in lines of at most WIDTH columns."""
+def block(claim: "Claim", answer: "Answer", command: Sequence[str] = ()) -> str:
+    """A claim and its answer in lines that fit the terminal."""
+    width = min(100, columns.width())
     published = claim.published + (" (recalled, not read in the source)" * claim.recalled)
     ours = f"{answer.ours} ({answer.provenance})" if answer.ours else answer.provenance
     fields = [
@@ -172,7 +220,6 @@ def block(claim: "Claim", answer: "Answer", command: str = "") -> str:
         ("published", published),
         ("ours", ours),
         ("verdict", f"{answer.verdict}: {answer.reason}"),
-        ("run", command),
     ]
     lines = [claim.name]
     for label, text in fields:
@@ -180,10 +227,10 @@ def block(claim: "Claim", answer: "Answer", command: str = "") -> str:
         if text:
             lines += textwrap.wrap(
                 text,
-                WIDTH,
+                width,
                 initial_indent=head,
                 subsequent_indent=" " * len(head),
                 break_on_hyphens=False,
                 break_long_words=False,
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([following.shown(list(command), first="  ")] if command else [])])

@@ -25,7 +25,7 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment, rundir
-from mobilenet.cli import common
+from mobilenet.cli import common, following
 from mobilenet.config import Config
 
 if TYPE_CHECKING:  # it imports JAX, which flags need not wait for
@@ -104,14 +104,12 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     if file:
         config = experiment.load_config(file, overrides)
         return _in_rounds(values, config, carried, workdir, target, cut, budgets[given[0]])
-    done = cut(
-        workdir,
-        target,
-        amount=budgets[given[0]],
-        which=common.flag(values, "checkpoint"),
-        config=common.run_config(workdir, carried, verb="shrink"),
-    )
-    _tell(target, done)
+    config = common.run_config(workdir, carried, verb="shrink")
+    which = common.flag(values, "checkpoint")
+    _tell(target, cut(workdir, target, amount=budgets[given[0]], which=which, config=config))
+    print("Most of its accuracy is gone until it is trained:")
+    trained = target.with_name(f"{target.name}_trained")
+    print(following.lines(following.train_on(target, config, trained)))
     return 0
 
 
@@ -178,6 +176,7 @@ def _in_rounds(
         source, which = trained, "result"
     if summary is not None:
         print(common.describe_summary(summary, target))
+        print(following.trained(target, config, tuple(summary.get("examples", ()))))
     return 0
 
 

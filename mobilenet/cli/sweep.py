@@ -21,14 +21,13 @@ top-1, and stops hopeless trials early. Several processes of one command share a
 experiments/README.md says how to write an experiment file.
 """
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mobilenet.cli import common
+from mobilenet.cli import common, following
 from mobilenet.cli.main import DIVERGED, FAILED
 from mobilenet.config import Config
 from mobilenet.experiment import (
@@ -149,7 +148,7 @@ def report(
         print(f"{listing.results(planned, outcome.statuses, workdir)}\n")
     print(listing.summary(planned, outcome.statuses, workdir))
     if outcome.done:
-        print(f"next: mobilenet compare --workdir={shlex.quote(str(workdir))}")
+        print(following.lines(following.command("compare", workdir=workdir)))
     if outcome.failed or outcome.having("damaged") or (waited and outcome.unfinished):
         return FAILED
     return DIVERGED if outcome.having("diverged") else 0

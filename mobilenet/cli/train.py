@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from mobilenet import experiment, rundir
-from mobilenet.cli import common
+from mobilenet.cli import common, following
 
 REQUIRED = ("workdir",)
 
@@ -52,4 +52,5 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     summary = common.train(values, config, workdir)
     if summary is not None:
         print(common.describe_summary(summary, workdir))
+        print(following.trained(workdir, config, tuple(summary.get("examples", ()))))
     return 0

@@ -265,5 +265,8 @@ def as_flags(message: str) -> str:
     dotted = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True) if "." in key)
     # Keys without a dot are words as well: they are keys where they are given a value.
     words = "|".join(key for key in known if "." not in key)
+    # What reads images has its settings by their last names: on_error='skip'.
+    own = [key.removeprefix("data.") for key in known if key.startswith("data.") and "_" in key]
+    message = re.sub(rf"(?<![\w./-])({'|'.join(map(re.escape, own))})(?==)", r"data.\1", message)
     pattern = rf"(?:{dotted})(?![\w*]|\.\w)|(?:{words})(?==)|(?<=did you mean )(?:{words})(?=\?)"
     return re.sub(rf"(?<![\w./-])(?:{pattern})", r"--config.\g<0>", message)

@@ -14,7 +14,7 @@ import numpy as np
 
 # These words are defined here, because configurations import only this module of the package.
 METHODS = ("none", "magnitude", "random", "saliency", "rigl", "set", "zeros")
-REGROWING = ("rigl", "set")  # methods that exchange weights at a constant number of weights
+REGROWING = ("rigl", "set")  # methods that exchange weights and keep their number
 DISTRIBUTIONS = ("uniform", "erk", "global")
 SCHEDULES = ("one_shot", "cubic")
 # Modules with few but important weights: a depthwise channel has nine; the stem reads the image.

@@ -147,7 +147,7 @@ def _find_prepared(name: str, data_dir: Path) -> Path:
         raise DatasetError(
             f"dataset {name!r} is not prepared in {data_dir}; prepare it with "
             f"`mobilenet prepare --dataset={name} --data_dir={data_dir}`, or name the folder that "
-            "has it with data_dir."
+            "has it with data.data_dir=DIR."
         )
     return found[max(found)]
 

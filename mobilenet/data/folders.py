@@ -68,7 +68,9 @@ def open_folder(
       DatasetError: one sentence that says what is wrong and what to do.
     """
     if not data_dir:
-        raise DatasetError("dataset 'folder' needs a folder of images; name it with data_dir.")
+        raise DatasetError(
+            "dataset 'folder' needs a folder of images; name it with data.data_dir=DIR."
+        )
     root = _require_folder("data_dir", data_dir)
     walk = Walk()
     folders = walk.folders(root)

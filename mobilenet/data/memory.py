@@ -39,7 +39,7 @@ class UnreadableExample(views.UnreadableImage):
 def describe_failure(source: Source, index: int, reason: object) -> str:
     if isinstance(reason, MemoryError):  # its message is mostly empty
         reason = "it needs more memory than there is."
-    if isinstance(reason, OSError) and reason.strerror:  # which else has a number and the path
+    if isinstance(reason, OSError) and reason.strerror:  # its text repeats the path
         reason = f"{reason.strerror}."
     return f"{source.describe(index)}: {reason}"
 

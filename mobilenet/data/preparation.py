@@ -60,7 +60,7 @@ def prepare_digits(data_dir: Path) -> Path:
     except OSError as error:
         raise DatasetError(
             f"the embedded digits could not be written to {target} ({error}); "
-            "name a writable folder with data_dir, or set XDG_CACHE_HOME."
+            "name a writable folder with data.data_dir=DIR, or set XDG_CACHE_HOME."
         ) from error
     try:
         import tensorflow_datasets as tfds
@@ -89,7 +89,7 @@ def prepare_digits(data_dir: Path) -> Path:
     except OSError as error:
         raise DatasetError(
             f"the embedded digits could not be written to {target} ({error}); "
-            "name a writable folder with data_dir, or set XDG_CACHE_HOME."
+            "name a writable folder with data.data_dir=DIR, or set XDG_CACHE_HOME."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,7 +113,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str] = "") -> Path:
     """
     data_dir = os.fspath(data_dir)
     if name == "folder":
-        raise DatasetError("dataset 'folder' needs no preparation; open it with data_dir.")
+        raise DatasetError("dataset 'folder' needs no preparation; open it with data.data_dir=DIR.")
     if name == "digits":
         return prepare_digits(Path(data_dir).expanduser() if data_dir else cache_dir())
     parse_name(name)
@@ -147,8 +147,8 @@ def _check_format(name: str, folder: Path) -> None:
     if stored_format(folder) != "array_record":
         raise DatasetError(
             f"{folder} already holds {name!r} in another format; convert it with "
-            f"`mobilenet prepare --from_tfrecord={folder} --data_dir=NEW_DIR`, or name "
-            "another data_dir."
+            f"`mobilenet prepare --from_tfrecord={folder} --data_dir=NEW_DIR`, or give "
+            "another --data_dir."
         )
 
 
@@ -200,7 +200,7 @@ def _explained(name: str, root: Path) -> Iterator[None]:
     except OSError as error:
         raise DatasetError(
             f"dataset {name!r} could not be written to {root} ({_reason(error)}); name a writable "
-            "folder with data_dir."
+            "folder with --data_dir=DIR."
         ) from error
 
 

@@ -204,8 +204,8 @@ def multiply(
         "double": the product by `high_multiply`, then its right shift by `rounding_shift`, half
         away from zero, as in gemmlowp and TFLite's reference kernels.
         "builtin": the same, but with the right shift half upwards in those operations in which
-        TFLite's built-in kernels on x86 do so: convolutions and dense layers (computed by ruy, a
-        matrix library) and "offset" means. Other operations use "double".
+        TFLite's built-in kernels on x86 do so: "offset" means, and dense layers and convolutions
+        that are not depthwise (computed by ruy, a matrix library). Others use "double".
         "single": one rounding, half upwards, as in TFLite built with TFLITE_SINGLE_ROUNDING.
       name: of the operation, for the message.
 
@@ -727,6 +727,7 @@ def _check_table_size(grid: Grid, name: str) -> None:
 class Graph:
     """A quantised network.
 
+    Attributes:
       operations: in the order in which they run.
       input, output: names of the network's input tensor and of its result.
       grids: the grid of every tensor, by name.

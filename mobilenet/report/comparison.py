@@ -18,10 +18,11 @@ from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.analysis import plots, runs, stats
 from mobilenet.analysis.stats import Frame
-from mobilenet.report import comparison_speeds, comparison_views, networks, results
+from mobilenet.report import comparison_speeds, comparison_text, comparison_views, networks, results
 from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError
 from mobilenet.report.table import Table
+from mobilenet.sweep import naming
 
 # What decides which images a run has learned from and is tested on.
 DATA_KEYS = (
@@ -87,7 +88,8 @@ def load(directory: Path) -> Comparison:
     }
     values = {group: _values(frame, members[group]) for group in members}
     groups_done = set(found.done["group"])
-    labels = _labels(values)
+    names = comparison_text.names(directory)
+    labels = _labels(values, names)
     _check(directory, found.done, summaries, labels)
     differing = _differences([mine for group, mine in values.items() if group in groups_done])
     rows = [
@@ -108,8 +110,9 @@ def load(directory: Path) -> Comparison:
     notes += [f"cannot be read: {run}: {unread.loc[run, 'error']}" for run in unread.index]
     if differing:
         notes.append(f"not only the networks differ: {', '.join(differing)}")
+    named = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
     return Comparison(
-        sorted(rows, key=_order),
+        sorted(rows, key=lambda row: (named.get(row["network"], len(named)), *_order(row))),
         {paths[0]: tuple(paths) for paths in members.values()},
         tuple(notes),
     )
@@ -165,16 +168,24 @@ def _varying(values: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key, distinct in found.items() if len(distinct) > 1]
 
 
-def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """group -> name and width, and more where two networks would have one label."""
+def _labels(values: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+    """group -> the sweep's name, else network and width; and more where two would have one label.
+
+    Args:
+      values: group -> configuration.
+      names: group -> name, of the groups that a sweep has named.
+    """
     resolutions = {mine.get("data.image_size") for mine in values.values()} - {None}
     labels = {}
     for group, mine in values.items():
+        if group in names:
+            labels[group] = names[group]
+            continue
         model, width = mine.get("model.name"), mine.get("model.width_multiplier")
         if model is None or width is None:
             # Of a point that has not begun only what it overrides is known.
             known = {key: value for key, value in mine.items() if value is not None}
-            labels[group] = _short(known) or f"configuration {group}"
+            labels[group] = naming.describe(known) if known else f"configuration {group}"
             continue
         labels[group] = f"{networks.label(model)} {float(width)}"
         if len(resolutions) > 1 and mine.get("data.image_size") is not None:
@@ -184,7 +195,8 @@ def _labels(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         same = [group for group in complete if labels[group] == label]
         varying = _varying(values[group] for group in same)
         for group in same if varying else ():
-            labels[group] += f", {_short({key: values[group].get(key) for key in varying})}"
+            differing = naming.describe({key: values[group].get(key) for key in varying})
+            labels[group] += f", {differing}"
     return labels
 
 
@@ -195,11 +207,6 @@ def _differences(values: Iterable[Mapping[str, Any]]) -> list[str]:
         for key in _varying(values)
         if not key.startswith("model.") and key != "data.image_size" and key not in DATA_KEYS
     ]
-
-
-def _short(values: Mapping[str, Any]) -> str:
-    """Keys, of which the last part tells enough, and values."""
-    return ", ".join(f"{key.split('.')[-1]}={_text(value)}" for key, value in values.items())
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mobilenet import architecture
+from mobilenet import architecture, settings
 from mobilenet import config as config_lib
 from mobilenet.config import Config, ConfigError
 from mobilenet.experiment import load_config, load_module
@@ -38,7 +38,7 @@ def find_claim(name: str) -> Claim:
     """The claim of a name; ConfigError, with the names that there are, for another one."""
     known = {claim.name: claim for claim in CLAIMS}
     if name not in known:
-        raise ConfigError(f"{name!r} is no claim; there are {', '.join(known)}.")
+        raise ConfigError(f"{name!r} is no claim; {settings.choices(name, known)}")
     return known[name]
 
 

@@ -1,6 +1,6 @@
 """Names of the variants in a sweep's directory, for those who read its runs.
 
-    WORKDIR/variants.json    group of runs -> the variant's name, and the group of its baseline
+    WORKDIR/variants.json    of each variant its group, its name and the group of its baseline
 
 A group is the hash of a configuration without its seed (`points.Point.group`), so experiments that
 share a directory share the file, too.
@@ -41,7 +41,8 @@ def write(workdir: Path, variants: Mapping[str, Variant]) -> None:
     both = {**known, **variants}
     if both != known:
         rundir.write_json(
-            workdir / FILE, {group: dataclasses.asdict(each) for group, each in both.items()}
+            workdir / FILE,
+            [{"group": group, **dataclasses.asdict(each)} for group, each in both.items()],
         )
 
 
@@ -52,8 +53,11 @@ def read(workdir: Path) -> dict[str, Variant]:
       FileError: the file is damaged.
     """
     path = workdir / FILE
-    found = rundir.read_json(path, dict) or {}
+    advice = "delete it, and the sweep's command writes it again"
     try:
-        return {group: Variant(each["name"], each["baseline"]) for group, each in found.items()}
+        found = rundir.read_json(path, list) or ()
+        return {each["group"]: Variant(each["name"], each["baseline"]) for each in found}
+    except rundir.FileError as error:
+        raise rundir.FileError(path, error.what, advice) from error
     except (KeyError, TypeError) as error:
-        raise rundir.FileError(path, "does not name variants", "delete it") from error
+        raise rundir.FileError(path, "does not name variants", advice) from error

@@ -461,7 +461,7 @@ def _spawn(plan: Path, workdir: Path, *, jobs: int, lanes: int, max_failures: in
 
 
 def _raise_broken(codes: Sequence[int], logs: Sequence[tuple[Path, int]]) -> None:
-    """Raises the errors of workers: exit codes, and of each its log and the place where it began."""
+    """Raises the errors of workers: exit codes, and each log with the place to read it from."""
     broken = [index for index, code in enumerate(codes) if code]
     if not broken:
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenet import build, rundir, runtime
+from mobilenet import settings as settings_lib
 from mobilenet.config import ConfigError
 from mobilenet.sweep import lanes as lanes_lib
 from mobilenet.sweep import machine, runner
@@ -86,7 +87,7 @@ def parse(settings: Sequence[str]) -> dict[str, Any]:
             )
         name, kind = SETTINGS[key]
         try:
-            parsed[name] = kind(value)
+            parsed[name] = settings_lib.parse(key, settings_lib.Kind(kind), value)
         except ValueError as error:
             raise ConfigError(
                 f"--slurm has {text!r}; {key} must be a number, such as {key}=4."

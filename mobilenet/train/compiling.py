@@ -10,7 +10,8 @@ programs in the file.
 import contextlib
 import json
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,29 @@ def remember(program: str, arrays: int, seconds: float) -> None:
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             write_atomically(path, json.dumps(kept, indent=1) + "\n")
     _known.add(program)
+
+
+class Program:
+    """The compiled train step of a run, whose first step is announced and timed.
+
+    Args:
+      key: equal for equal programs on one kind and number of devices; "" is unknown, and silent.
+      arrays: weight arrays of its network.
+    """
+
+    def __init__(self, key: str, arrays: int) -> None:
+        self._key, self._arrays = f"{key} {jax.device_count()} {jax.__version__}", arrays
+        self._shown = bool(key) and jax.process_index() == 0
+        self._began = 0.0
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        """Before the first step: says about how long it compiles, unless it is compiled."""
+        text = announcement(self._key, self._arrays) if self._shown else None
+        if text is not None:
+            say(text)
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """After the first step: keeps how long it took."""
+        if self._shown:
+            remember(self._key, self._arrays, time.monotonic() - self._began)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mobilenet.terminal import counted
 from mobilenet.train import compiling, metrics, steps
 from mobilenet.train import lanes as lanes_lib
 from mobilenet.train.lanes import Lane, Stopped, score
@@ -257,7 +258,8 @@ def train_lanes(
         pending: list[tuple[int, Any]] = []
         window_began, waited = time.monotonic(), 0.0
         compiled_at: float | None = None
-        program = _Program(parts, state)
+        arrays = len(jax.tree.leaves(state.params))
+        program = compiling.Program(parts.program and f"{parts.program} {parts.lanes}", arrays)
 
         def alive() -> list[Lane]:
             """Lanes that still train; raises if the last one has stopped."""
@@ -313,8 +315,9 @@ def train_lanes(
         try:
             for step in range(start + 1, parts.total_steps + 1):
                 if lanes[0].is_stale(parts.patience, parts.best_by):
+                    waiting = counted(parts.patience, "validation")
                     progress.line(
-                        f"No better validation {parts.best_by} in {parts.patience} validations: "
+                        f"No better validation {parts.best_by} in {waiting}: "
                         f"ending at step {end} of {parts.total_steps}."
                     )
                     break
@@ -324,13 +327,13 @@ def train_lanes(
                 waited += time.monotonic() - asked
                 sharded = steps.shard(batch, lanes=parts.lanes is not None)
                 if compiled_at is None:
-                    program.announce(progress)
+                    program.begin(progress.line)
                 state, values = parts.train_step(state, sharded, parts.hyper(step - 1))
                 pending.append((step, values))
                 if compiled_at is None:
                     jax.block_until_ready(values)
                     compiled_at = time.time()
-                    program.done()
+                    program.end()
                     progress.compiled(step)
                     for lane in lanes:
                         lane.summary["first_step_seconds"] = round(compiled_at - began, 3)
@@ -428,33 +431,13 @@ def train_lanes(
         return [lane.summary for lane in lanes]
 
 
-class _Program:
-    """The compiled train step of a run: says how long it compiles, and keeps how long it took."""
-
-    def __init__(self, parts: Parts, state: TrainState) -> None:
-        self._key = f"{parts.program} {parts.lanes} {jax.device_count()} {jax.__version__}"
-        self._arrays = len(jax.tree.leaves(state.params))
-        self._shown = bool(parts.program) and jax.process_index() == 0
-        self._began = 0.0
-
-    def announce(self, progress: Progress) -> None:
-        text = compiling.announcement(self._key, self._arrays) if self._shown else None
-        if text is not None:
-            progress.line(text)
-        self._began = time.monotonic()
-
-    def done(self) -> None:
-        if self._shown:
-            compiling.remember(self._key, self._arrays, time.monotonic() - self._began)
-
-
 def _describe(split: str, step: int, evaluation: Evaluation, lane: int | None) -> str:
     skipped = f", {len(evaluation.skipped)} unreadable" if evaluation.skipped else ""
     which = "" if lane is None else f" of lane {lane}"
     top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
     return (
         f"{split}{which} at step {step}: top-1 {100 * evaluation.top1:.2f} %{top5}, "
-        f"loss {evaluation.mean_loss:.4f}, {len(evaluation.label)} images{skipped}"
+        f"loss {evaluation.mean_loss:.4f}, {counted(len(evaluation.label), 'image')}{skipped}"
     )
 
 

@@ -22,12 +22,12 @@ def mean(accumulators: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, flo
 
 # Bins of the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2).
 CALIBRATION_BINS = 15
-# Top-5 of so many classes is 100 % whatever the network answers, so it is not shown.
+# With at most this many classes top-5 is always 100 %, so it is not shown.
 TRIVIAL_TOP5 = 5
 
 
 def shows_top5(num_classes: int) -> bool:
-    """Whether top-5 accuracy says anything with so many classes."""
+    """Whether top-5 accuracy is informative with this many classes."""
     return num_classes > TRIVIAL_TOP5
 
 
@@ -42,7 +42,7 @@ class Evaluation:
       top: the classes with the largest logits, best first, int32 [N, min(5, K)].
       num_classes: K.
       skipped: examples that could not be read, by index.
-      logits: float32 [N, K]; None where they were not kept, as in training.
+      logits: float32 [N, K]; None if they were not kept, as in training.
     """
 
     index: np.ndarray
@@ -65,7 +65,7 @@ class Evaluation:
 
     @property
     def shows_top5(self) -> bool:
-        """Whether top-5 says anything: it is always 1 for five classes or fewer."""
+        """Whether top-5 is informative: it is always 1 for five classes or fewer."""
         return shows_top5(self.num_classes)
 
     @functools.cached_property
@@ -83,7 +83,7 @@ class Evaluation:
 
         ECE = sum over bins of (images of the bin / all images) * |accuracy - mean confidence|, with
         bin m of M holding confidences in ((m - 1) / M, m / M] (Guo et al. 2017, equation 3). Sums
-        are exactly rounded, so the order of examples cannot show.
+        are rounded exactly, so the order of examples has no effect.
         """
         confidence = self.confidence
         if confidence is None:
@@ -108,10 +108,10 @@ class Evaluation:
     def per_class(self) -> dict[str, np.ndarray]:
         """Precision, recall, F1 (float64 [K]), support and predicted (int64 [K]) of each class.
 
-        `support` counts the images of the class, `predicted` those that were taken for it. A ratio
-        without examples (a class never predicted, or absent) is 0, as scikit-learn has it. With
-        logits also `confidence`, the mean confidence over the images of the class: it is above the
-        recall where the network is too sure.
+        `support` counts the images of the class, `predicted` the images that the network assigns to
+        it. A ratio without examples (a class never predicted, or absent) is 0, as in scikit-learn.
+        With logits also `confidence`, the mean confidence over the images of the class. It is above
+        the recall if the network is overconfident.
         """
         matrix = self.confusion_matrix()
         hits = np.diag(matrix).astype(np.float64)

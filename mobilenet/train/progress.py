@@ -34,7 +34,8 @@ class Progress:
         self._done = self._start = start
         self._began = time.monotonic()
         self._bar = None
-        if self._stream.isatty() and not self._quiet:
+        # Without steps, as in post-training quantisation, there is nothing to show a bar of.
+        if self._stream.isatty() and not self._quiet and total > start:
             self._bar = tqdm(
                 total=total,
                 initial=start,

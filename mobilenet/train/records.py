@@ -1,4 +1,4 @@
-"""What a run leaves behind besides checkpoints: configuration, metrics, events, summary.
+"""The records of a run besides its checkpoints: configuration, metrics, events, summary.
 
 config.json     the configuration, complete
 metrics.jsonl   one JSON object per line: training means, validations

@@ -10,6 +10,9 @@ mlruns/           of MLflow, where MLFLOW_TRACKING_URI names no other place; mlf
                   the run's id
 """
 
+# Weights & Biases and MLflow are extras; types are not checked against them.
+# pyright: reportMissingImports=false
+
 import contextlib
 import csv
 import importlib.util
@@ -33,6 +36,8 @@ Rows = Callable[[], Sequence[Row]]
 
 # Names of a row that say where it belongs; the others are metrics.
 PLACE = ("step", "epoch", "split")
+# Writers whose packages are extras -> what installs them.
+EXTRAS = {"wandb": "`pip install -e '.[wandb]'`", "mlflow": "`pip install -e '.[mlflow]'`"}
 PROJECT = "mobilenet"  # of Weights & Biases, and MLflow's experiment, where nothing else is asked
 
 
@@ -52,7 +57,7 @@ class Writer(Protocol):
 
 def missing_package(names: Sequence[str]) -> str | None:
     """The first of the writers whose package is not installed."""
-    packages = (name for name in names if name in ("wandb", "mlflow"))
+    packages = (name for name in names if name in EXTRAS)
     return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 
@@ -162,9 +167,9 @@ def _final(summary: Row) -> dict[str, float]:
 class _Service:
     """What Weights & Biases and MLflow share.
 
-    Every row is logged once, whatever was killed when: opening logs the rows of metrics.jsonl that
-    the service lacks. A service that fails later does not end a training of days: the rows stay in
-    metrics.jsonl, and are logged when the run continues.
+    Every row is logged once: opening logs the rows of metrics.jsonl that the service lacks, and
+    rows that the run repeats after a kill are left out. A service that fails later does not end a
+    training of days: the rows stay in metrics.jsonl, and are logged when the run continues.
     """
 
     label = ""
@@ -202,7 +207,12 @@ class _Service:
 
 
 class _Wandb(_Service):
-    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise."""
+    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise.
+
+    Its own process writes and sends in the background, so that a kill takes the rows of the last
+    seconds from it, or all. Offline, the part of a run that was not closed is put aside, and its
+    rows are logged again by the next part; online, the service knows up to which step it has them.
+    """
 
     label = "Weights & Biases"
 
@@ -237,21 +247,34 @@ class _Wandb(_Service):
                 f"Weights & Biases cannot log this run: {error} Set WANDB_MODE=offline, or leave "
                 "wandb out of --config.log.writers."
             ) from error
+        self._remember({"part": Path(self._run.dir).parent.name})
+        # Of a run that it continues online, the service refuses earlier steps.
+        self._first = self._run.step
         if mode == "offline":
             log.info("Weights & Biases: `wandb sync %s/wandb/offline-run-*` uploads.", workdir)
         for row in rows():
             self.write(row)
 
     def _read(self) -> tuple[str, set[tuple[int, str]]]:
-        """The run's id, "" before there is one, and the rows that it has."""
+        """The run's id, "" before there is one, and the rows of its parts that were closed."""
         id, logged = "", set()
+        part, rows = "", set()
         for line in (rundir.read_bytes(self._path) or b"").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill cuts the last line
                 known = json.loads(line)
                 if "id" in known:
                     id = str(known["id"])
+                elif "part" in known:
+                    part, rows = str(known["part"]), set()
+                elif "closed" in known:
+                    logged |= rows
+                    part = ""
                 else:
-                    logged.add((known["step"], known["split"]))
+                    rows.add((known["step"], known["split"]))
+        if part.startswith("offline-"):  # so `wandb sync wandb/offline-run-*` passes it over
+            with contextlib.suppress(OSError):
+                directory = self._path.parent / "wandb"
+                (directory / part).rename(directory / f"killed-{part}")
         return id, logged
 
     def _remember(self, known: Row) -> None:
@@ -261,7 +284,7 @@ class _Wandb(_Service):
 
     def _log(self, row: Row) -> None:
         place = (row["step"], row["split"])
-        if place in self._logged:
+        if place in self._logged or row["step"] < self._first:
             return
         # A training row waits for the validation of its step, if there is one.
         self._run.log(
@@ -276,8 +299,9 @@ class _Wandb(_Service):
         self._run.summary.update({**_final(summary), "status": status})
 
     def _close(self) -> None:
-        self._file.close()
         self._run.finish()
+        self._remember({"closed": True})
+        self._file.close()
 
 
 class _Mlflow(_Service):
@@ -297,7 +321,9 @@ class _Mlflow(_Service):
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             self._id = self._continue_or_create(workdir)
-        except mlflow.MlflowException as error:
+        except rundir.RunDirectoryError:
+            raise
+        except Exception as error:  # its file store raises plain ones
             raise rundir.RunDirectoryError(
                 f"MLflow cannot log this run: {error} Set MLFLOW_TRACKING_URI to the store that "
                 "has it, or leave mlflow out of --config.log.writers."

@@ -25,12 +25,15 @@ def test_in_and_out_again(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     labels.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\n\r\nd\r\ne\r\n")
     argv = ["convert", "--from=torchvision", str(checkpoint), f"--to={run}"]
     assert main([*argv, f"--labels={labels}", "--config.data.image_size=96"]) == 0
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().out.replace(" \\\n      ", " ") == (
         f"{run}: MobileNetV2 0.35, 5 outputs, 96 pixels, padding SYMMETRIC, BN epsilon 1e-05, "
-        "pictures imagenet\n"
+        "images imagenet\n"
         "The file does not say how images are prepared; assumed is "
         "model.padding=SYMMETRIC, model.bn_epsilon=1e-05, data.normalization=imagenet, "
         "data.crop_fraction=0.875. Change it with --config.KEY=VALUE.\n"
+        f"next: mobilenet predict --workdir={run} photo.jpg\n"
+        "  or: mobilenet train --config=experiments/transfer/finetune.py "
+        f"--workdir={run}_finetuned --config.pretrained={run} --config.data.data_dir=IMAGES\n"
     )
     assert rundir.read_config(run).data.image_size == 96
     assert json.loads((run / "data.json").read_text())["class_names"] == list("abcde")
@@ -51,14 +54,14 @@ def test_in_and_out_again(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
         (["--from=keras", "m.h5"], "--to is missing"),
         (["--to=x"], "Give either --from=FORMAT and a file"),
         (["--to=x", "--from=keras", "--workdir=y", "m.h5"], "Give either --from=FORMAT"),
-        (["--to=x", "--from=keras"], "0 files were given; write mobilenet convert --from=keras"),
+        (["--to=x", "--from=keras"], "0 files given; write mobilenet convert --from=keras"),
         (["--to=x", "--from=keras", "nowhere.h5"], "nowhere.h5 does not exist"),
         (["--to=x", "--from=onnx", "nowhere.h5"], "'onnx' is not known; allowed are keras"),
         (["--to=x", "--from=keras", "m", "--names=torchvision"], "--names goes with --workdir"),
         (["--to=x", "--from=keras", "m", "--labels=none"], "--labels=none cannot be read"),
         (
             ["--to=x", "--from=keras", "m", "--config.model.pading=SAME"],
-            "did you mean model.padding",
+            "did you mean --config.model.padding?",
         ),
         (["--to=x.pth", "--workdir=/proc"], "no config.json"),
         (["--to=x.pth", "--workdir=y", "--labels=z"], "--config and --labels go with --from"),

@@ -153,7 +153,7 @@ def test_a_table_fits_its_terminal(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--format=xml", "a.jpg"], "--format is 'xml'; allowed are table, csv, json."),
+        (["--format=xml", "a.jpg"], "--format is 'xml'; allowed are table, csv, json"),
         (["--top=0", "a.jpg"], "--top is 0; it must be 1 or more."),
         ([], "No image was given"),
     ],

@@ -65,9 +65,9 @@ def test_hints_install_extras_from_the_checkout():
         # Parts of a text that stands in several lines are joined first.
         text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())
         for hint in re.findall(r"pip\s+install\s+([^`]*)`", text):
-            match = re.fullmatch(r"-e\s+'\.\[(\w+)\]'", hint)
+            match = re.fullmatch(r"-e\s+'\.\[(\w+|\{\w+\})\]'", hint)
             assert match, f"{path}: pip install {hint}"
-            found.add(match[1])
+            found |= {match[1]} - {"{missing}"}
     assert found <= set(project["optional-dependencies"]) and "export" in found
 
 
@@ -161,6 +161,8 @@ def test_flags_take_the_numbers_that_keys_take():
         ("data.data_dir is ''; give it.", "--config.data.data_dir is ''; give it."),
         ("set quantize.weights.bits.", "set --config.quantize.weights.bits."),
         ("set pretrained='runs/a'", "set --config.pretrained='runs/a'"),
+        ("use in_memory='never'.", "use --config.data.in_memory='never'."),
+        ("with --data_dir=DIR", "with --data_dir=DIR"),
         ("did you mean seed?", "did you mean --config.seed?"),
         ("such as --config.data.data_dir or", "such as --config.data.data_dir or"),
         ("/home/me/model.name is no file", "/home/me/model.name is no file"),

@@ -63,7 +63,7 @@ def test_digits_without_a_writable_folder(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")  # a file where a folder is needed; root may write anywhere
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(
-        DatasetError, match="name a writable folder with data_dir, or set XDG_CACHE"
+        DatasetError, match="name a writable folder with data.data_dir=DIR, or set XDG_CACHE"
     ):
         open_dataset("digits")
 

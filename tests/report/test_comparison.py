@@ -14,7 +14,14 @@ from support import write_run
 from mobilenet import config as config_lib
 from mobilenet import experiment
 from mobilenet.cli import common
-from mobilenet.report import comparison, comparison_speeds, comparison_views, networks, rows
+from mobilenet.report import (
+    comparison,
+    comparison_speeds,
+    comparison_text,
+    comparison_views,
+    networks,
+    rows,
+)
 from mobilenet.report.pages import comparison as comparison_page
 from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
@@ -86,8 +93,9 @@ def test_one_seed_has_no_interval_and_machines_may_be_several(tmp_path: Path):
     v2, resnet = comparison.load(tmp_path).rows
     assert [v2[k] for k in ("top1_mean", "top1_std", "low", "high")] == ["50.00", "", "", ""]
     assert (resnet["commit"], resnet["lanes"]) == ("old; new", "2")
-    shown = comparison_views.text([v2, resnet])
-    assert " 50.00  1 " in shown and "share their time, 2 at once: ResNet-18 0.25" in shown
+    shown = comparison_text.text([v2, resnet])
+    assert ["MobileNetV2", "0.35", "1", "50.00"] in [line.split() for line in shown.splitlines()]
+    assert "share their time, 2 at once: ResNet-18 0.25" in shown
 
 
 def test_labels_tell_networks_of_one_name_apart(tmp_path: Path):
@@ -132,8 +140,8 @@ def test_unfinished_runs_are_told(tmp_path: Path):
     assert "not finished: MobileNetV2 0.35, seed 1 failed" in found.notes
     assert "points/0_1 ended with: out of memory" in found.notes
     assert any(note.startswith("cannot be read: points/1_1: config.json") for note in found.notes)
-    shown = comparison_views.text(found.rows, found.notes)
-    assert ["ResNet-18", "0.25", "-", "0"] in [line.split()[:4] for line in shown.splitlines()]
+    shown = comparison_text.text(found.rows, found.notes)
+    assert ["ResNet-18", "0.25", "0", "-"] in [line.split()[:4] for line in shown.splitlines()]
     assert "out of memory" in shown
     assert len(comparison_views.finished(found.rows)) == 1
 
@@ -189,11 +197,11 @@ def test_speeds_are_those_of_the_benchmark(tmp_path: Path):
     ]  # fmt: skip
     assert (row["batch_size"], row["peak_mb"], row["rounds"]) == ("64", "12", "3")
     assert (row["speed_device"], row["speed_commit"]) == ("1 x cpu (cpu)", "def")
-    shown = comparison_views.text([row])
+    shown = comparison_text.text([row])
     # The farthest round of the latency is the slowest, 25 % above; of images/s 20 % below.
     assert "2.00 ±25%  2,000 ±20%" in shown and "at 64" in shown
     (row,) = timed(comparison.load(tmp_path).rows, rounds=1)
-    assert " 2.00     2,000 " in comparison_views.text([row])
+    assert " 2.00     2,000 " in comparison_text.text([row])
 
 
 def test_only_what_was_not_measured_is_and_in_the_same_way(tmp_path: Path):
@@ -244,15 +252,17 @@ def every_network(root: Path) -> list[dict[str, str]]:
 def test_the_table_fits_a_terminal(tmp_path: Path):
     found = every_network(tmp_path)
     notes = [f"a note that is {'very ' * 30}long"]
-    lines = comparison_views.text(found, notes).splitlines()
-    assert max(map(len, lines)) <= 100
-    head, rule = lines[0], lines[2 : 2 + len(found)]
-    assert head.split()[:3] == ["network", "top-1", "n"]
-    # A line a network, nothing cut.
-    assert [line.split("  ")[0] for line in rule] == [row["network"] for row in found]
+    lines = comparison_text.text(found, notes).splitlines()
+    assert max(map(len, lines)) <= 80
+    # Two tables with a line for each network, nothing cut.
+    starts = [place for place, line in enumerate(lines) if line.startswith("variant")]
+    first, second = (lines[start + 2 : start + 2 + len(found)] for start in starts)
+    for table in (first, second):
+        assert [line.split("  ")[0] for line in table] == [row["network"] for row in found]
     assert "…" not in "\n".join(lines)
-    assert rule[0].split()[2:9] == ["52.00", "±4.97", "3", "23.5", "1.00", "94.1", "1234"]
-    assert "mean over n seeds" in "\n".join(lines)
+    assert first[0].split()[2:] == ["3", "52.00", "[47.03,", "56.97]"]
+    assert second[0].split()[2:5] == ["23.5", "1.00", "1234"]
+    assert "95 % t-interval" in " ".join(lines)
 
 
 def test_the_plot_shows_every_row_with_its_bars_and_name(tmp_path: Path):

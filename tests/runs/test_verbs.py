@@ -74,7 +74,7 @@ def test_cost_prints_the_papers_numbers(capsys: pytest.CaptureFixture[str]):
     assert main(["cost", f"--config={config}", "--config.model.num_classes=1000"]) == 0
     text = capsys.readouterr().out
     assert "3,504,872" in text and "300,774,272" in text and "1,505,280" in text
-    assert all(len(line) <= 88 for line in text.splitlines())
+    assert all(len(line) <= 80 for line in text.splitlines())
     assert main(["cost", f"--config={config}", "--config.model.num_classes=1000", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["totals"]["macs"] == 300_774_272
 

@@ -169,6 +169,8 @@ def test_settings_are_checked():
         slurm.parse(["nodes=2"])
     with pytest.raises(ConfigError, match="cpus must be a number"):
         slurm.parse(["cpus=many"])
+    found = slurm.parse(["time=1e2", "mem=1/2"])
+    assert found == {"timeout_min": 100, "mem_gb": 0.5} and isinstance(found["timeout_min"], int)
 
 
 def test_a_machine_without_slurm_is_told(

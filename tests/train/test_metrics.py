@@ -74,6 +74,7 @@ def test_calibration_error_by_hand():
     got = metrics.Evaluation(
         np.arange(4), label, np.ones(4, np.float32), np.array([[0, 1]] * 4, np.int32), 2, {}, logits
     )
+    assert got.confidence is not None
     np.testing.assert_allclose(got.confidence, confidence)
     gaps = [abs(1 + 0 - 0.8 - 0.75), abs(1 - 0.62), abs(0 - 0.6)]
     assert got.calibration_error == pytest.approx(sum(gaps) / 4, abs=1e-12)

@@ -61,6 +61,19 @@ def test_the_bar_fits_the_terminal(total: int, epochs: int, columns: int, shown:
     assert any(frame.strip() == "a line above" for frame in frames)
 
 
+def test_without_steps_there_is_no_bar():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for start, total in ((0, 0), (8, 8)):
+        terminal = Terminal()
+        progress = Progress(total, start, steps_per_epoch=4.0, stream=terminal)
+        progress.line("test at step 0")
+        progress.close()
+        assert terminal.getvalue() == "test at step 0\n"
+
+
 def test_the_time_left_does_not_count_the_compilation(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr("mobilenet.train.progress.time.monotonic", lambda: now[0])
@@ -97,6 +110,15 @@ def test_a_program_is_announced_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert compiling.announcement("b", 60) == "compiling, about 30 s (cached afterwards)"
     compiling.remember("a", 100, 1.0)  # loaded: says nothing of a compilation
     assert json.loads((cache / compiling.FILE).read_text())["a"]["seconds"] == 50.0
+
+
+def test_a_first_step_is_announced_and_timed(cache: Path):
+    said: list[str] = []
+    for key in ("a", "a", "b", ""):
+        program = compiling.Program(key, 10)
+        program.begin(said.append)
+        program.end()
+    assert len(said) == 2 and len(json.loads((cache / compiling.FILE).read_text())) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 3}', '{"a": {"seconds": "x"}}'])

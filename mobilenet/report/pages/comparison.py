@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenet.analysis import plots, stats
-from mobilenet.report import comparison, comparison_views, networks, results
+from mobilenet.report import comparison, comparison_text, comparison_views, networks
 from mobilenet.report.pages import blocks, recipes
 from mobilenet.report.pages.blocks import Grid, Line, Page, Row, Section
 
@@ -72,17 +72,11 @@ def _differences(directory: Path, rows: Sequence[Row]) -> dict[str, stats.Interv
         return {}
     logs = directory / base["logs"]
     runs = comparison.load(logs).runs
-
-    def top1(row: Row) -> dict[int, float]:
-        found = {}
-        for run in runs[row["run"]]:
-            summary = results.read_summary(logs / run, ())
-            if summary.get("status") == "done":
-                found[summary["seed"]] = 100 * summary["test"]["top1"]
-        return found
-
+    theirs = comparison_text.top1(logs, runs[base["run"]])
     return {
-        row["network"]: networks.between(top1(row), top1(base)) for row in rows if row is not base
+        row["network"]: networks.between(comparison_text.top1(logs, runs[row["run"]]), theirs)
+        for row in rows
+        if row is not base
     }
 
 
@@ -101,7 +95,7 @@ def _range(row: Row, field: str) -> str:
     if not row[field]:
         return "–"
     middle, low, high = (
-        comparison_views.digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high")
+        comparison_text.digits(float(row[f"{field}{end}"])) for end in ("", "_low", "_high")
     )
     return f"{middle} ({low}–{high})"
 

@@ -99,10 +99,10 @@ def _scale(row: Row) -> str:
 
 
 def draw_budgets(rows: Sequence[Row]) -> Figure:
-    """What compressed networks cost and how accurate they are, beside dense ones.
+    """What compressed networks cost and how accurate they are, next to dense ones.
 
     Args:
-      rows: of the compression table, whose runs learned from the same pictures.
+      rows: of the compression table, whose runs learned from the same images.
     """
     most = max(int(row["macs"]) for row in rows)
     table = []

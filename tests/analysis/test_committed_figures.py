@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mobilenet import rundir
 from mobilenet.analysis import plots
-from mobilenet.report import benchmarks, comparison, rows, variants
+from mobilenet.report import benchmarks, comparison_views, rows, variants
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 FIGURES = RESULTS / "figures"
@@ -23,7 +23,7 @@ def sensitivity(of: str) -> Figure:
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    "comparison_cifar": lambda: comparison.plot(rows.read(RESULTS / "comparison.csv")),
+    "comparison_cifar": lambda: comparison_views.plot(rows.read(RESULTS / "comparison.csv")),
     "compression_cifar": lambda: variants.draw_budgets(rows.read(RESULTS / "compression.csv")),
     "overview": plots.overview,
     "sensitivity_activations_cifar": lambda: sensitivity("activations"),

@@ -48,6 +48,7 @@ CAPTIONS = {
     "03_shortcut_loss": "the same, training loss",
     "03_squeeze_excite": "squeeze-and-excitation or none",
     "03_squeeze_excite_loss": "the same, training loss",
+    "overview": "the way of a network through the project's commands",
     "04_above": "published methods, points above uniform widths",
     "04_bytes": "published accuracy against bytes",
     "04_macs": "published accuracy against MACs",

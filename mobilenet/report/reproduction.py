@@ -45,7 +45,7 @@ def find_claim(name: str) -> Claim:
 def check_scale(scale: str) -> None:
     """Refuses what is not one of `scales.SCALES` with a ConfigError."""
     if scale not in scales.SCALES:
-        raise ConfigError(f"--scale is {scale!r}; allowed are {', '.join(scales.SCALES)}.")
+        raise ConfigError(f"--scale is {scale!r}; allowed are:\n{scales.explain()}")
 
 
 # ----------------------------------------------------------------------------- claims with runs

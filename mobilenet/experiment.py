@@ -263,8 +263,9 @@ def _call(path: str, name: str) -> Any:
     file, _, arg = path.partition(":")
     if function is None:
         raise ConfigError(
-            f"--config={file} has no {name}(); it must return {RETURNS[name][1]}; "
-            "experiments/ablations/expansion.py has one."
+            f"--config={file} has no {name}(); it must return {RETURNS[name][1]}. Or let "
+            "variants() return a dictionary of names and overrides; experiments/README.md has an "
+            "example."
         )
     if inspect.signature(function).parameters:
         return function(arg)

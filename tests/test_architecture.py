@@ -123,7 +123,7 @@ def test_what_a_network_cannot_use_is_refused(name: str, overrides: dict[str, An
 
 
 def test_what_needs_mobilenet_v2s_plan_says_so():
-    with pytest.raises(ConfigError, match="model.name is 'resnet18'; .* plan of mobilenet_v2"):
+    with pytest.raises(ConfigError, match="model.name is 'resnet18', .* plan of mobilenet_v2"):
         architecture.plan(config_of("resnet18").model)
 
 

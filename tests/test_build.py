@@ -215,3 +215,15 @@ def test_the_compiled_step_rounds_at_every_site_or_nowhere(bits: int):
     sites = layers.sites(state.quant)
     # A fused computation may round again instead of keeping what it rounded.
     assert len(found) >= len(sites) == 18
+
+
+def test_runs_of_one_program_have_one_key():
+    data = build.build_data(tiny())
+
+    def key(**overrides: Any) -> str:
+        return build.program_key(tiny(**overrides), data, 10, None)
+
+    same = [{"optimizer__learning_rate": 0.5}, {"seed": 3}, {"train__num_epochs": 2.0}]
+    assert {key(**each) for each in same} == {key()}
+    other = [{"train__global_batch_size": 32}, {"model__width_multiplier": 0.5}]
+    assert len({key(), *(key(**each) for each in other)}) == 3

@@ -100,6 +100,11 @@ def test_the_tables_are_what_the_files_say():
     assert max(map(len, tables)) <= 110 and len(text.splitlines()) <= 220
 
 
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", PAGE.read_text())
+    assert len(links) > len(FOLDERS) and all((FOLDER / link).exists() for link in links)
+
+
 def test_costs_are_those_of_the_sweeps():
     for path in FOLDER.glob("*/*.py"):
         note = read_note(str(path), "Cost")

@@ -346,7 +346,7 @@ def test_a_run_does_not_continue_with_other_images(tmp_path: Path):
     ):
         build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
     (root / "dog" / "33.png").unlink()
-    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+    with pytest.raises(ConfigError, match=r"examples of \w+ before, \d+ now"):
         build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
 
 
@@ -359,7 +359,7 @@ def test_an_older_run_is_compared_by_the_number_of_its_examples(tmp_path: Path):
     rundir.write_json(tmp_path / "run" / "summary.json", {"examples": parts.facts[0]["examples"]})
     build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
     (root / "dog" / "3.png").unlink()
-    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+    with pytest.raises(ConfigError, match=r"examples of \w+ before, \d+ now"):
         build.build(on_folder(root), tmp_path / "run", shared=build.Shared())
 
 
@@ -394,6 +394,6 @@ def test_a_sweep_does_not_go_on_with_other_images(tmp_path: Path):
     rundir.write_json(first / "summary.json", {"status": "done", "step": 2})
     runner.check(made, sweep, build.Shared())
     (root / "dog" / "3.png").unlink()
-    with pytest.raises(ConfigError, match=r"examples of \w+ then, \d+ now"):
+    with pytest.raises(ConfigError, match=r"examples of \w+ before, \d+ now"):
         runner.check(made, sweep, build.Shared())
     runner.check(made[:1], sweep, build.Shared())  # nothing is left to train

@@ -13,7 +13,7 @@ from support import TINY_SWEEP, without_a_reader
 from mobilenet import experiment, streams
 from mobilenet.sweep import points
 from mobilenet.sweep.progress import Progress as SweepProgress
-from mobilenet.train.records import Progress
+from mobilenet.train.progress import Progress
 
 
 def broken_pipe() -> TextIO:
@@ -63,7 +63,7 @@ def test_what_is_read_arrives_and_other_errors_are_raised():
 @pytest.mark.parametrize("gone", [*GONE, lambda: open("/dev/full", "w", buffering=1)])
 def test_training_goes_on_without_a_terminal(gone):
     raw = gone()
-    progress = Progress(8, 0, stream=raw)
+    progress = Progress(8, 0, steps_per_epoch=4.0, stream=raw)
     row = {"loss": 1.0, "accuracy": 0.5, "images_per_second": 10.0, "data_wait": 0.0}
     for step in range(1, 9):
         progress.advance(step)

@@ -1,6 +1,6 @@
 """Run directories as pandas frames: one row for each run, and every metric that was recorded.
 
-Runs are read in any state: finished, running, failed, half written. The row of a run says what could
+Runs are read in any state: finished, running, failed, half written. A run's row says what could
 not be read; no run is left out.
 """
 

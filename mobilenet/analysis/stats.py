@@ -18,15 +18,19 @@ Frame: TypeAlias = Any
 Column: TypeAlias = Any
 
 UNBOUNDED = (-math.inf, math.inf)
-# Last part of a metric's name -> the values that it can have. Accuracies are fractions.
-RANGES = {"top1": (0.0, 1.0), "top5": (0.0, 1.0), "loss": (0.0, math.inf)}
+SHARE, POSITIVE = (0.0, 1.0), (0.0, math.inf)
+# A metric, or the last part of its name -> the values that it can have. Accuracies are fractions.
+RANGES = {
+    **dict.fromkeys(("top1", "top5", "accuracy", "data_wait"), SHARE),
+    **dict.fromkeys(("loss", "gradient_norm", "learning_rate", "images_per_second"), POSITIVE),
+}
 PERCENT = (0.0, 100.0)
 POINTS = (-100.0, 100.0)  # differences of accuracies in percent
 
 
 def range_of(metric: str) -> tuple[float, float]:
     """The values that a metric can have: `range_of("test_top1")` is (0, 1)."""
-    return RANGES.get(metric.rpartition("_")[2], UNBOUNDED)
+    return RANGES.get(metric) or RANGES.get(metric.rpartition("_")[2], UNBOUNDED)
 
 
 @dataclasses.dataclass(frozen=True)

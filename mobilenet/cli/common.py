@@ -212,7 +212,10 @@ def require_at_least(values: flags.FlagValues, **least: int) -> None:
 def refuse_arguments(rest: list[str]) -> None:
     """Refuses words that are no flags, for verbs that take none."""
     if rest:
-        raise UsageError(f"{rest[0]!r} is not a flag; flags start with --.")
+        meant = (
+            f"did you mean --{rest[0].lstrip('-')}?" if "=" in rest[0] else "flags start with --."
+        )
+        raise UsageError(f"{rest[0]!r} is not a flag; {meant}")
 
 
 def define_checkpoint(values: flags.FlagValues) -> None:

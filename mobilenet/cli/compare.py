@@ -67,18 +67,18 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
 
 
 def measure(workdir: Path, rows: "Sequence[Row]", rounds: int, batch_size: int) -> "list[Row]":
-    """Rows with the speed of those that have none; ResultError as `comparison.unmeasured`."""
+    """The rows with the speeds that were missing; ResultError as `comparison_speeds.unmeasured`."""
     # This process has the device's name from JAX, and leaves its memory to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from mobilenet import build
     from mobilenet.benchmark import suite
-    from mobilenet.report import comparison
+    from mobilenet.report import comparison_speeds
     from mobilenet.rundir import read_config
     from mobilenet.train import records
 
     environment = records.environment()
-    lacking = comparison.unmeasured(
+    lacking = comparison_speeds.unmeasured(
         rows, batch_size, environment["device"], environment["processor"]
     )
     measured: dict[int, list] = {}
@@ -99,7 +99,7 @@ def measure(workdir: Path, rows: "Sequence[Row]", rounds: int, batch_size: int) 
         except suite.BenchmarkError as error:
             raise common.Failure(str(error)) from error
     speeds = {
-        row["run"]: comparison.speed(single, many)
+        row["run"]: comparison_speeds.speed(single, many)
         for row, single, many in zip(
             lacking, measured.get(1, ()), measured.get(batch_size, ()), strict=True
         )

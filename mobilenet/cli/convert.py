@@ -17,7 +17,7 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import experiment
-from mobilenet.cli import common, following
+from mobilenet.cli import common, following, usage
 from mobilenet.terminal import counted, printable
 
 REQUIRED = ("to",)
@@ -98,7 +98,7 @@ def _read(
         f"padding {model.padding}, BN epsilon {model.bn_epsilon:g}, images {data.normalization}"
     )
     for note in (*weights.notes, *conversion.assumptions(weights, labels, changes)):
-        print(printable(note))
+        print(printable(usage.as_flags(note)))
     commands = [
         following.command("predict", "photo.jpg", workdir=target),
         following.fine_tune(target),

@@ -15,7 +15,7 @@ name or by WordNet id (n01440764_tench), and the names of the files end in a has
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,17 +176,24 @@ def class_rows(evaluation: Evaluation, class_names: Sequence[str]) -> str:
     for i, name in enumerate(names):
         images, predicted = int(classes["support"][i]), int(classes["predicted"][i])
         correct = round(classes["recall"][i] * images)
-        interval = wilson(correct, images) if images else (None, None)
-        found: list[float | None] = [
-            classes["recall"][i] if images else None,
-            *interval,
-            classes["precision"][i] if predicted else None,
-            classes["f1"][i] if images or predicted else None,
-            classes["confidence"][i] if images and "confidence" in classes else None,
-        ]
-        ratios = ["" if value is None else f"{value:.6f}" for value in found]
-        out.writerow([i, name, readable[i], images, predicted, *ratios])
+        found = _defined(classes, i)
+        low, high = wilson(correct, images) if images else (None, None)
+        found |= {"recall_low": low, "recall_high": high}
+        ratios = [found.get(key) for key in CLASS_FIELDS[5:]]
+        cells = ["" if value is None else f"{value:.6f}" for value in ratios]
+        out.writerow([i, name, readable[i], images, predicted, *cells])
     return text.getvalue()
+
+
+def _defined(classes: Mapping[str, np.ndarray], i: int) -> dict[str, float | None]:
+    """The ratios of a class; None where there is nothing that they could be of."""
+    images, predicted = classes["support"][i], classes["predicted"][i]
+    counts = {"precision": predicted, "f1": images + predicted}
+    return {
+        key: float(classes[key][i]) if counts.get(key, images) else None
+        for key in ("recall", "precision", "f1", "confidence")
+        if key in classes
+    }
 
 
 def all_names(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]:
@@ -238,16 +245,24 @@ def _class_table(evaluation: Evaluation, names: Sequence[str], width: int) -> li
     shown = list(range(evaluation.num_classes))
     lines = ["\nper class, in %:"]
     if len(shown) > MOST_CLASSES:
-        shown = np.argsort(classes["f1"], kind="stable")[:MOST_CLASSES].tolist()
-        lines = [f"\nthe {MOST_CLASSES} of {len(names):,} classes with the lowest F1, in %:"]
-    ratios = [key for key in ("recall", "precision", "f1", "confidence") if key in classes]
+        # A class without images has no F1 that could be low.
+        order = np.argsort(classes["f1"], kind="stable")
+        shown = [int(i) for i in order if classes["support"][i]][:MOST_CLASSES]
+        present = np.count_nonzero(classes["support"])
+        lines = [
+            f"\nthe {len(shown)} classes with the lowest F1, of {present:,} with images, in %:"
+        ]
+    ratios = list(_defined(classes, 0))
     numbers = max(len("#"), len(str(max(shown))))
     head = "  images" + "".join(f"  {key:>{max(6, len(key))}}" for key in ratios)
     longest = max(len("class"), *(columns.size(names[i]) for i in shown))
     wide = min(longest, max(len("class"), width - numbers - 2 - len(head)))
     lines.append(f"{'#':>{numbers}}  {'class':<{wide}}{head}")
     for i in shown:
-        cells = [f"  {100 * classes[key][i]:>{max(6, len(key))}.2f}" for key in ratios]
+        cells = [
+            f"  {'-' if value is None else f'{100 * value:.2f}':>{max(6, len(key))}}"
+            for key, value in _defined(classes, i).items()
+        ]
         lines.append(
             f"{i:>{numbers}}  {columns.fit(names[i], wide)}  {classes['support'][i]:>6}"
             + "".join(cells)

@@ -118,12 +118,20 @@ def train_on(workdir: Path, config: Config, target: Path) -> list[str]:
     return command("train", config=file, workdir=target, config__pretrained=workdir, **data)
 
 
+def _is_small(workdir: Path, smoke: Config) -> bool:
+    """Whether the network of a run is as small as that of a smoke form."""
+    model = rundir.read_config(workdir).model
+    return all(model[key] == smoke.model[key] for key in ("blocks", "width_multiplier"))
+
+
 def _experiment(workdir: Path, data_name: str) -> str:
     """An experiment that trains on a data set and takes the weights; "FILE.py" if none does."""
     known = EXPERIMENTS.get(data_name)
     for file in (known, f"{known}:smoke") if known else ():
         with contextlib.suppress(ConfigError):
             config = experiment.load_config(file, {"pretrained": str(workdir)})
+            if file.endswith(":smoke") and not _is_small(workdir, config):
+                continue  # a smoke form takes any weights, and trains two steps
             rundir.inherit(config, workdir / "none")  # a ConfigError where the network is another
             return file
     return "FILE.py"

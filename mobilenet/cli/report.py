@@ -239,21 +239,17 @@ def _add_evaluation(directory: Path, evaluation: Path, name: str, notes: Mapping
 
 
 def _add_sensitivity(directory: Path, row: str, run: Path) -> str:
-    import pandas as pd
-
     from mobilenet.analysis import plots
-    from mobilenet.report import results
+    from mobilenet.report import figures, results
 
     results.check_name("The row's name", row)
     found = sorted(run.glob("sensitivity_*.csv"))
     target = directory / "logs" / "sensitivity" / row
     shutil.rmtree(target, ignore_errors=True)
     results.copy_logs(run, target, ["config.json", "summary.json", *(path.name for path in found)])
-    network = plots.network(rundir.read_config(run))
     for path in found:
         figure = directory / "figures" / f"{path.stem}_{row}.svg"
-        of = path.stem.partition("_")[2]
-        plots.save(plots.sensitivity(pd.read_csv(path), of=of, network=network), figure)
+        plots.save(figures.sensitivity(path), figure)
     return f"{len(found)} tables of {run}"
 
 

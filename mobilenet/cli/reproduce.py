@@ -84,8 +84,8 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
         return 0
     if not scale:
         raise common.UsageError(
-            f"--scale is missing; {claim.name} needs runs, for example --scale=smoke (allowed are "
-            f"{', '.join(scales.SCALES)})."
+            f"--scale is missing; {claim.name} needs runs, for example --scale=smoke. Allowed "
+            f"are:\n{scales.explain()}"
         )
     common.require(values, "workdir", "runs/reproduce")
     common.require_at_least(values, jobs=1, lanes=1)

@@ -11,6 +11,7 @@ A verb's module declares flags with `define(values)`, in the order of use, and m
 
 import difflib
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -36,6 +37,11 @@ PLACES = {
     "to": "DIR",
     "out": "FILE",
     "labels": "FILE",
+    # Of `mobilenet report`.
+    **dict.fromkeys(("benchmark", "claims", "comparison", "variants", "exports"), "DIR"),
+    "sensitivity": "DIR",
+    "evaluation": "FILE",
+    "config_file": "FILE",
     "coordinator": "HOST:PORT",
     "checkpoint": "WHICH",
     "split": "SPLIT",
@@ -68,13 +74,13 @@ def text(verb: str, module: types.ModuleType, values: flags.FlagValues, columns:
         at = next((i + 1 for i, name in enumerate(values) if name == "config"), len(shown))
         shown.insert(at, ("--config.KEY=VALUE", overrides))
     blocks = [_usage(verb, module, values, required, bool(overrides), columns)]
-    blocks += [_wrap(each, columns) for each in first]
+    blocks += [_paragraph(each, columns) for each in first]
     blocks.append("flags:\n" + "\n".join(_row(*each, columns) for each in shown))
     if examples:
         lines = [line for each in examples for line in each.split("\n")]
         fits = all(len(line) + 2 <= columns for line in lines if " # " in line)
         blocks.append("examples:\n" + "\n".join(_example(each, columns, fits) for each in lines))
-    blocks += [_wrap(each, columns) for each in notes]
+    blocks += [_paragraph(each, columns) for each in notes]
     return "\n\n".join(blocks)
 
 
@@ -151,6 +157,36 @@ def _row(name: str, help_text: str, columns: int) -> str:
     if lines and len(head) <= COLUMN - 2:
         return "\n".join([f"{head:<{COLUMN}}{lines[0]}", *indented[1:]])
     return "\n".join([head, *indented])
+
+
+def _paragraph(text: str, columns: int) -> str:
+    """A paragraph in lines; its indented lines are a list, and stay lines of their own."""
+    found = []
+    for indented, group in itertools.groupby(text.split("\n"), lambda line: line[:1].isspace()):
+        lines = list(group)
+        if indented:
+            found += [
+                _item(line, columns) for line in textwrap.dedent("\n".join(lines)).split("\n")
+            ]
+        else:
+            found.append(_wrap("\n".join(lines), columns))
+    return "\n".join(found)
+
+
+def _item(line: str, columns: int) -> str:
+    """A line of a list; what is too wide goes on below its second column, if it has one."""
+    second = re.match(r"\S.*?\s{2,}", line)
+    indent = " " * (2 + (second.end() if second else 2))
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            columns,
+            initial_indent="  ",
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    )
 
 
 def _wrap(paragraph: str, columns: int) -> str:

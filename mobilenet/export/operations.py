@@ -130,8 +130,9 @@ class _Reader:
                 (equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None
             )
             if inner is not None:
-                closed = inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
-                results = self.run(closed.jaxpr, closed.consts, inputs)
+                # One class or two, open and closed: that depends on the version of JAX.
+                program, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+                results = self.run(program, consts, inputs)
             else:
                 results = [self._step(equation, inputs)]
             values.update(zip(equation.outvars, results, strict=True))

@@ -60,7 +60,7 @@ class Finding:
     Attributes:
       ours: this project's numbers, in words.
       matched, compared: published values that agree, and all that were compared.
-      remark: what a reader must know beside it.
+      remark: what a reader must know next to it.
     """
 
     ours: str

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobilenet.report.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LABELS = {
     "ours": "this project",
@@ -36,14 +39,20 @@ Row = Mapping[str, Any]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
+    """Saves `draw` of benchmark rows; `path` ends in .svg or .png."""
+    from mobilenet.analysis import plots
+
+    plots.save(draw(rows), path)
+
+
+def draw(rows: Sequence[Row]) -> "Figure":
     """Draws `plots.steps` of benchmark rows.
 
     Args:
       rows: of `mobilenet benchmark`; of several machines, those of the first one's are drawn.
-      path: of the figure; .svg or .png.
     """
     from mobilenet.analysis import plots
 
     peers = {name: label for name, label in LABELS.items() if name not in VARIANTS}
     names = {**peers, **{name: f"this project {LABELS[name]}" for name in VARIANTS}}
-    plots.save(plots.steps(rows, names), path)
+    return plots.steps(rows, names)

@@ -244,7 +244,7 @@ def make_rows(
     logs: str = "",
     remarks: str = "",
 ) -> list[dict[str, str]]:
-    """The rows of a claim: its two variants, and the experiment's others beside them.
+    """The rows of a claim: its two variants, and the experiment's others with them.
 
     Args:
       claim: that the runs were made for.
@@ -252,7 +252,7 @@ def make_rows(
       variants: name -> what was measured; the two of the comparison and any others to show.
       comparison: names of the variant that is claimed to be better and of the one compared with.
       logs: where the logs are, below experiments/results.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
 
     Raises:
       ResultError: finished runs of a variant that differ in more than their seed.
@@ -359,7 +359,7 @@ def add(
       scale: of the runs.
       found: claim, its variants, and the two that it compares; claims of which no variant
         was begun are not run and have no rows.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
 
     Returns:
       The rows of the scale.

@@ -3,7 +3,7 @@
 A network is a configuration without its seed. Its accuracy is of the test split with the final
 weights, in percent, its speed and memory are of evaluation, and both stand in one row.
 
-    SWEEP_DIR/comparison.csv                          a row a network
+    SWEEP_DIR/comparison.csv                          one row for each network
     experiments/results/comparison.csv                committed rows, by scale
     experiments/results/logs/comparison/SCALE/        the runs of a scale, as they lay in SWEEP_DIR
 """
@@ -18,31 +18,23 @@ from mobilenet import config as config_lib
 from mobilenet import rundir
 from mobilenet.analysis import plots, runs, stats
 from mobilenet.analysis.stats import Frame
-from mobilenet.report import comparison_text, comparison_views, networks, results
+from mobilenet.report import comparison_speeds, comparison_text, comparison_views, networks, results
 from mobilenet.report import rows as table_rows
 from mobilenet.report.results import ResultError
 from mobilenet.report.table import Table
 from mobilenet.sweep import naming
 
-# What decides which pictures a run has learned from and is tested on.
+# What decides which images a run has learned from and is tested on.
 DATA_KEYS = (
     *("data.name", "data.train_split", "data.test_split", "data.validation_split"),
     *("data.validation_fraction", "data.test_fraction", "data.train_examples"),
 )
 
-# Of evaluation, uint8 pictures to logits, as `mobilenet benchmark` measures it: one picture, and
-# `batch_size` pictures, to which memory belongs.
-SPEED_FIELDS = (
-    *("latency_ms", "latency_ms_low", "latency_ms_high", "batch_size"),
-    *("images_per_second", "images_per_second_low", "images_per_second_high"),
-    *("peak_mb", "temp_mb", "rounds", "speed_device", "speed_processor", "speed_versions"),
-    *("speed_environment", "speed_commit"),
-)
 FIELDS = (
     *("network", "model", "width_multiplier", "image_size", "run", "differs", "data", "split"),
     *("train_examples", "epochs", "top1_mean", "top1_std", "low", "high", "seeds", "unfinished"),
     *("params", "macs", "bytes", "seconds_mean", "lanes", "device", "processor", "versions"),
-    *("commit", *SPEED_FIELDS),
+    *("commit", *comparison_speeds.FIELDS),
 )
 COMMITTED_FIELDS = ("scale", *FIELDS, "config", "logs", "remarks")
 TABLE = Table("comparison", COMMITTED_FIELDS, by="scale", page="comparison")
@@ -55,11 +47,11 @@ class Comparison:
     """What the runs of a directory say.
 
     Attributes:
-      rows: one a network, of FIELDS as text; ordered by family, width and resolution. A network
-        without a finished run has no numbers, and says in `unfinished` why.
+      rows: one for each network, of FIELDS as text; ordered by family, width and resolution. A
+        network without a finished run has no numbers, and says in `unfinished` why.
       runs: the `run` of a row, which is the first of its runs -> all of them, finished ones first;
         paths relative to the directory.
-      notes: what a reader must know beside the rows, a sentence each.
+      notes: what a reader must know next to the rows, in sentences.
     """
 
     rows: list[dict[str, str]]
@@ -148,7 +140,9 @@ def keep_speeds(found: Comparison, known: Iterable[Row]) -> list[dict[str, str]]
       found: of the directory, or of its committed logs.
       known: rows made before; a network is known again by its runs, whose configuration stays.
     """
-    speeds = {row["run"]: {field: row[field] for field in SPEED_FIELDS} for row in known}
+    speeds = {
+        row["run"]: {field: row[field] for field in comparison_speeds.FIELDS} for row in known
+    }
     return [
         {**row, **next((speeds[run] for run in found.runs[row["run"]] if run in speeds), {})}
         for row in found.rows
@@ -227,9 +221,9 @@ def _check(
         key: done[key].to_dict() for key in DATA_KEYS if key in done.columns
     }
     columns["classes"] = {run: _classes(directory / run) for run in summaries}
-    columns["test pictures"] = done["test_examples"].dropna().astype(int).to_dict()
+    columns["test images"] = done["test_examples"].dropna().astype(int).to_dict()
     for name in ("train", "validation"):
-        columns[f"{name} pictures"] = {
+        columns[f"{name} images"] = {
             run: (summary.get("examples") or {}).get(name) for run, summary in summaries.items()
         }
     differing = []
@@ -242,7 +236,7 @@ def _check(
             differing.append(f"{name} is {shown}")
     if differing:
         raise ResultError(
-            f"The runs in {directory} have learned from or are tested on different pictures, so "
+            f"The runs in {directory} have learned from or are tested on different images, so "
             f"that their accuracies cannot be compared: {'; '.join(differing)}. Give --workdir a "
             "directory whose runs share data and splits, or train the networks on the same."
         )
@@ -322,9 +316,9 @@ def _measured(
         return "; ".join(dict.fromkeys(map(str, found)))
 
     params = one("parameters", "params")
-    pictures = one("test pictures", "test_examples")
+    images = one("test images", "test_examples")
     return {
-        "split": f"{values.get('data.test_split')}, {pictures} images",
+        "split": f"{values.get('data.test_split')}, {images} images",
         "train_examples": several((s.get("examples") or {}).get("train", "") for s in mine),
         "top1_mean": _percent(top1.mean),
         "top1_std": _percent(top1.std),
@@ -363,54 +357,6 @@ def _order(row: Row) -> tuple[Any, ...]:
     return place, *sizes, row["network"]
 
 
-def speed(single: Mapping[str, Any], many: Mapping[str, Any]) -> dict[str, str]:
-    """The speed fields of a row, from two rows of `mobilenet benchmark`.
-
-    Args:
-      single: of evaluation of one picture.
-      many: of evaluation of a batch, at the same commit and on the same device.
-    """
-    size = int(many["batch_size"])
-    found = {
-        "latency_ms": f"{1e3 * float(single['seconds']):.4g}",
-        "latency_ms_low": f"{1e3 * float(single['seconds_low']):.4g}",
-        "latency_ms_high": f"{1e3 * float(single['seconds_high']):.4g}",
-        "images_per_second": f"{size / float(many['seconds']):.4g}",
-        "images_per_second_low": f"{size / float(many['seconds_high']):.4g}",
-        "images_per_second_high": f"{size / float(many['seconds_low']):.4g}",
-    }
-    taken = {field: str(many[field]) for field in ("batch_size", "peak_mb", "temp_mb", "rounds")}
-    where = ("device", "processor", "versions", "environment", "commit")
-    return {**found, **taken, **{f"speed_{field}": str(many[field]) for field in where}}
-
-
-def unmeasured(rows: Iterable[Row], batch_size: int, device: str, processor: str) -> list[Row]:
-    """The finished networks whose speed has not been measured.
-
-    Args:
-      rows: of a `Comparison`.
-      batch_size: pictures a step to measure with.
-      device, processor: to measure on.
-
-    Raises:
-      ResultError: other networks were measured otherwise, so that speeds could not be compared.
-    """
-    asked = {"batch_size": str(batch_size), "speed_device": device, "speed_processor": processor}
-    for row in comparison_views.finished(rows):
-        other = [
-            f"{field.removeprefix('speed_')} {row[field]}, not {value}"
-            for field, value in asked.items()
-            if row["latency_ms"] and row[field] != value
-        ]
-        if other:
-            raise ResultError(
-                f"{TABLE.name}.csv has {row['network']} measured with {'; '.join(other)}. Measure "
-                f"the others with the same, take {TABLE.name}.csv away to measure all of them "
-                "again, or give --measure=false to compare without."
-            )
-    return [row for row in comparison_views.finished(rows) if not row["latency_ms"]]
-
-
 # --------------------------------------------------------------------------- committed results
 
 
@@ -429,7 +375,7 @@ def make_rows(
       known: rows with the speeds, which runs do not hold.
       scale: name of this comparison among the committed ones.
       config: path of the experiment file, with its argument.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
     """
     more = {"scale": scale, "config": config, "logs": logs_of(scale), "remarks": remarks}
     return [

@@ -71,7 +71,7 @@ def differences(
         other = by_group.get(variant.baseline) if variant else None
         if other is None:
             continue
-        mine, theirs = (_top1(directory, runs[each["run"]]) for each in (row, other))
+        mine, theirs = (top1(directory, runs[each["run"]]) for each in (row, other))
         if mine.keys() & theirs.keys():
             interval = stats.paired_difference(mine, theirs, within=stats.POINTS)
             found[row["run"]] = Difference(other["network"], interval)
@@ -86,7 +86,7 @@ def _group(run: Path) -> str:
         return ""
 
 
-def _top1(directory: Path, runs: Iterable[str]) -> dict[int, float]:
+def top1(directory: Path, runs: Iterable[str]) -> dict[int, float]:
     """Seed -> test top-1 in percent, of the finished runs."""
     found = {}
     for run in runs:

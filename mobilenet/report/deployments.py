@@ -47,7 +47,7 @@ def make_rows(
       experiment: name of these rows.
       files: `FILE.rows.json` of `mobilenet export --verify`.
       logs: where they are kept, below experiments/results.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
 
     Raises:
       ResultError: another file.
@@ -96,7 +96,7 @@ def _row(found: Mapping[str, Any]) -> dict[str, str]:
 def add(
     directory: Path, experiment: str, exported: Path, *, remarks: str = ""
 ) -> list[dict[str, str]]:
-    """Copies what a folder of exported files was found to be, and replaces the experiment's rows.
+    """Copies the verifications of exported files and replaces the rows of the experiment.
 
     Args:
       directory: experiments/results.

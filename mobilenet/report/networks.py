@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilenet.analysis import stats
+from mobilenet.analysis import plots, stats
 from mobilenet.report import results, variants
 
 # model.name -> family, which has a colour, and member of it.
@@ -16,7 +16,6 @@ NAMES = {
     "resnet18": ("ResNet", "18"),
     "resnet50": ("ResNet", "50"),
 }
-DATA = {"cifar10": "CIFAR-10", "digits": "digits", "folder": "a folder of images"}
 
 
 def label(model: str) -> str:
@@ -80,7 +79,7 @@ def describe(run: Path) -> str:
     """The network and the data of a run: "MobileNetV2, width 0.35, CIFAR-10 at 24 pixels"."""
     config = results.read_config(run)
     data = config["data"]
-    name = DATA.get(data["name"], data["name"])
+    name = "a folder of images" if data["name"] == "folder" else plots.data_set(data["name"])
     return (
         f"{label(config['model']['name'])}, width {config['model']['width_multiplier']:g}, "
         f"{name} at {data['image_size']} pixels"

@@ -47,9 +47,9 @@ def make_row(
 
     Args:
       name: of the row.
-      evaluation: the `evaluation_*.json`; the run's `summary.json` is beside it.
-      published_top1, published_source: the figure beside it, in percent, and where it stands.
-      remarks: what a reader must know beside the numbers.
+      evaluation: the `evaluation_*.json`; the run's `summary.json` is next to it.
+      published_top1, published_source: the figure to compare with, in percent, and where it stands.
+      remarks: what a reader must know next to the numbers.
 
     Raises:
       ResultError: another file, or a run that was not converted.

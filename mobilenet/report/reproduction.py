@@ -45,7 +45,7 @@ def find_claim(name: str) -> Claim:
 def check_scale(scale: str) -> None:
     """Refuses what is not one of `scales.SCALES` with a ConfigError."""
     if scale not in scales.SCALES:
-        raise ConfigError(f"--scale is {scale!r}; allowed are {', '.join(scales.SCALES)}.")
+        raise ConfigError(f"--scale is {scale!r}; allowed are:\n{scales.explain()}")
 
 
 # ----------------------------------------------------------------------------- claims with runs
@@ -154,7 +154,7 @@ def add(root: Path, runs: Path, scale: str, remarks: str = "") -> list[dict[str,
       root: the checkout.
       runs: WORKDIR/SCALE of `mobilenet reproduce`.
       scale: of `scales.SCALES`.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
 
     Returns:
       The rows.
@@ -322,7 +322,7 @@ def answer(
 
 
 def committed(root: Path, scale: str = "") -> dict[str, list[Answer]]:
-    """Claim -> its answers from committed rows, one a scale, of claims that need runs.
+    """Claim -> its answers from committed rows, one for each scale, of claims that need runs.
 
     Args:
       root: the checkout.

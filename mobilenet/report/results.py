@@ -93,8 +93,8 @@ def make_row(
       name: of the row.
       runs: run directories, or their committed logs.
       config: path of the experiment file; overrides: what was added on the command line.
-      published_top1, published_source: the figure beside it, in percent, and where it stands.
-      remarks: what a reader must know beside the numbers.
+      published_top1, published_source: the figure to compare with, in percent, and where it stands.
+      remarks: what a reader must know next to the numbers.
       logs: where the logs are, below experiments/results.
 
     Raises:
@@ -177,7 +177,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def copy_logs(run: Path, target: Path, files: Sequence[str]) -> None:
-    """Copies what a run wrote down to a new directory, without where its data lay.
+    """Copies files of a run to a new directory, without the path of its data.
 
     Args:
       run: the run directory.

@@ -1,4 +1,4 @@
-"""Rows of a CSV file, and JSON beside it: how every result of the project is kept."""
+"""Rows of a CSV file, and JSON next to it: how every result of the project is kept."""
 
 import csv
 import io

@@ -50,7 +50,7 @@ FIELDS = (
 )
 # What an interval speaks of: other seeds, or, of a single run, other images.
 SEEDS, IMAGES = "t over seeds", "Wilson over images"
-# What a run's verbs leave beside its log, by the table that reads it.
+# What a run's verbs leave next to its log, by the table that reads it.
 FACTS = {"quantization": "quantization.json", "compression": "compression.json"}
 LOGGED = (*results.LOGGED, "point.json", *FACTS.values())
 
@@ -99,10 +99,10 @@ def _scale(row: Row) -> str:
 
 
 def draw_budgets(rows: Sequence[Row]) -> Figure:
-    """What compressed networks cost and how accurate they are, beside dense ones.
+    """Accuracy and cost of compressed networks, next to dense ones.
 
     Args:
-      rows: of the compression table, whose runs learned from the same pictures.
+      rows: of the compression table, whose runs learned from the same images.
     """
     most = max(int(row["macs"]) for row in rows)
     table = []
@@ -291,7 +291,7 @@ def make_row(
       baseline: the variant that it is compared with; "" for none.
       others: the runs of that one.
       logs: where the logs are, below experiments/results.
-      remarks: what a reader must know beside the numbers.
+      remarks: what a reader must know next to the numbers.
 
     Raises:
       ResultError: runs without a test result, or that differ otherwise.

@@ -11,8 +11,9 @@ from PIL import Image
 from random_weights import small_weights
 
 from mobilenet import conversion, imagenet
-from mobilenet.cli import columns, evaluate
+from mobilenet.cli import columns, common, evaluate
 from mobilenet.cli.main import main
+from mobilenet.train import loop
 from mobilenet.train.metrics import Evaluation
 
 
@@ -53,9 +54,17 @@ def test_the_matrix_of_long_names_has_numbers_whose_key_is_the_table():
     assert short.split("\n")[-3:] == ["     cat  dog", "cat    1    0", "dog    1    1"]
 
 
-def test_top5_is_not_shown_where_it_is_always_100(capsys: pytest.CaptureFixture[str]):
-    assert "top-5" not in evaluate.table(evaluation([0, 1], [0, 1], 5), list("abcde"))
-    assert "top-5" in evaluate.table(evaluation([0, 1], [0, 1], 6), list("abcdef"))
+@pytest.mark.parametrize(("classes", "shown"), [(2, False), (5, False), (6, True)])
+def test_top5_is_not_shown_where_it_is_always_100(classes: int, shown: bool, tmp_path: Path):
+    found = evaluation([0, 1], [0, 1], classes)
+    summary = {"num_classes": classes, "params": 1, "macs": 1, "step": 1, "wall_seconds": 1.0,
+               "device": "cpu", "test": found.summary()}  # fmt: skip
+    texts = (
+        evaluate.table(found, "abcdef"[:classes]),
+        loop._describe("test", 1, found, None),
+        common.describe_summary(summary, tmp_path),
+    )
+    assert ["top-5" in text for text in texts] == [shown] * 3
 
 
 def test_intervals_stay_within_0_and_100_percent():
@@ -69,13 +78,29 @@ def test_a_row_per_class():
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["name"] for row in rows] == [*names, "class 3"]
     assert [row["readable_name"] for row in rows][2] == "tench (n01440764)"
-    confidence = f"{np.exp(2) / (np.exp(2) + 3):.6f}"
+    confidence = f"{confidence_of(4):.6f}"
     assert list(rows[0].values()) == [
         "0", "cat, a", "cat, a", "3", "2", "0.666667", "0.207660", "0.938508", "1.000000",
         "0.800000", confidence,
     ]  # fmt: skip
     # What has no images has no ratio.
     assert list(rows[3].values())[3:] == ["0", "0", *[""] * 6]
+
+
+def test_classes_without_images_are_not_the_worst():
+    label = list(range(3, 43))
+    text = evaluate.table(evaluation(label, [0, *label[1:]], 100), [f"c{i}" for i in range(100)])
+    assert "the 30 classes with the lowest F1, of 40 with images, in %:" in text
+    rows = [line.split() for line in text.split("\n")[5:]]
+    assert rows[0] == ["3", "c3", "1", "0.00", "-", "0.00", f"{100 * confidence_of(100):.2f}"]
+    assert [row[0] for row in rows[1:3]] == ["4", "5"] and len(rows) == 30
+    few = evaluate.table(evaluation([0], [0], 2), "ab")
+    assert "\n1  b           0       -          -       -           -\n" in few
+
+
+def confidence_of(classes: int) -> float:
+    """Of `evaluation`: a logit of 2 next to zeros."""
+    return float(np.exp(2) / (np.exp(2) + classes - 1))
 
 
 def test_wordnet_ids_are_shown_with_their_names():

@@ -59,11 +59,15 @@ def test_what_is_cut_is_trained_by_an_experiment_that_takes_it(
     def command(run: Path, **data: Any) -> tuple[str, dict[str, str]]:
         words = following.train_on(run, tiny(**data), Path("trained"))
         ((_, values, overrides, _),) = parsed(following.lines(words))
-        return values["config"].value, overrides
+        return str(values["config"].value), overrides
 
     same = experiment.load_config(following.EXPERIMENTS["digits"], {})
     small = experiment.load_config(f"{following.EXPERIMENTS['digits']}:smoke", {})
+    narrow = experiment.load_config(
+        following.EXPERIMENTS["digits"], {"model.width_multiplier": "0.5"}
+    )
     for name, config, file in (
+        ("narrow", narrow, "FILE.py"),
         ("same", same, following.EXPERIMENTS["digits"]),
         ("small", small, f"{following.EXPERIMENTS['digits']}:smoke"),
         ("other", tiny(model__width_multiplier=0.6), "FILE.py"),

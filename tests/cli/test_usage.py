@@ -80,7 +80,9 @@ MODULE = types.SimpleNamespace(
 
 mobilenet verb --name=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --jobs=3 --wait=false --of=a   # long
 
-Notes that are long enough to be wrapped at the end of a line of sixty columns.
+Notes that are long enough to be wrapped at the end of a line of sixty columns:
+  file.csv    a row per class
+  file.json   all of it
 """,
     REQUIRED=("name",),
     ARGUMENTS="FILE ...",
@@ -122,7 +124,9 @@ examples:
       --jobs=3 --wait=false --of=a
 
 Notes that are long enough to be wrapped at the end of a
-line of sixty columns."""
+line of sixty columns:
+  file.csv    a row per class
+  file.json   all of it"""
     )
 
 

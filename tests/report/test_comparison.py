@@ -1,4 +1,4 @@
-"""Networks beside each other: rows from run directories written here, table, plot, commits."""
+"""Networks next to each other: rows from run directories written here, table, plot, commits."""
 
 import json
 import shutil
@@ -14,7 +14,14 @@ from support import write_run
 from mobilenet import config as config_lib
 from mobilenet import experiment
 from mobilenet.cli import common
-from mobilenet.report import comparison, comparison_text, comparison_views, networks, rows
+from mobilenet.report import (
+    comparison,
+    comparison_speeds,
+    comparison_text,
+    comparison_views,
+    networks,
+    rows,
+)
 from mobilenet.report.pages import comparison as comparison_page
 from mobilenet.report.results import ResultError
 from mobilenet.rundir import write_json
@@ -51,7 +58,7 @@ def timed(
         return {**times, **sizes, **where, "environment": "", "commit": "def"}
 
     return [
-        {**row, **comparison.speed(measured(0.002 * n, 1), measured(0.032 * n, many))}
+        {**row, **comparison_speeds.speed(measured(0.002 * n, 1), measured(0.032 * n, many))}
         for n, row in enumerate(found, 1)
     ]
 
@@ -76,7 +83,7 @@ def test_rows_hold_means_intervals_and_where_they_come_from(tmp_path: Path):
     assert (v2["versions"], v2["commit"]) == ("jax=1.0", "abc")
     assert found.runs[v2["run"]] == ("points/1_0", "points/1_1", "points/1_2")
     assert set(v2) == set(comparison.FIELDS) and found.notes == ()
-    assert all(v2[field] == "" for field in comparison.SPEED_FIELDS)
+    assert all(v2[field] == "" for field in comparison_speeds.FIELDS)
 
 
 def test_one_seed_has_no_interval_and_machines_may_be_several(tmp_path: Path):
@@ -154,9 +161,9 @@ def test_directories_without_finished_runs_are_refused(tmp_path: Path):
         ({"data.test_split": "exam"}, "", {}, "data.test_split is 'test' in a, 'exam' in b"),
         ({"data.train_examples": 64}, "", {}, "data.train_examples is 0 in a, 64 in b"),
         ({}, "summary", {"test": {"top1": 0.5, "examples": 100}},
-         "test pictures is 200 in a, 100 in b"),
+         "test images is 200 in a, 100 in b"),
         ({}, "summary", {"examples": {"train": 90, "validation": 100}},
-         "train pictures is 900 in a, 90 in b"),
+         "train images is 900 in a, 90 in b"),
         ({}, "data", {"class_names": ["cat", "dog"]}, r"classes is 0, 1, 2, ... \(10\) in a, "
          r"cat, dog \(2\) in b"),
         ({}, "summary", {"test": {}}, "b has no test metrics; its data set needs a test split"),
@@ -209,13 +216,13 @@ def test_only_what_was_not_measured_is_and_in_the_same_way(tmp_path: Path):
     merged = comparison.keep_speeds(found, known)
     assert [bool(row["latency_ms"]) for row in merged] == [True, False]
     here = (64, "1 x cpu (cpu)", "a processor")
-    assert comparison.unmeasured(merged, *here) == [merged[1]]
+    assert comparison_speeds.unmeasured(merged, *here) == [merged[1]]
     for other, message in (
         ((32, *here[1:]), "MobileNetV2 0.35 measured with batch_size 64, not 32. Measure the"),
         ((64, "8 x gpu", here[2]), "with device 1 x cpu .cpu., not 8 x gpu"),
     ):
         with pytest.raises(ResultError, match=message):
-            comparison.unmeasured(merged, *other)
+            comparison_speeds.unmeasured(merged, *other)
 
 
 def test_files_of_other_versions_are_refused(tmp_path: Path):

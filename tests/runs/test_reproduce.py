@@ -176,7 +176,7 @@ def test_reports_without_runs_are_refused(
     assert main(flags) == 2
     assert "--scale is missing; for example --scale=cifar" in capsys.readouterr().err
     assert main([*flags, "--scale=cpu"]) == 2
-    assert "--scale is 'cpu'; allowed are smoke, cifar, full" in capsys.readouterr().err
+    assert "--scale is 'cpu'; allowed are:\n  smoke " in capsys.readouterr().err
 
 
 def test_other_recipes_are_marked(checkout: Path, tmp_path: Path):
@@ -217,7 +217,7 @@ def test_runs_that_did_not_finish_fail_the_command(mobilenet: Command, tmp_path:
     [
         (("fig6",), "'fig6' is no claim; did you mean fig6a"),
         (("fig6a",), "--scale is missing; fig6a needs runs"),
-        (("fig6a", "--scale=huge"), "--scale is 'huge'; allowed are smoke, cifar, full, imagenet"),
+        (("fig6a", "--scale=huge"), "--scale is 'huge'; allowed are:\n  smoke "),
         (("fig6a", "--scale=smoke"), "--workdir is missing"),
         (("fig6a", "se", "--scale=smoke"), "'se' is one claim too many"),
         (("fig6a", "--scale=smoke", "--workdir=w", "--jobs=0"), "--jobs is 0; it must be 1"),

@@ -142,7 +142,7 @@ def test_divergence_stops_the_run_and_names_the_step(mobilenet: Command, tmp_pat
         "--config.optimizer.learning_rate=1e30", ok=False,
     )  # fmt: skip
     assert done.returncode == 3
-    assert "at step" in done.stderr and "Lower optimizer.learning_rate" in done.stderr
+    assert "at step" in done.stderr and "Lower --config.optimizer.learning_rate" in done.stderr
     assert "checkpoint" in done.stderr
     assert summary(workdir)["status"] == "diverged"
     # No checkpoint may hold what is not a number.

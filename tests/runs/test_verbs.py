@@ -97,6 +97,7 @@ def test_help_lists_verbs_and_flags(capsys: pytest.CaptureFixture[str]):
         (["train"], "--workdir is missing"),
         (["train", "--workdir=x-none"], "--config is missing"),
         (["train", "--workdir=x", "--config=nope.py"], "'nope.py', which is not a file"),
+        (["train", "--workdir=x", "config.seed=1"], "did you mean --config.seed=1?"),
         (["train", "--workdir=x", "extra"], "'extra' is not a flag"),
         (["train", "--wrkdir=x"], "--wrkdir is not a flag of train; did you mean --workdir?"),
         (["train", "--lr=1"], "did you mean --config.optimizer.learning_rate?"),

@@ -62,7 +62,7 @@ def test_runs_at_different_steps_are_no_lanes(tiny_points: list[Point], tmp_path
     interrupt(directories[0], 12)
     parts = build.build_lanes([point.config for point in chosen], directories)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(LanesApart, match="stand at different steps") as caught:
+    with pytest.raises(LanesApart, match="are at different steps") as caught:
         loop.train_lanes(parts, directories)
     assert caught.value.groups == [[0], [1], [2]]
     assert (

@@ -175,11 +175,10 @@ def wandb_history(workdir: Path) -> tuple[set[str], list[tuple[int, dict[str, An
     ids, rows, records = set(), [], []
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
         # Its own process writes the file, to the end some time after `finish`.
-        for _ in range(600):
-            part = wandb_records(path)
-            if part and part[-1].HasField("exit"):
-                break
+        part, until = wandb_records(path), time.monotonic() + 60
+        while not (part and part[-1].HasField("exit")) and time.monotonic() < until:
             time.sleep(0.1)
+            part = wandb_records(path)
         records += part
     for record in records:
         if record.HasField("run"):

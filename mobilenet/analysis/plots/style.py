@@ -182,7 +182,7 @@ def new_axes(
 
 
 def finish(axes: Axes) -> None:
-    """Spines, ticks and a pale grid behind the data."""
+    """Spines, ticks and a pale grid under the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(color="0.9", linewidth=0.6)

@@ -15,14 +15,14 @@ from mobilenet.analysis.stats import Column, Frame
 
 # Metric -> (axis label, factor to its unit, the least and the most it can be).
 METRICS = {
-    "top1": (style.TOP1, 100.0, 0.0, 1.0),
-    "top5": ("top-5, %", 100.0, 0.0, 1.0),
-    "accuracy": (style.TOP1, 100.0, 0.0, 1.0),
-    "loss": ("cross-entropy, nats", 1.0, 0.0, math.inf),
-    "gradient_norm": ("gradient norm", 1.0, 0.0, math.inf),
-    "learning_rate": ("learning rate", 1.0, 0.0, math.inf),
-    "images_per_second": ("images per second", 1.0, 0.0, math.inf),
-    "data_wait": ("time spent waiting for data, %", 100.0, 0.0, 1.0),
+    "top1": (style.TOP1, 100.0),
+    "top5": ("top-5, %", 100.0),
+    "accuracy": (style.TOP1, 100.0),
+    "loss": ("cross-entropy, nats", 1.0),
+    "gradient_norm": ("gradient norm", 1.0),
+    "learning_rate": ("learning rate", 1.0),
+    "images_per_second": ("images per second", 1.0),
+    "data_wait": ("time spent waiting for data, %", 100.0),
 }
 SPLITS = {"train": "training"}
 
@@ -60,7 +60,7 @@ def learning_curves(
     stats.require(metrics, ["run", "epoch", "split", "metric", "value"])
     rows = _recorded(metrics, runs_frame, metric, split)
     values = [None if stats.is_missing(v) else v for v in runs_frame[by].tolist()]
-    name, scale, least, most = METRICS.get(metric, (metric, 1.0, -math.inf, math.inf))
+    name, scale = METRICS.get(metric, (metric, 1.0))
     figure, axes = style.new_axes(5.2, 2.7, title)
     levels = _levels(runs_frame[by], values)
     styles = zip(levels, style.colours(len(levels)), style.markers(len(levels)), strict=True)
@@ -74,7 +74,8 @@ def learning_curves(
         mine = rows[rows["run"].isin(runs.index)]
         by_epoch: Any = mine.groupby("epoch")["value"]
         epochs = [epoch for epoch, _ in by_epoch]
-        means = [stats.mean_interval(part) for _, part in by_epoch]
+        within = stats.range_of(metric)
+        means = [stats.mean_interval(part, within=within) for _, part in by_epoch]
         axes.plot(
             epochs,
             [scale * mean.mean for mean in means],
@@ -86,8 +87,8 @@ def learning_curves(
         if any(mean.n > 1 for mean in means):
             axes.fill_between(
                 epochs,
-                [scale * max(mean.low, least) for mean in means],
-                [scale * min(mean.high, most) for mean in means],
+                [scale * mean.low for mean in means],
+                [scale * mean.high for mean in means],
                 color=colour,
                 alpha=0.15,
                 linewidth=0,

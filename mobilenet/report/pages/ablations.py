@@ -36,8 +36,13 @@ def page(directory: Path) -> Page:
             _section(scale, name, [row for row in rows if _place(row) == (scale, name)])
             for scale, name in dict.fromkeys(map(_place, rows))
         ),
-        figures={"03_differences.svg": "Differences of the ablations, with intervals over seeds"},
-        caution=blocks.caution("These networks", [float(row["top1_mean"]) for row in bases]),
+        figures=blocks.figures(
+            directory,
+            {"03_differences.svg": "Differences of the ablations, with intervals over seeds"},
+        ),
+        caution=blocks.caution(
+            "These networks", [float(row["top1_mean"]) for row in bases if blocks.of_cifar(row)]
+        ),
         legend=(
             "A claim is confirmed or contradicted here when the 95 % t-interval of the difference "
             "over seeds says so, otherwise it is inconclusive; a missing run makes it "

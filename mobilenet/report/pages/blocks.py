@@ -4,6 +4,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from mobilenet.report.table import Table
 
@@ -230,6 +231,12 @@ def span(values: Iterable[float]) -> str:
     return found[0] if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
 
 
+def figures(directory: Path, captions: Mapping[str, str]) -> dict[str, str]:
+    """Those figures, file name -> caption, that are in experiments/results/figures."""
+    folder = directory / "figures"
+    return {name: text for name, text in captions.items() if (folder / name).exists()}
+
+
 def several(rows: Iterable[Row], field: str) -> str:
     """The distinct values of a column."""
     return ", ".join(dict.fromkeys(row[field] for row in rows if row[field]))
@@ -239,6 +246,11 @@ def remarks(rows: Iterable[Row]) -> tuple[str, ...]:
     """The distinct remarks of rows, as sentences."""
     found = dict.fromkeys(row["remarks"] for row in rows if row["remarks"])
     return tuple(f"{text[0].upper()}{text[1:]}." for text in found)
+
+
+def of_cifar(row: Row) -> bool:
+    """Whether a row is of CIFAR-10, which allows more than `LEARNT`: ImageNet does not."""
+    return not row["config"].endswith(":imagenet")
 
 
 def caution(name: str, accuracies: Sequence[float]) -> str:

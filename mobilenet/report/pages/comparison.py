@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenet.analysis import stats
-from mobilenet.report import comparison, comparison_text, comparison_views, networks, results
+from mobilenet.analysis import plots, stats
+from mobilenet.report import comparison, comparison_text, comparison_views, networks
 from mobilenet.report.pages import blocks, recipes
 from mobilenet.report.pages.blocks import Grid, Line, Page, Row, Section
 
@@ -23,7 +23,7 @@ def page(directory: Path) -> Page:
     base = next((row for row in done if row["model"] == REFERENCE), best)
     found = apart[best["scale"]].get(best["network"])
     reference = f", {recipes.signed(found)} points from {base['network']}" if found else ""
-    data = networks.DATA.get(base["data"], base["data"])
+    data = plots.data_set(base["data"])
     return Page(
         title="Comparison: MobileNetV2 next to other networks",
         question=(
@@ -47,11 +47,16 @@ def page(directory: Path) -> Page:
             _section(scale, [row for row in rows if row["scale"] == scale], found)
             for scale, found in apart.items()
         ),
-        figures={
-            f"comparison_{scale}.svg": "Accuracy against multiply-adds and latency"
-            for scale in apart
-        },
-        caution=blocks.caution("These networks", [float(row["top1_mean"]) for row in done]),
+        figures=blocks.figures(
+            directory,
+            {
+                f"comparison_{scale}.svg": "Accuracy against multiply-adds and latency"
+                for scale in apart
+            },
+        ),
+        caution=blocks.caution(
+            "These networks", [float(row["top1_mean"]) for row in done if row["data"] == "cifar10"]
+        ),
         legend=(
             "Speed is of evaluation on the processor that the CSV names: the median over rounds, "
             "with the fastest and the slowest round in parentheses. Memory and training time are "
@@ -67,17 +72,11 @@ def _differences(directory: Path, rows: Sequence[Row]) -> dict[str, stats.Interv
         return {}
     logs = directory / base["logs"]
     runs = comparison.load(logs).runs
-
-    def top1(row: Row) -> dict[int, float]:
-        found = {}
-        for run in runs[row["run"]]:
-            summary = results.read_summary(logs / run, ())
-            if summary.get("status") == "done":
-                found[summary["seed"]] = 100 * summary["test"]["top1"]
-        return found
-
+    theirs = comparison_text.top1(logs, runs[base["run"]])
     return {
-        row["network"]: networks.between(top1(row), top1(base)) for row in rows if row is not base
+        row["network"]: networks.between(comparison_text.top1(logs, runs[row["run"]]), theirs)
+        for row in rows
+        if row is not base
     }
 
 

@@ -42,10 +42,13 @@ def page(directory: Path) -> Page:
         registered=treatments.registered(rows),
         conclusion=tuple(_conclusion(rows)) or ("No comparison is complete.",),
         sections=tuple(_section(name, mine) for name, mine in treatments.experiments(rows).items()),
-        figures={
-            name: "Accuracy of dense and compressed networks against their cost"
-            for name in variants.by_figure("compression", rows)
-        },
+        figures=blocks.figures(
+            directory,
+            dict.fromkeys(
+                variants.by_figure("compression", rows),
+                "Accuracy of dense and compressed networks against their cost",
+            ),
+        ),
         caution=blocks.caution("These networks", [float(dense["top1"])]),
         legend=(
             f"{blocks.VERDICTS} Zeros make a file smaller when it is stored sparse; no kernel "

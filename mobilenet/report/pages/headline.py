@@ -81,7 +81,8 @@ def over_seeds(directory: Path, row: Row, baseline: Row | None) -> Found:
     verdict = blocks.verdict(row)
     if number < 2:
         verdict = NO_VERDICT
-    if max(own, own - float(row["difference"])) < blocks.LEARNT:
+    weak = max(own, own - float(row["difference"])) < blocks.LEARNT
+    if weak and blocks.of_cifar(row):
         verdict = PIPELINE_ONLY
     return Found(text, f"{number} seed{'s' if number > 1 else ''}", verdict, (row,))
 

@@ -21,7 +21,7 @@ def page(directory: Path) -> Page:
     """The page, from the rows and logs in experiments/results."""
     rows = TABLE.rows(directory)
     floats = [row for row in rows if _is_float(row)]
-    weak = [row for row in floats if row["experiment"] != "imagenet"]
+    weak = [row for row in floats if row["experiment"] != "imagenet" and blocks.of_cifar(row)]
     return Page(
         title="Quantisation: what do fewer bits cost, and what repairs it?",
         question=(
@@ -32,11 +32,14 @@ def page(directory: Path) -> Page:
         registered=treatments.registered(rows),
         conclusion=(*_imagenet(rows), *_cifar(rows)) or ("No comparison is complete.",),
         sections=tuple(_section(name, mine) for name, mine in treatments.experiments(rows).items()),
-        figures={
-            "05_imagenet.svg": "ImageNet weights at 8 bits, by grid and remedy",
-            "05_cifar.svg": "Accuracy by bits, rounded after training and trained with rounding",
-            "sensitivity_weights_cifar.svg": "What is lost when one layer alone has few bits",
-        },
+        figures=blocks.figures(
+            directory,
+            {
+                "05_imagenet.svg": "ImageNet weights at 8 bits, by grid and remedy",
+                "05_cifar.svg": "Accuracy by bits, rounded after training or trained",
+                "sensitivity_weights_cifar.svg": "What is lost when one layer alone has few bits",
+            },
+        ),
         caution=blocks.caution("The CIFAR-10 networks", [float(row["top1"]) for row in weak]),
         legend=(
             f"{blocks.VERDICTS} w4a8: weights of 4 bits, activations of 8. PTQ: rounded after "

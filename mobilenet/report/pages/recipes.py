@@ -79,7 +79,6 @@ def transfer(directory: Path) -> Page:
                 source=blocks.source(results.TABLES["transfer"], "logs/transfer"),
             ),
         ),
-        figures={},
         legend=(
             "The interval over seeds says how far other initial values and another order would "
             "move the result, not other images. The recipes differ in more than what is trained; "

@@ -54,7 +54,9 @@ def page(directory: Path) -> Page:
         ),
         conclusion=tuple(_conclusion(rows)) or ("No case is complete.",),
         sections=tuple(sections),
-        figures={"benchmark.svg": "Time of a step against batch and MACs, and ratios"},
+        figures=blocks.figures(
+            directory, {"benchmark.svg": "Time of a step against batch and MACs, and ratios"}
+        ),
         legend=(
             "Each implementation runs in a process of its own, in alternating turns. A ratio is "
             "taken within a round; above 1 this project is faster. The range is of the fastest "

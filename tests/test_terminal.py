@@ -205,4 +205,5 @@ def test_a_run_on_hostile_names(tmp_path, name):
     assert ("猫 → é" if name == "C" else "\\u732b") in table  # Python takes C as UTF-8
     files = [str(path) for path in sorted((tmp_path / "data").rglob("*.png"))]
     shown = mobilenet("predict", run, *files, str(tmp_path / "lost\x07"), code=2)
-    assert len(shown.splitlines()) == len(files) + 1
+    # One broken and one lost file, and the lines before and after the table.
+    assert len(shown.splitlines()) == len(files) + 3

@@ -280,6 +280,7 @@ def test_a_killed_training_continues_the_same_runs(tmp_path: Path, monkeypatch: 
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # as whoever reads such files has to
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of this process: it outlives the kill
     run, cache = tmp_path / "run", tmp_path / "cache"
     command = ("train", f"--config={TINY}", f"--workdir={run}", "--config.checkpoint.every_steps=9",
                "--config.log.writers=csv,wandb,mlflow")  # fmt: skip

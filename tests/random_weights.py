@@ -1,12 +1,16 @@
 """A MobileNetV2 with variables drawn at random, and the arrays of its files elsewhere."""
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
+from mobilenet.models.pretrained import keras
 from mobilenet.models.pretrained.fit import Slot, layers, leaf, planned_network, put, variable_paths
 from mobilenet.models.pretrained.weights import TENSORFLOW, Weights
 
@@ -75,3 +79,29 @@ def assert_same(found: Weights, wanted: Weights) -> None:
         for path, array in ours.items():
             assert array.dtype == np.float32
             np.testing.assert_array_equal(array, theirs[path], err_msg=path)
+
+
+def write_legacy(
+    path: Path, weights: Weights, model: Mapping[str, Any] | None = None, *, top: bool = True
+) -> Path:
+    """As Keras 2 writes `.h5`: weights by layer, with TensorFlow's ":0"; the model as attribute.
+
+    Without `top` the classifier is left out, as in the files that Keras names `no_top`.
+    """
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights") if model else file
+        by_layer: dict[str, list[str]] = {}
+        for name, array in file_arrays(weights, keras.slots).items():
+            layer, variable = name.split("/")
+            if layer == "predictions" and not top:
+                continue
+            if "depthwise" in layer and variable == "kernel":
+                name = f"{layer}/depthwise_kernel"
+            by_layer.setdefault(layer, []).append(f"{name}:0")
+            group.create_dataset(f"{layer}/{name}:0", data=array)
+        group.attrs["layer_names"] = [layer.encode() for layer in by_layer]
+        for layer, names in by_layer.items():
+            group[layer].attrs["weight_names"] = [name.encode() for name in names]
+        if model:
+            file.attrs["model_config"] = json.dumps(model)
+    return path

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import transcripts
 from PIL import Image
+from random_weights import random_weights, write_legacy
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -106,9 +107,10 @@ def test_commands_of_the_page(tmp_path: Path):
     clone = tmp_path / "mobilenet"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     write_images(clone)
+    write_legacy(clone / "keras.h5", random_weights(0.35), top=False)
     hidden = {"VIRTUAL_ENV", "PYTHONPATH", "JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "100"}
     shell = transcripts.Shell(clone, environment)
     try:
         for command in transcripts.read_commands(README.read_text()):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from random_weights import assert_same, file_arrays, random_weights
+from random_weights import assert_same, file_arrays, random_weights, write_legacy
 
 from mobilenet.models import pretrained
 from mobilenet.models.pretrained import fit, keras, native, pytorch, state_dict, tflite
@@ -70,25 +70,6 @@ def topology(
         layers.append(("ReLU", {"name": "relu", "max_value": maximum}))
     found = [{"class_name": name, "config": config} for name, config in layers]
     return {"class_name": "Model", "config": {"layers": found}}
-
-
-def write_legacy(path: Path, weights: Weights, model: dict[str, Any] | None = None) -> Path:
-    """As Keras 2 writes `.h5`: weights by layer, with TensorFlow's ":0"; the model as attribute."""
-    with h5py.File(path, "w") as file:
-        group = file.create_group("model_weights") if model else file
-        by_layer: dict[str, list[str]] = {}
-        for name, array in keras_arrays(weights).items():
-            layer, variable = name.split("/")
-            if "depthwise" in layer and variable == "kernel":
-                name = f"{layer}/depthwise_kernel"
-            by_layer.setdefault(layer, []).append(f"{name}:0")
-            group.create_dataset(f"{layer}/{name}:0", data=array)
-        group.attrs["layer_names"] = [layer.encode() for layer in by_layer]
-        for layer, names in by_layer.items():
-            group[layer].attrs["weight_names"] = [name.encode() for name in names]
-        if model:
-            file.attrs["model_config"] = json.dumps(model)
-    return path
 
 
 def write_tfjs(path: Path, weights: Weights, model: dict[str, Any]) -> Path:

@@ -238,7 +238,7 @@ def grid(root: Path) -> Grid:
             continue
         found = entry.find(directory, row, baseline)
         cells = (entry.question, entry.comparison, found.difference, found.n, found.verdict)
-        cells += (_published(root, entry), f"[{entry.page}]")
+        cells += (_published(root, entry), f"[{entry.page}](experiments/results/{entry.page}.md)")
         lines.append(Line(cells, found.rows))
     heads = ("question", "comparison", "difference [95 %]", "n", "verdict", "published", "page")
     return Grid(heads, tuple(lines))
@@ -247,15 +247,13 @@ def grid(root: Path) -> Grid:
 def text(root: Path) -> str:
     """The block between the README's markers; arguments as `grid`."""
     shown = grid(root)
-    pages = dict.fromkeys(line.cells[-1].strip("[]") for line in shown.lines)
-    links = "\n".join(f"[{page}]: experiments/results/{page}.md" for page in pages)
     notes = (
         "Differences are in percentage points of top-1 with 95 % intervals, over seeds (t) or over "
         "test images (Newcombe), as n says; of times, the ratio with its range over rounds. "
         f"*{PIPELINE_ONLY.capitalize()}*: the networks have not learnt yet, so the line "
         f"{blocks.PIPELINE}. Published figures are of ImageNet."
     )
-    return "\n\n".join([shown.text(), blocks.paragraph(notes), links])
+    return f"{shown.text()}\n\n{notes}"
 
 
 START, END = "<!-- results:headline -->", "<!-- end:headline -->"

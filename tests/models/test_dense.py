@@ -228,7 +228,7 @@ def test_ssdlite_reads_the_expansion_at_stride_sixteen_and_the_head():
 
 def test_ssdlite_refuses_a_backbone_of_one_resolution():
     plan = plan_blocks(blocks=(BlockSpec(1, 8, 1, 1),), stem_strides=1)
-    with pytest.raises(ValueError, match="maps at stride 1 alone"):
+    with pytest.raises(ValueError, match="maps at stride 1 only"):
         det.SSDLite(MobileNetV2(plan, num_classes=0)).anchors((32, 32))
 
 

@@ -119,7 +119,7 @@ def test_the_verb_measures_any_configuration(
     }
     assert "images/s" in capsys.readouterr().out
     for wrong, message in (
-        ("--only=tran", "allowed are train, evaluate"),
+        ("--only=tran", "did you mean train?"),
         ("--implementations=jax", "allowed are ours, flax"),
         ("--rounds=0", "must be 1 or more"),
     ):

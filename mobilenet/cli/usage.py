@@ -37,11 +37,6 @@ PLACES = {
     "to": "DIR",
     "out": "FILE",
     "labels": "FILE",
-    # Of `mobilenet report`.
-    **dict.fromkeys(("benchmark", "claims", "comparison", "variants", "exports"), "DIR"),
-    "sensitivity": "DIR",
-    "evaluation": "FILE",
-    "config_file": "FILE",
     "coordinator": "HOST:PORT",
     "checkpoint": "WHICH",
     "split": "SPLIT",

@@ -40,9 +40,9 @@ Taps = Sequence[tuple[int, int]]
 def resolve_form(form: str) -> str:
     """Chooses how convolutions are computed. This is the only place that depends on the backend.
 
-    On CPU 'shifted' makes a training step of MobileNetV2 more than ten times as fast (measured in
-    the README). Elsewhere 'auto' uses XLA's own 'grouped' convolution: it is a library call there,
-    and 'shifted' has not been measured.
+    On CPU 'shifted' makes a training step of MobileNetV2 more than ten times as fast
+    (experiments/results/speed.md). Elsewhere 'auto' uses XLA's own 'grouped' convolution: it is a
+    library call there, and 'shifted' has not been measured.
 
     Args:
       form: 'auto', 'shifted' or 'grouped'.

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -102,10 +103,17 @@ def write_images(directory: Path) -> None:
     Image.open(directory / "images/test/roses/0.jpg").save(directory / "photo.jpg")
 
 
+def copy_project(target: Path) -> None:
+    """A fresh clone, or a copy of the files where the project is not a repository."""
+    if subprocess.run(["git", "clone", "--quiet", ROOT, target], capture_output=True).returncode:
+        made = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "*.egg-info", "*cache*")
+        shutil.copytree(ROOT, target, ignore=made)
+
+
 @pytest.mark.slow
 def test_commands_of_the_page(tmp_path: Path):
     clone = tmp_path / "mobilenet"
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    copy_project(clone)
     write_images(clone)
     write_legacy(clone / "keras.h5", random_weights(0.35), top=False)
     hidden = {"VIRTUAL_ENV", "PYTHONPATH", "JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS"}

@@ -142,22 +142,6 @@ def test_initial_variables_follow_the_seed():
     assert not np.array_equal(*values)
 
 
-def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
-    (example,) = [block for block in blocks if "read_checkpoint" in block]
-    workdir = tmp_path / "runs" / "c10"
-    workdir.mkdir(parents=True)
-    config = tiny(train__num_epochs=0.125)
-    (workdir / "config.json").write_text(config_lib.to_json(config))
-    loop.train(build.build(config, workdir), workdir)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(example, names)
-    assert names["logits"].shape == (16, 10) and names["checkpoint"].step == 2
-    assert "stage_1" in names["endpoints"]
-
-
 def test_predictor_sees_pictures_as_evaluation_does(tmp_path: Path):
     config = tiny()
     data = build.build_data(config, tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import pytest
 
 from mobilenet import config as config_lib
-from mobilenet import experiment
 from mobilenet.analysis.runs import NoRunsError, load_runs
 from mobilenet.rundir import locked, write_json
-from mobilenet.sweep import points
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,17 +248,3 @@ def test_a_summary_alone_is_a_run(tmp_path: Path):
     assert (row["status"], row["seed"], row["group"]) == ("done", 3, None)
     assert row["error"] == "config.json is missing"
     assert runs.metrics.empty and math.isnan(row["train_loss"])
-
-
-def test_the_readmes_analysis_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
-    (example,) = [block.split("```")[0] for block in blocks if "load_runs" in block]
-    logs = ROOT / "experiments" / "results" / "logs" / "ablations" / "cifar"
-    path = f"{ROOT}/experiments/ablations/expansion.py:cifar"
-    sweep = points.points_of(experiment.load_config(path, {}), experiment.load_sweep(path))
-    for point in sweep:
-        shutil.copytree(logs / point.key, tmp_path / "runs" / "expansion" / point.key)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(example, names)
-    assert len(names["table"]) >= 5 and names["table"]["n"].max() >= 3

@@ -53,7 +53,7 @@ def test_rows_hold_what_was_measured(work: str, tmp_path: Path):
     assert stored == [{k: str(v) for k, v in row.items()} for row in rows]
     assert len(json.loads(path.with_suffix(".json").read_text())) == 2
     again = suite.run(cases, path, rounds=2, environment=ENVIRONMENT, say=said.append)
-    assert [dict(row) for row in again] == stored and "done before" in said[-1]
+    assert [dict(row) for row in again] == stored and "already measured" in said[-1]
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def load_trial(
             )
     config = load_config(f"{path}:{scale}", overrides)
     named = module.variants(scale)
-    planned = points.points_of(config, module.sweep(scale))
+    planned = points.points_of(config, module.sweep(scale), variants=named)
     # A run belongs to the variant whose configuration is its own but for the seed.
     by_group = {points.make_point(config, changes).group: name for name, changes in named.items()}
     found: dict[str, dict[int, Path]] = {name: {} for name in named}

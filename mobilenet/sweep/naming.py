@@ -78,8 +78,8 @@ def name_points(
         same = [key for key in unnamed if starts[key] == name]
         rests = [_without(unnamed[key], (variants or {}).get(name, {})) for key in same]
         alone = [name] if name else []
-        # The variant itself, which differs from them, is one of those to tell apart.
-        texts = tell_apart([*rests, *({} for _ in alone)])
+        # They are told apart from the variant itself too, or, if it is none, from all variants.
+        texts = tell_apart([*rests, {}] if variants else rests)
         for key, text in zip(same, texts, strict=False):
             found[key] = ", ".join([*alone, text])
     return [found[_canonical(each)] for each in bare]

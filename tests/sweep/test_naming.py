@@ -66,3 +66,10 @@ def test_points_that_change_more_than_a_variant_are_named_by_both():
 def test_runs_have_their_seed_where_there_are_several():
     assert naming.label("SE", 2, several=True) == "SE, seed 2"
     assert naming.label("SE", 2, several=False) == "SE"
+
+
+def test_a_point_without_a_variant_is_not_called_default_next_to_variants():
+    points = [{"model.se_ratio": 0.25}, {"model.dropout_rate": 0.5}]
+    variants = {"SE": {"model.se_ratio": 0.25}}
+    assert naming.name_points(points, variants) == ["SE", "dropout_rate=0.5"]
+    assert naming.name_points(points[1:], variants) == ["dropout_rate=0.5"]

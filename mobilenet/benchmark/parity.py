@@ -171,10 +171,11 @@ def make_keras_model(
     """
     import keras
 
+    untrained: Any = None  # Keras's annotation knows the default alone
     model = keras.applications.MobileNetV2(
         alpha=width,
         input_shape=(resolution, resolution, 3),
-        weights=None,
+        weights=untrained,
         **(
             {"classes": 1001, "classifier_activation": None}
             if resolution

@@ -153,6 +153,8 @@ def wandb_records(path: Path) -> list[Any]:
     """The records of a transaction log: LevelDB's format behind 7 bytes of its own."""
     from wandb.proto import wandb_internal_pb2
 
+    protocol: Any = wandb_internal_pb2  # generated code, opaque to type checkers
+
     data, at, parts, found = path.read_bytes(), 7, b"", []
     while at < len(data):
         left = 32768 - at % 32768
@@ -163,7 +165,7 @@ def wandb_records(path: Path) -> list[Any]:
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
+            record = protocol.Record()
             record.ParseFromString(parts)
             found.append(record)
             parts = b""

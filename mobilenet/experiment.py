@@ -258,7 +258,7 @@ def convert(config: Config, key: str, text: str) -> Any:
 
 
 def _call(path: str, name: str) -> Any:
-    """What a function of an experiment returns; it may leave its parameter `arg` out."""
+    """What a function of an experiment returns; `_checked` lets it leave its parameter out."""
     function = getattr(load_module(path), name, None)
     file, _, arg = path.partition(":")
     if function is None:
@@ -267,13 +267,11 @@ def _call(path: str, name: str) -> Any:
             "variants() return a dictionary of names and overrides; experiments/README.md has an "
             "example."
         )
-    if inspect.signature(function).parameters:
-        return function(arg)
-    if arg and name == "get_config":
+    if arg and name == "get_config" and not inspect.signature(function).parameters:
         raise ConfigError(
             f"--config is {path!r}, but {name}() of {file} takes no argument; leave out ':{arg}'."
         )
-    return function()
+    return function(arg)
 
 
 def _plain(value: Any) -> Any:

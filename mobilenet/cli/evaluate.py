@@ -25,7 +25,7 @@ from absl import flags
 from mobilenet import config as config_lib
 from mobilenet import imagenet, rundir
 from mobilenet.cli import columns, common
-from mobilenet.terminal import printable
+from mobilenet.terminal import counted, printable
 from mobilenet.train.metrics import Evaluation
 
 # Keys that say which images are evaluated, and not what the run computes of one.
@@ -231,7 +231,7 @@ def _totals(evaluation: Evaluation) -> list[str]:
     top5 = f", top-5 {100 * evaluation.top5:.2f} %" if evaluation.shows_top5 else ""
     lines = [
         f"top-1 {100 * evaluation.top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}]{top5}, "
-        f"loss {evaluation.mean_loss:.4f}, {count:,} image{'s' if count != 1 else ''}",
+        f"loss {evaluation.mean_loss:.4f}, {counted(count, 'image')}",
         "[ ]: 95 % interval (Wilson)",
     ]
     error = evaluation.calibration_error

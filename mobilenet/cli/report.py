@@ -133,8 +133,7 @@ def _commit(values: flags.FlagValues, root: Path, subject: "Subject", runs: list
     """Commits what runs say of a subject; what was done, in a line."""
     if not runs:
         raise common.UsageError(f"{subject.name} needs RUNS: {subject.runs}.")
-    several = subject.name in ("baselines", "transfer")
-    if len(runs) > 1 and not several:
+    if len(runs) > 1 and not subject.several:
         raise common.UsageError(f"{subject.name} takes one of RUNS, {subject.runs}; not {runs[1]}.")
     directory = root / "experiments" / "results"
     if subject.name == "quantization" and list(runs[0].glob("sensitivity_*.csv")):
@@ -143,7 +142,7 @@ def _commit(values: flags.FlagValues, root: Path, subject: "Subject", runs: list
     check_flags(values, subject.name, subject.required, subject.optional)
     given = {name: common.flag(values, name) for name in FLAGS}
     notes = {name: given[name] for name in subject.optional}
-    if several:
+    if subject.several:
         return _add_recipe(directory, subject.name, runs, given, notes)
     adds = {
         "ablations": lambda: _add_claims(root, runs[0], given),
@@ -181,20 +180,19 @@ def _add_variants(directory: Path, table: str, sweep: Path, given: Mapping[str, 
     from mobilenet.report import variants
 
     file = given["config"]
-    module, scale = experiment.load_module(file), file.partition(":")[2]
-    named = getattr(module, "variants", None)
-    if named is None:
+    named = experiment.load_variants(file)
+    if not named:
         raise common.UsageError(f"{file} has no variants(arg), which `report {table}` needs.")
     if table == "compression":
-        _describe(sweep, named(scale))
+        _describe(sweep, named)
     made = variants.add(
         directory,
         table,
         given["row"],
         sweep,
-        named(scale),
+        named,
         config=file,
-        baselines=module.baselines(scale) if hasattr(module, "baselines") else {},
+        baselines=experiment.load_baselines(file),
         common=given["overrides"],
         remarks=given["remarks"],
     )

@@ -13,7 +13,6 @@ import difflib
 import inspect
 import itertools
 import re
-import shutil
 import textwrap
 import types
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from absl import flags
 
 from mobilenet import config as config_lib
 from mobilenet import settings
+from mobilenet.cli import columns as columns_lib
 
 NARROW, WIDE = 60, 100  # columns that help is fitted to, at least and at most
 COLUMN = 26  # where the text of a flag starts
@@ -49,7 +49,7 @@ ANY_KEY = "set a key of the configuration (`mobilenet config` lists them)"
 
 def width() -> int:
     """Columns to fit text to: those of the terminal, within NARROW and WIDE."""
-    return max(NARROW, min(WIDE, shutil.get_terminal_size().columns))
+    return max(NARROW, min(WIDE, columns_lib.width()))
 
 
 def text(verb: str, module: types.ModuleType, values: flags.FlagValues, columns: int) -> str:

@@ -39,6 +39,7 @@ class Subject:
       page: experiments/results -> the page.
       runs: what `mobilenet report NAME` is given, in a few words.
       required, optional: flags of `mobilenet report NAME`.
+      several: whether it is given more than one run.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Subject:
     runs: str
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ("remarks",)
+    several: bool = False
 
     def has_rows(self, directory: Path) -> bool:
         """Whether any of its files has rows."""
@@ -87,6 +89,7 @@ SUBJECTS = {
             "run directories of one configuration, one for each seed",
             required=("row", "config"),
             optional=RECIPE,
+            several=True,
         ),
         Subject(
             "baselines",
@@ -95,6 +98,7 @@ SUBJECTS = {
             "run directories of one configuration, one for each seed",
             required=("row", "config"),
             optional=RECIPE,
+            several=True,
         ),
         Subject(
             "comparison",

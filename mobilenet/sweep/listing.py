@@ -16,7 +16,7 @@ from mobilenet.models import cost
 from mobilenet.sweep import runner
 from mobilenet.sweep.points import Point
 from mobilenet.sweep.progress import failure
-from mobilenet.terminal import printable
+from mobilenet.terminal import counted, printable
 
 WIDTH = 80  # columns of a table that goes to a file
 BROKEN = ("failed", "diverged", "damaged")  # statuses whose cause is shown
@@ -49,10 +49,6 @@ def _fold(lines: Iterable[str]) -> str:
 
 def _table() -> Table:
     return Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False, header_style="")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _by_variant(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -105,9 +101,9 @@ def table(points: Sequence[Point], workdir: Path, said: str = "") -> str:
     done = [point for point in points if statuses[point.key] == "done"]
     shapes = {build.lane_key(point.config) for point in points}
     lines = [
-        f"{_count(len(points), 'run')} of {_count(len(_by_variant(points)), 'variant')}: "
-        f"{len(done)} done, {_count(sum(sizes[p.key].steps for p in left), 'step')} to train; "
-        f"{_count(len(shapes), 'shape')} to compile.",
+        f"{counted(len(points), 'run')} of {counted(len(_by_variant(points)), 'variant')}: "
+        f"{len(done)} done, {counted(sum(sizes[p.key].steps for p in left), 'step')} to train; "
+        f"{counted(len(shapes), 'shape')} to compile.",
         *_estimate(left, done, sizes, workdir, said),
     ]
     return f"{_render(shown)}\n\n{_fold(lines)}"
@@ -149,17 +145,14 @@ def _estimate(
         rest = sum(rate * sizes[p.key].work for p in left)
         return [
             f"About {duration(rest)} for the rest, one run after the other, as the "
-            f"{_count(len(trained), 'run')} here took."
+            f"{counted(len(trained), 'run')} here took."
         ]
     return [f"Cost, from the experiment file: {said}."] if said else []
 
 
 def _seconds(directory: Path) -> float:
     """Wall time of a finished run in seconds; 0 without one."""
-    try:
-        found = (rundir.read_json(directory / "summary.json", dict) or {}).get("wall_seconds")
-    except rundir.FileError:
-        return 0.0
+    found = _summary(directory).get("wall_seconds")
     return float(found) if isinstance(found, int | float) else 0.0
 
 
@@ -241,7 +234,7 @@ def summary(points: Sequence[Point], statuses: Mapping[str, str], workdir: Path)
     """The state of a sweep: counts, why runs failed, and what to do about it."""
     counts = {s: sum(v == s for v in statuses.values()) for s in rundir.STATUSES}
     lines = [
-        f"{_count(len(points), 'run')}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        f"{counted(len(points), 'run')}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)
     ]
     for point in points:
         status = statuses[point.key]

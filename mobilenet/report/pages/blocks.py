@@ -40,11 +40,11 @@ class Grid:
 
     def text(self) -> str:
         """The table in Markdown."""
-        lines = [self.heads, ("---",) * len(self.heads), *(line.cells for line in self.lines)]
-        return "\n".join(
-            f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |"
-            for line in lines
+        head, *lines = (
+            f"| {' | '.join(cells)} |"
+            for cells in (self.heads, *(line.cells for line in self.lines))
         )
+        return "\n".join([head, "|" + "---|" * len(self.heads), *lines])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +167,11 @@ def source(table: Table, logs: str = "", config: str = "") -> str:
 
 
 # --------------------------------------------------------------------------------------- cells
+
+
+def find(rows: Iterable[Row], where: Mapping[str, str]) -> Row | None:
+    """The first row that has these values, column -> value; None without one."""
+    return next((row for row in rows if all(row[k] == v for k, v in where.items())), None)
 
 
 def count(row: Row) -> int:

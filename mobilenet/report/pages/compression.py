@@ -88,7 +88,7 @@ def _section(name: str, rows: Sequence[Row]) -> Section:
         grids=tuple(
             grid
             for grid in (
-                treatments.over_seeds(rows, any(row["baseline"] for row in rows)),
+                treatments.over_seeds(rows),
                 treatments.over_images(rows),
                 treatments.costs(rows, COSTS),
             )

@@ -10,6 +10,7 @@ from mobilenet.report import claims, deployments, pretrained, results, variants
 from mobilenet.report.pages import blocks, parity, recipes, treatments
 from mobilenet.report.pages.blocks import Grid, Line, Row
 from mobilenet.report.table import Table
+from mobilenet.terminal import counted
 
 PIPELINE_ONLY = "pipeline only"
 NO_VERDICT = "none, n = 1"
@@ -84,7 +85,7 @@ def over_seeds(directory: Path, row: Row, baseline: Row | None) -> Found:
     weak = max(own, own - float(row["difference"])) < blocks.LEARNT
     if weak and blocks.of_cifar(row):
         verdict = PIPELINE_ONLY
-    return Found(text, f"{number} seed{'s' if number > 1 else ''}", verdict, (row,))
+    return Found(text, counted(number, "seed"), verdict, (row,))
 
 
 def over_images(directory: Path, row: Row, baseline: Row | None) -> Found:
@@ -207,10 +208,6 @@ ENTRIES = (
 )  # fmt: skip
 
 
-def _one(rows: list[dict[str, str]], where: Mapping[str, str]) -> Row | None:
-    return next((row for row in rows if all(row[k] == v for k, v in where.items())), None)
-
-
 def _published(root: Path, entry: Entry) -> str:
     if not isinstance(entry.published, Reference):
         return entry.published or "–"
@@ -219,7 +216,7 @@ def _published(root: Path, entry: Entry) -> str:
     if not path.exists():
         return "–"
     with path.open(newline="") as lines:
-        row = _one(list(csv.DictReader(lines)), wanted.where)
+        row = blocks.find(list(csv.DictReader(lines)), wanted.where)
     return "–" if row is None else f"{wanted.sign * float(row[wanted.column]):+.1f}"
 
 
@@ -232,8 +229,8 @@ def grid(root: Path) -> Grid:
     directory, lines = root / "experiments" / "results", []
     for entry in ENTRIES:
         rows = entry.table.rows(directory)
-        row = _one(rows, entry.where)
-        baseline = _one(rows, entry.baseline) if entry.baseline else None
+        row = blocks.find(rows, entry.where)
+        baseline = blocks.find(rows, entry.baseline) if entry.baseline else None
         if row is None or (entry.baseline and baseline is None):
             continue
         found = entry.find(directory, row, baseline)

@@ -114,8 +114,8 @@ def _cifar(rows: Sequence[Row]) -> list[str]:
 
 def _section(name: str, rows: Sequence[Row]) -> Section:
     compared = any(row["baseline"] for row in rows)
-    baseline = next((row for row in rows if row["variant"] == "float"), None)
-    several = treatments.over_seeds(rows, compared)
+    baseline = treatments.find(rows, name, "float")
+    several = treatments.over_seeds(rows)
     single = [row for row in rows if row["interval"] == variants.IMAGES]
     text: list[str] = []
     if not compared and baseline is not None:

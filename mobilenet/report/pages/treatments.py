@@ -6,17 +6,19 @@ from mobilenet.analysis import stats
 from mobilenet.report import variants
 from mobilenet.report.pages import blocks
 from mobilenet.report.pages.blocks import Grid, Line, Row
+from mobilenet.terminal import counted
 
 Cells = Mapping[str, Callable[[Row], str]]
 
 
-def over_seeds(rows: Sequence[Row], compared: bool = True) -> Grid:
+def over_seeds(rows: Sequence[Row]) -> Grid:
     """Variants that were trained with several seeds, and how far they are from their baselines.
 
     Args:
-      rows: of one experiment; those of a single run are left out.
-      compared: whether the rows of the experiment have baselines.
+      rows: of one experiment; those of a single run are left out. Without any baseline there are no
+        columns for differences.
     """
+    compared = any(row["baseline"] for row in rows)
     mine = [row for row in rows if row["interval"] == variants.SEEDS]
     head, apart = blocks.with_n("top-1 % [95 % t over seeds]", mine)
     heads = ["variant", head]
@@ -131,10 +133,7 @@ def registered(rows: Sequence[Row]) -> str:
 
 def find(rows: Sequence[Row], experiment: str, variant: str) -> Row | None:
     """The row of a variant; None if it is not committed."""
-    for row in rows:
-        if (row["experiment"], row["variant"]) == (experiment, variant):
-            return row
-    return None
+    return blocks.find(rows, {"experiment": experiment, "variant": variant})
 
 
 def sentence(row: Row | None, what: str) -> list[str]:
@@ -142,9 +141,8 @@ def sentence(row: Row | None, what: str) -> list[str]:
     if row is None or not row["difference"]:
         return []
     number = blocks.count(row)
-    runs = f"{number} seed{'s' if number > 1 else ''}"
     judged = blocks.verdict(row)
     return [
         f"{what}: `{row['variant']}` minus `{row['baseline']}` is {blocks.difference(row)} points "
-        f"(n = {runs}, {judged})."
+        f"(n = {counted(number, 'seed')}, {judged})."
     ]

@@ -1,7 +1,6 @@
 """The front page: its size, its links, and every command in it, run in a fresh clone."""
 
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +13,6 @@ from random_weights import random_weights, write_legacy
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-LINK = re.compile(r"\]\(([^)#\s]+)")
 PAGE = """Text.
 
 ```console
@@ -45,9 +43,8 @@ def test_the_page_is_short():
 
 
 def test_links_lead_somewhere():
-    links = [link for link in LINK.findall(README.read_text()) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert transcripts.LINK.search(README.read_text())
+    assert transcripts.dead_links(README) == []
 
 
 def test_reading_a_page():

@@ -28,6 +28,15 @@ NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?")
 RELATIVE, ABSOLUTE = 0.05, 1.5
 
 
+LINK = re.compile(r"\]\(([^)#\s]+)")
+
+
+def dead_links(page: Path) -> list[str]:
+    """The links of a page to files that are not there."""
+    links = LINK.findall(page.read_text())
+    return [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A command of a page, or a file that it shows.

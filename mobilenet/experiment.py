@@ -155,7 +155,7 @@ def _fit_examples(config: Config, overrides: Mapping[str, str]) -> None:
     from mobilenet.data import datasets
 
     keys = ("train_split", "test_split", "validation_split", "validation_fraction", "test_fraction")
-    # Whoever opens the data to use it says what is wrong with it.
+    # Faults of the data are reported when it is opened for use.
     with contextlib.suppress(datasets.DatasetError), _silent(datasets.log):
         opened = datasets.open_dataset(
             config.data.name,

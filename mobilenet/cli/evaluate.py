@@ -69,7 +69,7 @@ def main(values: flags.FlagValues, overrides: dict[str, str], rest: list[str]) -
     workdir = Path(common.require(values, "workdir", "runs/digits"))
     start = rundir.read_config(workdir)
     if overrides.get("data.name", start.data.name) != start.data.name:
-        # The names of its parts are another data set's.
+        # Another data set has other names for its parts.
         default = dict(config_lib.flatten(config_lib.get_config()))
         config_lib.update(start, {key: default[key] for key in PARTS})
     config = common.run_config(workdir, overrides, verb="evaluate", also=IMAGES, start=start)

@@ -1,4 +1,4 @@
-"""How a verb's help looks, and what its flags say of a value that they do not take.
+"""The layout of a verb's help, and the messages about flags and their values.
 
 A verb's module declares flags with `define(values)`, in the order of use, and may say more:
 

@@ -3,8 +3,8 @@
     first_steps.json   in the directory of compiled programs: program -> {seconds, arrays, device}
 
 A program that is in this file has been compiled on this machine, so JAX loads it from the same
-directory. Of another one, the time grows with its number of weight arrays, at the rate of the
-programs in the file.
+directory. For another program, the time is estimated from its number of weight arrays, at the rate
+of the programs in the file.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def _file() -> Path | None:
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Program -> its entry; {} if nothing can be read, for this is a convenience."""
+    """Program -> its entry; {} if nothing can be read, because an estimate is not essential."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads(path.read_text()) if path else {}
         return {

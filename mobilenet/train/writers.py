@@ -1,7 +1,7 @@
 """Where metrics go besides metrics.jsonl: a CSV file, TensorBoard, Weights & Biases, MLflow.
 
-metrics.jsonl is the source of truth. A writer that is opened for a run that continues brings what
-it has in line with that file, from which the rows after the last checkpoint are gone by then.
+metrics.jsonl is the source of truth. When a run continues, the rows after its last checkpoint are
+removed from that file, and each writer brings its own rows in line with it.
 
 metrics.csv       the rows of metrics.jsonl as a table
 events/           of TensorBoard
@@ -45,11 +45,11 @@ class Writer(Protocol):
     """A place that metrics are written to."""
 
     def write(self, row: Row) -> None:
-        """Takes one row, with `step`, `epoch` and `split`, which metrics.jsonl has already."""
+        """Writes one row (`step`, `epoch`, `split` and metrics) that metrics.jsonl already has."""
         ...
 
     def conclude(self, status: str, summary: Row) -> None:
-        """Is told how the run ended: "done", "interrupted", "failed", "diverged" or "pruned"."""
+        """Records how the run ended: "done", "interrupted", "failed", "diverged" or "pruned"."""
         ...
 
     def close(self) -> None: ...
@@ -167,9 +167,9 @@ def _final(summary: Row) -> dict[str, float]:
 class _Service:
     """What Weights & Biases and MLflow share.
 
-    Every row is logged once: opening logs the rows of metrics.jsonl that the service lacks, and
-    rows that the run repeats after a kill are left out. A service that fails later does not end a
-    training of days: the rows stay in metrics.jsonl, and are logged when the run continues.
+    Every row is logged once. When a service is opened, it gets the rows of metrics.jsonl that it
+    lacks; rows that the run repeats after a kill are left out. A service that fails later does not
+    end the training: the rows stay in metrics.jsonl, and are logged when the run continues.
     """
 
     label = ""
@@ -209,9 +209,9 @@ class _Service:
 class _Wandb(_Service):
     """A run of Weights & Biases; offline unless WANDB_MODE says otherwise.
 
-    Its own process writes and sends in the background, so that a kill takes the rows of the last
-    seconds from it, or all. Offline, the part of a run that was not closed is put aside, and its
-    rows are logged again by the next part; online, the service knows up to which step it has them.
+    W&B writes and sends rows in a process of its own. A kill loses the rows of the last seconds, or
+    all of them. Offline, a part of a run that was not closed is put aside, and the next part logs
+    its rows again. Online, the service knows the last step that it has.
     """
 
     label = "Weights & Biases"
@@ -248,7 +248,7 @@ class _Wandb(_Service):
                 "wandb out of --config.log.writers."
             ) from error
         self._remember({"part": Path(self._run.dir).parent.name})
-        # Of a run that it continues online, the service refuses earlier steps.
+        # When a run continues online, the service refuses earlier steps.
         self._first = self._run.step
         if mode == "offline":
             log.info("Weights & Biases: `wandb sync %s/wandb/offline-run-*` uploads.", workdir)

@@ -94,7 +94,7 @@ def test_graphs_that_are_no_integer_network(int8: Path):
     refused(graph._replace(convolutions=floats), "m.tflite has weights that are not quantised")
     refused(graph._replace(convolutions=[]), "a RELU6 that does not belong to a convolution")
     wrong = [graph.steps[0], tflite_graph.Step("SQUEEZE_EXCITE", (109,), 110), *graph.steps[2:]]
-    refused(graph._replace(steps=wrong), "m.tflite has the operation SQUEEZE_EXCITE on its own")
+    refused(graph._replace(steps=wrong), "m.tflite has a separate operation SQUEEZE_EXCITE")
     pool = next(step for step in graph.steps if step.kind == "MEAN")
     narrow = [s._replace(kind="AVERAGE_POOL_2D", window=(3, 3)) if s is pool else s
               for s in graph.steps]  # fmt: skip

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def write(directory: Path, step: int, items: Mapping[str, Any], metrics: Mapping
                 writer.save(plain / str(step), args=ocp.args.Composite(**saved))
             _sync(directory / str(step))
     except CheckpointError:
+        _silence_late_writes()
         # An unfinished checkpoint would take the space that the next attempt needs.
         for path in directory.glob(f"{step}{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -126,6 +128,25 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 for _name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(_name).addFilter(_is_news)
+
+
+def _silence_late_writes() -> None:
+    """Hides what other writes of a failed checkpoint report after Orbax closed its event loop.
+
+    TensorStore's threads then have nobody to tell their result, and Python would print a traceback
+    below the error that the user has to read.
+    """
+    report = sys.unraisablehook
+    if getattr(report, "silences_late_writes", False):
+        return
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            report(unraisable)
+
+    hook.silences_late_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _sync(path: Path) -> None:

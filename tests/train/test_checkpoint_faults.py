@@ -290,6 +290,41 @@ except CheckpointError as error:
 """
 
 
+# A write of TensorStore that ends after the event loop that waited for it; argument: a failed save.
+_LATE = """
+import asyncio, sys, time
+sys.path.insert(0, "tests")
+import tensorstore
+from small_states import make_state
+from mobilenet.train.checkpoints import CheckpointError, Checkpoints
+promise, future = tensorstore.Promise.new()
+async def wait():
+    await future
+async def start():
+    asyncio.ensure_future(wait())
+    await asyncio.sleep(0.1)
+if sys.argv[1]:
+    try:
+        with Checkpoints(sys.argv[1]) as checkpoints:
+            checkpoints.save(make_state(1, width=500_000))
+    except CheckpointError as error:
+        print(error)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(start())
+loop.close()
+promise.set_result(1)
+time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_late_write_of_a_failed_checkpoint_prints_no_traceback(small_disk: Path, failed: bool):
+    command = [sys.executable, "-c", _LATE, str(small_disk) if failed else ""]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and ("The disk is full" in done.stdout) == failed
+    assert ("Event loop is closed" in done.stderr) == (not failed)
+
+
 @pytest.mark.parametrize(
     ("width", "reason"), [(500_000, "The disk is full"), (0, "Read-only file system")]
 )

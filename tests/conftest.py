@@ -28,8 +28,8 @@ def digits_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def heeded_hangup() -> Iterator[None]:
-    """A closed terminal ends programs, also where the tests themselves run under nohup."""
+def default_hangup() -> Iterator[None]:
+    """SIGHUP has its default effect, even if the tests run under nohup, which ignores it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

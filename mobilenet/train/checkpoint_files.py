@@ -120,10 +120,15 @@ def _require_spare_files() -> None:
             os.close(handle)
 
 
+def _is_late(error: BaseException | None) -> bool:
+    """Whether a write of a failed checkpoint ended after Orbax had closed its event loop."""
+    return isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record says more than the exception that Orbax's threads return."""
     error = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in record.pathname and "Event loop is closed" not in str(error)
+    return "orbax" not in record.pathname and not _is_late(error)
 
 
 for _name in ("absl", "asyncio", "concurrent.futures"):
@@ -131,18 +136,17 @@ for _name in ("absl", "asyncio", "concurrent.futures"):
 
 
 def _silence_late_writes() -> None:
-    """Hides what other writes of a failed checkpoint report after Orbax closed its event loop.
+    """Keeps Python from printing a traceback for each late write (`_is_late`) of this process.
 
-    TensorStore's threads then have nobody to tell their result, and Python would print a traceback
-    below the error that the user has to read.
+    TensorStore's threads cannot report to the closed event loop, and the tracebacks would follow
+    the error that the user has to read.
     """
     report = sys.unraisablehook
     if getattr(report, "silences_late_writes", False):
         return
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        if not _is_late(unraisable.exc_value):
             report(unraisable)
 
     hook.silences_late_writes = True  # type: ignore[attr-defined]

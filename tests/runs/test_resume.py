@@ -38,7 +38,7 @@ def assert_same_bits(a: Any, b: Any) -> None:
         pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("heeded_hangup")
+@pytest.mark.usefixtures("default_hangup")
 def test_signals_save_and_the_run_continues(
     cache: Path, mobilenet: Command, finished: Path, tmp_path: Path, number: signal.Signals
 ):

@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_is_named(cache: Path, mobilenet: Command, tmp_p
     mobilenet("sweep", CONFIG, f"--workdir={workdir}")
 
 
-@pytest.mark.usefixtures("heeded_hangup")
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.slow
 def test_a_sweep_ends_its_workers_when_the_terminal_is_closed(cache: Path, tmp_path: Path):
     workdir = tmp_path / "sweep"

@@ -317,7 +317,7 @@ def test_damaged_points_are_named(
         assert "damaged" in progress.headline()
 
 
-@pytest.mark.usefixtures("heeded_hangup")
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_too_late_for_a_point_ends_the_sweep(
     tiny_points: list[Point], sweep_directory: Path, number: signal.Signals
@@ -360,7 +360,7 @@ def test_a_changed_configuration_is_a_new_point(tiny_points: list[Point], sweep_
     assert [s["step"] for s in summaries([point, changed], sweep_directory)] == [16, 8]
 
 
-@pytest.mark.usefixtures("heeded_hangup")
+@pytest.mark.usefixtures("default_hangup")
 def test_a_terminal_that_is_closed_saves_unless_that_is_ignored(
     tiny_points: list[Point], tmp_path: Path
 ):

@@ -290,7 +290,8 @@ except CheckpointError as error:
 """
 
 
-# A write of TensorStore that ends after the event loop that waited for it; argument: a failed save.
+# A TensorStore write ends after the event loop that waited for it was closed. The argument is a
+# full disk, where saving a checkpoint fails first; "" saves none.
 _LATE = """
 import asyncio, sys, time
 sys.path.insert(0, "tests")

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,22 @@ def write(directory: Path, step: int, items: Mapping[str, Any], metrics: Mapping
             _sync(directory / str(step))
     except CheckpointError:
         _silence_late_writes()
-        # An unfinished checkpoint would take the space that the next attempt needs.
+        _remove_unfinished(directory, step)
+        raise
+
+
+def _remove_unfinished(directory: Path, step: int) -> None:
+    """Deletes a checkpoint whose writing failed: it takes the space that the next attempt needs.
+
+    A late write (`_is_late`) may put files back, so it is deleted until none is left, for at most
+    2 seconds.
+    """
+    for _ in range(20):
         for path in directory.glob(f"{step}{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
-        raise
+        time.sleep(0.1)
+        if not any(directory.glob(f"{step}{UNFINISHED}*")):
+            return
 
 
 def _make_writer() -> ocp.Checkpointer:
